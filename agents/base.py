@@ -1,0 +1,221 @@
+"""What all agents share: the critic ensemble and its TD target, best-of-N, Polyak averaging and the optimiser.
+
+An agent file adds its policy loss and its sampler. See `agents/bc.py` for the smallest one.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from utils.flow import euler
+from utils.networks import CriticEnsemble, VectorField
+
+Batch = dict[str, jax.Array]
+Info = dict[str, jax.Array]
+
+# What the paper fixes per domain for every agent (method §4.1, §D.1, Table 3).
+CHUNKED = {"horizon_length": 5, "discount": 0.99, "rho": 0.5}
+DOMAINS: dict[str, dict[str, Any]] = {
+    "antmaze-large": {"horizon_length": 1, "sparse": False, "discount": 0.99, "rho": 0.5},
+    "antmaze-giant": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.5},
+    "humanoidmaze-medium": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.0},
+    "humanoidmaze-large": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.0},
+    "cube-double": CHUNKED | {"sparse": False},
+    "cube-triple": CHUNKED | {"sparse": False},
+    "scene": CHUNKED | {"sparse": True},
+    "puzzle-3x3": CHUNKED | {"sparse": True},
+    # Not in the paper: the settings of the nearest domain that is.
+    "cube-single": CHUNKED | {"sparse": False},
+    "cube-quadruple": CHUNKED | {"sparse": False},
+    "puzzle-4x4": CHUNKED | {"sparse": True},
+    "puzzle-4x5": CHUNKED | {"sparse": True},
+    "puzzle-4x6": CHUNKED | {"sparse": True},
+    **{
+        f"{maze}-{size}": {"horizon_length": 1, "sparse": False, "discount": discount, "rho": rho}
+        for maze, size, discount, rho in [
+            ("pointmaze", "medium", 0.99, 0.5),
+            ("pointmaze", "large", 0.99, 0.5),
+            ("pointmaze", "giant", 0.995, 0.5),
+            ("pointmaze", "teleport", 0.99, 0.5),
+            ("antmaze", "medium", 0.99, 0.5),
+            ("antmaze", "teleport", 0.99, 0.5),
+            ("humanoidmaze", "giant", 0.995, 0.0),
+            ("antsoccer", "arena", 0.99, 0.5),
+            ("antsoccer", "medium", 0.99, 0.5),
+        ]
+    },
+}
+# Small networks that learn on a laptop's processor.
+CPU = {"actor_hidden_dims": (128, 128, 128), "value_hidden_dims": (128, 128, 128), "num_qs": 2}
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Settings that every agent has. Entries of type float become traced leaves; all others are static."""
+    return ml_collections.ConfigDict(
+        {
+            "batch_size": 256,  # m
+            "lr": 3e-4,  # Adam, all networks
+            "discount": 0.99,  # γ
+            "tau": 0.005,  # Polyak rate of the target networks
+            "rho": 0.5,  # pessimism of the TD target
+            "num_qs": 10,  # K, critics in the ensemble
+            "horizon_length": 1,  # H, actions in a chunk
+            "actor_hidden_dims": (512, 512, 512, 512),
+            "value_hidden_dims": (512, 512, 512, 512),
+            "flow_steps": 10,  # NFE
+            "best_of_n": 1,  # N, candidates at acting and in the TD target
+            "window_rule": "pad",  # windows that see a true termination: 'pad' keeps them, 'drop' does not
+        }
+    )
+
+
+def presets(own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """An agent's PRESETS: the shared settings of every domain joined with the agent's own."""
+    return {domain: shared | own.get(domain, {}) for domain, shared in DOMAINS.items()}
+
+
+class Agent(flax.struct.PyTreeNode):
+    """Base of all agents: pure methods over a pytree, so that agents can be vmapped, scanned and donated.
+
+    Attributes:
+        params: network name → parameters, all trained by one Adam.
+        targets: names in `params` → Polyak averages.
+        opt_state: Adam's state. key: PRNG key, constant over training. step: updates done, int32.
+        hyper: the float entries of the config, traced: one program serves every value.
+        condition_stats: mean and standard deviation of the observations, each [o].
+        config: all other entries of the config.
+    """
+
+    params: dict[str, Any]
+    targets: dict[str, Any]
+    opt_state: Any
+    key: jax.Array
+    step: jax.Array
+    hyper: dict[str, jax.Array]
+    condition_stats: tuple[jax.Array, jax.Array]
+    config: ml_collections.FrozenConfigDict = flax.struct.field(pytree_node=False)
+
+    # Networks that have a Polyak copy.
+    TARGETS = ("critic",)
+
+    @classmethod
+    def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
+        """Name → module of every network; action_dim is d, the width of a whole chunk."""
+        return {
+            "critic": CriticEnsemble(tuple(config.value_hidden_dims), config.num_qs),
+            "flow": VectorField(tuple(config.actor_hidden_dims), action_dim),
+        }
+
+    @classmethod
+    def create(cls, key: jax.Array, example_batch: Batch, config: ml_collections.ConfigDict) -> "Agent":
+        """Initialises an agent.
+
+        Args:
+            key: PRNG key of the initialisation and of all later randomness.
+            example_batch: a batch (see utils/datasets.py) of any size; its observations should be representative,
+                since their mean and deviation standardise the conditions of the coupling.
+            config: this agent's `get_config()`, changed at will.
+        """
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.key_data(key)
+        observations, actions = jnp.asarray(example_batch["observations"]), jnp.asarray(example_batch["actions"])
+        config = ml_collections.ConfigDict(config)
+        hyper = {k: jnp.asarray(v, jnp.float32) for k, v in config.items() if isinstance(v, float)}
+        static = ml_collections.FrozenConfigDict(
+            {k: v for k, v in config.items() if k not in hyper} | {"action_dim": actions.shape[-1]}
+        )
+        init_key, key = jax.random.split(key)
+        inputs = {"critic": (observations[:1], actions[:1]), "flow": (observations[:1], actions[:1], actions[:1, :1])}
+        params = {
+            name: module.init(jax.random.fold_in(init_key, i), *inputs[name])["params"]
+            for i, (name, module) in enumerate(cls.networks(static, static.action_dim).items())
+        }
+        deviation = observations.std(axis=0)
+        return cls(
+            params=params,
+            targets={name: params[name] for name in cls.TARGETS},
+            opt_state=optax.scale_by_adam().init(params),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            hyper=hyper,
+            condition_stats=(observations.mean(axis=0), jnp.where(deviation > 1e-6, deviation, 1.0)),
+            config=static,
+        )
+
+    @property
+    def cfg(self) -> SimpleNamespace:
+        """All settings by attribute, static and traced."""
+        return SimpleNamespace(**self.config, **self.hyper)
+
+    def apply(self, name: str, *inputs: jax.Array, params: Any = None) -> jax.Array:
+        """Evaluates the network `name`, with `params` of that network or the agent's own."""
+        module = self.networks(self.config, self.config.action_dim)[name]
+        return module.apply({"params": self.params[name] if params is None else params}, *inputs)
+
+    def update(self, batch: Batch) -> tuple["Agent", Info]:
+        """One gradient step on `loss` and one Polyak step. Its randomness is a function of (key, step)."""
+        key = jax.random.fold_in(self.key, self.step)
+        (_, info), grads = jax.value_and_grad(self.loss, has_aux=True)(self.params, batch, key)
+        directions, opt_state = optax.scale_by_adam().update(grads, self.opt_state)
+        params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
+        targets = {
+            name: optax.incremental_update(params[name], self.targets[name], self.hyper["tau"])
+            for name in self.targets
+        }
+        return self.replace(params=params, targets=targets, opt_state=opt_state, step=self.step + 1), info
+
+    def loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Info]:
+        """The sum of all losses at `params`, and what to log."""
+        raise NotImplementedError
+
+    def critic_loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Info]:
+        """TD loss of the ensemble (paper Eq. 10, with target networks, mask and γ^H).
+
+        y = R + γ^H · mask · (mean_k Q̄_k(s', a') − ρ std_k Q̄_k(s', a')), a' from `sample_actions`;
+        the loss is the mean over ensemble and batch of valid · (Q_k(s, a) − y)².
+
+        Returns:
+            the loss, Q_k(s, a) [K, m] at `params`, and what to log.
+        """
+        cfg = self.cfg
+        next_actions = self.sample_actions(batch["next_observations"], key)
+        next_qs = self.apply("critic", batch["next_observations"], next_actions, params=self.targets["critic"])
+        next_q = next_qs.mean(axis=0) - cfg.rho * next_qs.std(axis=0)
+        target = batch["rewards"] + cfg.discount**cfg.horizon_length * batch["masks"] * next_q
+        qs = self.apply("critic", batch["observations"], batch["actions"], params=params["critic"])
+        loss = jnp.mean(batch["valid"] * jnp.square(qs - jax.lax.stop_gradient(target)))
+        return loss, qs, {"critic/loss": loss, "critic/q": qs.mean(), "critic/target_max": target.max()}
+
+    def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
+        """Euler samples of the flow, clipped: observations [..., o], noise [..., d] → [..., d]."""
+        actions = euler(
+            lambda x, t: self.apply("flow", observations, x, t, params=params), noise, self.config.flow_steps
+        )
+        return jnp.clip(actions, -1.0, 1.0)
+
+    def candidates(self, observations: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+        """n flow samples for each observation [..., o]: the observations and the actions, [n, ..., o] and [n, ..., d]."""
+        observations = jnp.broadcast_to(observations, (n, *observations.shape))
+        noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
+        return observations, self.flow_actions(observations, noise)
+
+    def sample_actions(self, observations: jax.Array, key: jax.Array) -> jax.Array:
+        """Acts: of N flow samples the one that the ensemble mean of the online critic ranks first.
+
+        Args:
+            observations: [..., o].
+            key: draws the noise.
+
+        Returns:
+            action chunks in [−1, 1], [..., d].
+        """
+        observations, actions = self.candidates(observations, key, self.config.best_of_n)
+        if self.config.best_of_n == 1:
+            return actions[0]
+        best = self.apply("critic", observations, actions).mean(axis=0).argmax(axis=0)
+        return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]

@@ -1,0 +1,43 @@
+"""BC flow: conditional flow matching with the independent coupling. The base policy of the other agents."""
+
+from typing import Any
+
+import jax
+import ml_collections
+
+from agents import base
+from utils.flow import flow_matching_loss
+from utils.networks import VectorField
+
+
+class Agent(base.Agent):
+    """A flow that imitates the data; it has no critic."""
+
+    TARGETS = ()
+
+    @classmethod
+    def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
+        """Name → module of every network."""
+        return {"flow": VectorField(tuple(config.actor_hidden_dims), action_dim)}
+
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+        """Flow matching on the batch's actions and fresh noise (paper Eq. 1 with q(z, a) = q(z) q(a))."""
+        noise_key, time_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, batch["actions"].shape)
+        loss = flow_matching_loss(
+            lambda x, t: self.apply("flow", batch["observations"], x, t, params=params["flow"]),
+            time_key,
+            noise,
+            batch["actions"],
+            batch["valid"][:, None] * batch["action_mask"],
+        )
+        return loss, {"flow/loss": loss}
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Defaults of this agent."""
+    return base.get_config()
+
+
+PRESETS = base.presets({})
+CPU = base.CPU

@@ -1,0 +1,1 @@
+"""Environments and datasets: names to environments, OGBench files, and collection with OGBench's oracles."""

@@ -1,0 +1,222 @@
+"""Datasets in the compact layout, from OGBench's files, a download, or a collection.
+
+Compact layout: rows are states in time order.
+    observations [N, o] f32, actions [N, a] f32 in (-1, 1), rewards [N] f32, masks [N] f32 (0: no bootstrap),
+    terminals [N] f32, 1 on the LAST ROW of each episode and nowhere else. That row is a state whose action was not
+    followed, so there is a transition from row i to row i + 1 if and only if terminals[i] is 0.
+"""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs import recipes
+from envs.collect import collect
+from envs.download import download
+from envs.files import Arrays, check_flags, check_width, read_npz
+from envs.gym_data import read_gym_dataset
+from envs.recipes import DEFAULT_DATASET_DIR
+from envs.tasks import Task, make_env
+from utils.errors import UserError
+
+SOURCES = ('auto', 'download', 'collect')
+ACTION_LIMIT = 1 - 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Where a dataset came from.
+
+    Attributes:
+        path: the training file.
+        origin: how it came there, in a few words.
+        episodes: number of training episodes.
+        transitions: number of training transitions.
+        has_val: whether there is a validation set.
+    """
+
+    path: Path
+    origin: str
+    episodes: int
+    transitions: int
+    has_val: bool
+
+    def __str__(self) -> str:
+        val = '' if self.has_val else ', no validation file'
+        return f'{self.path} ({self.origin}; {self.episodes} episodes, {self.transitions} transitions{val})'
+
+
+def load_dataset(
+    task: Task,
+    *,
+    source: str = 'auto',
+    dataset_dir: str | Path = DEFAULT_DATASET_DIR,
+    dataset_path: str | Path | None = None,
+    sparse: bool = False,
+    collect_episodes: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+) -> tuple[Arrays, Arrays | None, DatasetInfo]:
+    """Finds (or makes) and loads the dataset of a task.
+
+    Args:
+        task: from `parse_task`.
+        source: 'auto': OGBench's file if it is in the directory, else the largest collected one there, else a
+            download, else (manipulation and pointmaze) a collection. 'download': OGBench's file, from the directory
+            or the server. 'collect': the collected file of the asked size, from the directory or made now.
+        dataset_dir: where the files are and go.
+        dataset_path: a file to use as it is, instead of all that; needed for 'gym:' tasks. Its validation set is
+            '<file>-val.npz' if that is there.
+        sparse: rewards become -1, or 0 where they were 0.
+        collect_episodes: training episodes to collect (default: as many as OGBench's dataset has).
+        seed: of the collection, NOT of the run: another seed is another dataset.
+        workers: processes of the collection (default: one a core).
+
+    Returns:
+        Training set and validation set (None if there is no file for it) in the compact layout, and their origin.
+
+    Raises:
+        UserError: no data to be had, or something is wrong with a file; says which and what to do.
+    """
+    if source not in SOURCES:
+        raise UserError(f"unknown dataset source '{source}'; use one of {', '.join(SOURCES)}")
+    if dataset_path is not None:
+        path, origin = Path(dataset_path).expanduser(), 'file given'
+    elif task.dataset is None:
+        raise UserError(f"'{task.name}' has no dataset of its own; give one with --dataset=<file.npz>")
+    else:
+        path, origin = _find_or_make(
+            task.dataset, source, Path(dataset_dir).expanduser(), collect_episodes, seed, workers
+        )
+    train = load_file(task, path, sparse)
+    val = load_validation(task, path, sparse)
+    episodes = int(train['terminals'].sum())
+    info = DatasetInfo(path, origin, episodes, len(train['terminals']) - episodes, val is not None)
+    return train, val, info
+
+
+def _find_or_make(
+    name: str, source: str, directory: Path, episodes: int | None, seed: int, workers: int | None
+) -> tuple[Path, str]:
+    """Returns the training file's path and where it came from."""
+    if source == 'collect':
+        return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), 'collected'
+    official = recipes.dataset_files(directory, name)[0]
+    if official.exists():
+        return official, "collected at OGBench's size" if official.with_suffix('.json').exists() else "OGBench's file"
+    found = recipes.find_collected(directory, name) if source == 'auto' else []
+    if found:
+        return found[0].path, f'the largest of {len(found)} collected in {directory}' if found[1:] else 'collected'
+    failure = download(name, directory)
+    if official.exists():
+        return official, 'downloaded' if failure is None else f'downloaded, validation file failed: {failure}'
+    if source == 'download':
+        raise UserError(f'cannot download {name} ({failure}); put {official.name} into {directory}')
+    if name not in recipes.RECIPES:
+        raise UserError(
+            f'there is no {official.name} in {directory}, and it cannot be downloaded ({failure}) or collected '
+            f'(its expert policy does not ship with ogbench); put the file there, or name its place by --dataset_dir'
+        )
+    print(f'Cannot download {name} ({failure}): collecting it into {directory}.', file=sys.stderr, flush=True)
+    return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), 'collected'
+
+
+def load_file(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
+    """Loads one file in the compact layout; for an OGBench task, with the task's rewards and masks.
+
+    Raises:
+        UserError: something is wrong with the file.
+    """
+    path = Path(path).expanduser()
+    env = _labelling_env(task.name)
+    observation_width, action_width = env.observation_space.shape[0], env.action_space.shape[0]
+    if task.kind == 'gym':
+        dataset = read_gym_dataset(path, observation_width, action_width)
+    else:
+        dataset = _read_ogbench_file(task, path, env)
+        check_width(path, 'observations', dataset['observations'], observation_width)
+        check_width(path, 'actions', dataset['actions'], action_width)
+        dataset = _relabel(task, env, dataset)
+    if sparse:
+        dataset['rewards'] = -(dataset['rewards'] != 0).astype(np.float32)
+    dataset['actions'] = np.clip(dataset['actions'], -ACTION_LIMIT, ACTION_LIMIT)
+    dataset['terminals'][-1] = 1.0  # No row follows the last one, whatever the file says.
+    return dataset
+
+
+def load_validation(task: Task, train_path: str | Path, sparse: bool = False) -> Arrays | None:
+    """Loads '<train file>-val.npz', or returns None if there is no such file.
+
+    Raises:
+        UserError: something is wrong with the file.
+    """
+    path = Path(train_path).expanduser()
+    path = path.with_name(f'{path.stem}-val.npz')
+    return load_file(task, path, sparse) if path.exists() else None
+
+
+@functools.lru_cache(maxsize=2)
+def _labelling_env(env_name: str) -> Any:
+    """Returns the task's environment, reset, for its sizes and its goal."""
+    env = make_env(env_name)
+    env.reset(seed=0)
+    return env
+
+
+def _read_ogbench_file(task: Task, path: Path, env: Any) -> Arrays:
+    """Reads the raw arrays, among them the physical state that the rewards are functions of."""
+    base = env.unwrapped
+    buttons = getattr(base, '_num_buttons', 0) if task.kind == 'manipulation' else 0
+    needed = ('observations', 'actions', 'terminals', 'qpos') + (('button_states',) if buttons else ())
+    arrays = read_npz(path, needed)
+    check_flags(path, 'terminals', arrays['terminals'])
+    check_width(path, 'qpos', arrays['qpos'], base.model.nq)
+    if buttons:
+        check_width(path, 'button_states', arrays['button_states'], buttons)
+    return arrays
+
+
+def _relabel(task: Task, env: Any, arrays: Arrays) -> Arrays:
+    """Returns the compact layout with the rewards and masks of the state acted FROM."""
+    from ogbench.relabel_utils import relabel_dataset
+
+    relabel_dataset(task.env_id, env, arrays)
+    names = ('observations', 'actions', 'rewards', 'masks', 'terminals')
+    return {name: np.asarray(arrays[name], dtype=np.float32) for name in names}
+
+
+def check_horizon(dataset: Arrays, horizon: int) -> None:
+    """Checks that a window of `horizon` consecutive transitions exists.
+
+    Raises:
+        UserError: every episode is shorter.
+    """
+    ends = np.flatnonzero(dataset['terminals'])
+    longest = int(np.diff(ends, prepend=-1).max()) - 1  # An episode of L rows has L - 1 transitions.
+    if longest < horizon:
+        raise UserError(
+            f'no episode of the dataset has {horizon} consecutive transitions (the longest has {longest}); '
+            'use a smaller --horizon'
+        )
+
+
+def list_shards(directory: str | Path) -> list[Path]:
+    """Returns the training files of a dataset that OGBench splits into several, sorted by name.
+
+    Raises:
+        UserError: no such directory, or no .npz file in it.
+    """
+    directory = Path(directory).expanduser()
+    shards = sorted(path for path in directory.glob('*.npz') if not path.stem.endswith('-val'))
+    if not shards:
+        raise UserError(f'there are no .npz files in {directory}; give the directory of the downloaded shards')
+    return shards
+
+
+def load_shard(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
+    """Loads one shard in the compact layout (see `load_file`; its validation set: `load_validation`)."""
+    return load_file(task, path, sparse)

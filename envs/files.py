@@ -1,0 +1,180 @@
+"""Reading and writing .npz files: every write is atomic, every fault of a file is one line that names it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from utils.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+# What NumPy raises on a file that is cut short, damaged, or something else.
+BROKEN_NPZ = (zipfile.BadZipFile, EOFError, zlib.error, ValueError, KeyError, NotImplementedError)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, and renames it to `path` if the block succeeds.
+
+    Raises:
+        UserError: the file cannot be written (full disk, no permission). Nothing is left behind.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'cannot write {path}: {error.strerror or error}; '
+            'free some space or choose another directory, then run the same command again'
+        ) from error
+
+
+def write_npz(path: Path, arrays: Arrays) -> None:
+    """Writes a compressed .npz file atomically."""
+    with atomic_path(path) as temporary, temporary.open('wb') as file:
+        np.savez_compressed(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
+
+
+def read_json(path: Path) -> dict | None:
+    """Returns the content, or None if there is no such file or it holds no JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Arrays:
+    """Reads arrays that have one row a time step.
+
+    Args:
+        path: the file.
+        required: names that must be there.
+        optional: names that are read if there.
+
+    Returns:
+        The arrays, all of the same length, not empty, numeric and finite.
+
+    Raises:
+        UserError: anything else is the case. The line names the file and what to do.
+    """
+    arrays: Arrays = {}
+    try:
+        with np.load(path) as file:
+            missing = [name for name in required if name not in file]
+            for name in () if missing else (*required, *optional):
+                if name in file:
+                    arrays[name] = file[name]
+    except FileNotFoundError as error:
+        raise UserError(f'there is no file {path}; check the path') from error
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}; check the file') from error
+    except (*BROKEN_NPZ, AttributeError, TypeError) as error:  # The last two: np.load gave a plain array.
+        reason = ' '.join(str(error).split())[:100]
+        raise UserError(
+            f'{path} is damaged or no .npz file ({type(error).__name__}: {reason}); delete it and get it again'
+        ) from error
+    if missing:
+        raise UserError(f"{path} lacks the array '{missing[0]}'; it needs {', '.join(required)}")
+    _check_rows(path, arrays)
+    return arrays
+
+
+def _check_rows(path: Path, arrays: Arrays) -> None:
+    """Checks that the arrays have the same number of rows, one at least, and hold finite numbers."""
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ', '.join(f'{name} {length}' for name, length in lengths.items())
+        raise UserError(f'the arrays of {path} differ in length ({listed}); make the file again')
+    if not all(lengths.values()):
+        raise UserError(f'{path} is empty; make the file again')
+    for name, array in arrays.items():
+        if array.dtype.kind not in 'biuf':
+            raise UserError(f"'{name}' in {path} holds {array.dtype}, not numbers; make the file again")
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise UserError(f"'{name}' in {path} is NaN or infinite (first in row {row}); remove such episodes")
+
+
+def check_width(path: Path, name: str, array: np.ndarray, width: int) -> None:
+    """Checks that an array is [N, width].
+
+    Raises:
+        UserError: it is not, so the file belongs to another environment.
+    """
+    if array.ndim != 2 or array.shape[1] != width:
+        raise UserError(
+            f"'{name}' in {path} has shape {list(array.shape)}, the environment needs [N, {width}]; "
+            'the file belongs to another environment'
+        )
+
+
+def check_flags(path: Path, name: str, array: np.ndarray) -> None:
+    """Checks that an array is [N] of zeros and ones.
+
+    Raises:
+        UserError: it is not.
+    """
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        raise UserError(f"'{name}' in {path} must be one 0 or 1 a row; make the file again")
+
+
+@contextlib.contextmanager
+def only_one(lock_path: Path) -> Iterator[None]:
+    """Lets one process at a time into the block; others wait.
+
+    Raises:
+        UserError: the lock file cannot be written.
+    """
+    lock = _take_lock(lock_path)
+    try:
+        yield
+    finally:
+        lock_path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _take_lock(lock_path: Path) -> IO[str]:
+    """Returns the locked file; waits for it, and says so, if another process has it."""
+    while True:
+        try:
+            lock_path.parent.mkdir(parents=True, exist_ok=True)
+            lock = lock_path.open('w')
+        except OSError as error:
+            raise UserError(f'cannot write {lock_path}: {error.strerror}; choose another --dataset_dir') from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f'Waiting: another process holds {lock_path}.', file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            return lock  # A file system without locks; writes are atomic all the same.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), lock_path.stat()):
+                return lock
+        lock.close()  # The process before deleted this file: take the new one.

@@ -1,0 +1,97 @@
+"""A dataset of any gymnasium environment, turned into the compact layout of envs/datasets.py.
+
+The file (.npz) holds, with one row a step, `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards` [N] and
+`terminals` [N], and may hold `masks` [N], `timeouts` [N] and `next_observations` [N, o]. Three conventions:
+
+1. With `next_observations`, each row is a transition. An episode ends at a row with `terminals` or `timeouts`, and
+   wherever the next row does not start at this row's next observation.
+2. With `timeouts` alone (D4RL's raw files), a row with `terminals` is a transition into a state that was not
+   recorded; as nothing is bootstrapped from it, its observation is repeated there. A row with `timeouts` only, or
+   the last one, is a state whose action leads nowhere recorded.
+3. With neither (OGBench's files), `terminals` marks the last row of each episode, a state whose action leads
+   nowhere recorded. No episode counts as truly terminated unless `masks` says so.
+
+`masks` is 0 where the value after the step is 0: a true termination. It is 1 - terminals unless given.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from envs.files import Arrays, check_flags, check_width, read_npz
+from utils.errors import UserError
+
+_REQUIRED = ('observations', 'actions', 'rewards', 'terminals')
+_OPTIONAL = ('masks', 'timeouts', 'next_observations')
+_TOLERANCE = 1e-3  # Rounding of a normalisation, forgiven on the bound of the actions.
+
+
+def read_gym_dataset(path: Path, observation_width: int, action_width: int) -> Arrays:
+    """Reads a file and returns it in the compact layout.
+
+    Args:
+        path: the file.
+        observation_width: size of the environment's observations.
+        action_width: size of its actions.
+
+    Returns:
+        observations, actions, rewards, masks, terminals, all float32. The last transition i of an episode that truly
+        terminated has masks[i] = 0 and terminals[i + 1] = 1. The last row of an episode has reward 0, mask 1.
+
+    Raises:
+        UserError: something is wrong with the file.
+    """
+    arrays = read_npz(path, _REQUIRED, _OPTIONAL)
+    for name in ('observations', 'next_observations'):
+        if name in arrays:
+            check_width(path, name, arrays[name], observation_width)
+    check_width(path, 'actions', arrays['actions'], action_width)
+    for name in ('terminals', 'timeouts', 'masks'):
+        if name in arrays:
+            check_flags(path, name, arrays[name])
+    if arrays['rewards'].ndim != 1:
+        raise UserError(f"'rewards' in {path} has shape {list(arrays['rewards'].shape)}, not [N]; flatten it")
+    largest = float(np.abs(arrays['actions']).max())
+    if largest > 1 + _TOLERANCE:
+        raise UserError(
+            f'{path} has actions up to {largest:.4g} in size; they must be in [-1, 1]: '
+            'scale them by the bounds of the action space (the environment is scaled the same way)'
+        )
+    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    arrays.setdefault('masks', 1 - arrays['terminals'])
+    return _to_compact(arrays)
+
+
+def _to_compact(arrays: Arrays) -> Arrays:
+    """Marks the ends of the episodes, and adds a state row after each transition whose successor is no row."""
+    observations = arrays['observations']
+    ends = arrays['terminals'] > 0
+    ends[-1] = True
+    if 'next_observations' in arrays:
+        following = arrays['next_observations']
+        ends[:-1] |= (following[:-1] != observations[1:]).any(axis=1)
+        ends |= arrays.get('timeouts', np.zeros(1)) > 0
+        append = np.flatnonzero(ends)
+        final_states = following[append]
+    elif 'timeouts' in arrays:
+        append = np.flatnonzero(arrays['terminals'])
+        final_states = observations[append]
+        ends |= arrays['timeouts'] > 0
+    else:
+        append = np.empty(0, dtype=np.int64)
+        final_states = observations[append]
+
+    terminals = ends.astype(np.float32)
+    terminals[append] = 0.0  # The appended row is the last one instead.
+    after = append + 1
+    compact = {
+        'observations': np.insert(observations, after, final_states, axis=0),
+        'actions': np.insert(arrays['actions'], after, 0.0, axis=0),
+        'rewards': np.insert(arrays['rewards'], after, 0.0),
+        'masks': np.insert(arrays['masks'], after, 1.0),
+        'terminals': np.insert(terminals, after, 1.0),
+    }
+    state_only = compact['terminals'] > 0
+    compact['rewards'][state_only] = 0.0
+    compact['masks'][state_only] = 1.0
+    return compact

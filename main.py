@@ -1,0 +1,278 @@
+"""Offline RL on one task: python main.py --agent=agents/otql.py --env_name=cube-double-play-singletask-task2-v0"""
+
+import functools
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax.serialization import from_state_dict, to_state_dict
+
+from envs import datasets as env_datasets
+from envs.tasks import Task, make_env, parse_task
+from utils import checkpoints, cli, runs
+from utils.datasets import ShardRotation, example_batch, prepare
+from utils.errors import UserError
+from utils.evaluation import Evaluator
+from utils.logging import CsvLogger, ProgressBar, WandbLogger
+from utils.plotting import learning_curve
+from utils.training import SEGMENT, Trainer, act, lane, stack
+from utils.video import VideoUnavailable, record
+
+FLAGS = flags.FlagValues()
+
+
+def _flag(kind: str, name: str, default: Any, text: str, **bounds: Any) -> None:
+    getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=FLAGS, **bounds)
+
+
+_flag("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
+_flag("string", "env_name", "scene-play-singletask-task1-v0", "OGBench single task, or gym:<Gymnasium id>.")
+_flag("string", "preset", "paper", "paper: published settings of the domain; cpu: with small networks; none.")
+_flag("integer", "seed", 0, "First seed.", lower_bound=0)
+_flag("integer", "num_seeds", 1, "Seeds trained side by side in one program.", lower_bound=1)
+_flag("string", "vary", None, "Lanes over a real-valued setting, for example agent.lam=0.2,0.4,1.")
+_flag("integer", "offline_steps", 1_000_000, "Updates.", lower_bound=1)
+_flag("integer", "log_interval", 5_000, "Updates between rows of train.csv.", lower_bound=1)
+_flag("integer", "eval_interval", 50_000, "Updates between evaluations; 0: only at the end.", lower_bound=0)
+_flag("integer", "save_interval", 50_000, "Updates between checkpoints; 0: only at the end.", lower_bound=0)
+_flag("integer", "eval_episodes", 50, "Episodes an evaluation.", lower_bound=1)
+_flag("integer", "eval_workers", None, "Processes that step environments; default: one a core.", lower_bound=1)
+_flag("integer", "video_episodes", 0, "Episodes of the final policy in videos/.", lower_bound=0)
+_flag("integer", "video_frame_skip", 3, "Environment steps a frame.", lower_bound=1)
+_flag("string", "save_dir", "exp", "Runs are kept in <save_dir>/<run_group>/<env_name>/<agent>/sd<seed>.")
+_flag("string", "run_group", "debug", "Name of a group of runs.")
+_flag("enum", "wandb", "disabled", "Weights & Biases.", enum_values=["online", "offline", "disabled"])
+_flag("integer", "horizon_length", None, "Actions in a chunk; default: the preset's.", lower_bound=1)
+_flag("bool", "sparse", None, "Rewards -1 until solved, then 0; default: the preset's.")
+_flag("string", "dataset", None, "An .npz file to use as the dataset; needed for gym: tasks.")
+_flag("enum", "dataset_source", "auto", "Where the dataset comes from.", enum_values=list(env_datasets.SOURCES))
+_flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where datasets are.")
+_flag("integer", "dataset_episodes", None, "Episodes to collect; default: the official number.", lower_bound=1)
+_flag("enum", "dataset_placement", "auto", "Memory that holds it.", enum_values=["auto", "device", "host"])
+_flag("string", "ogbench_dataset_dir", None, "Directory of .npz shards, used in turn.")
+_flag("integer", "dataset_replace_interval", 1_000, "Updates before the next shard.", lower_bound=1)
+
+
+class Run:
+    """One lane's directory, logs and checkpoints."""
+
+    def __init__(self, spec: runs.Lane, settings: dict[str, Any]):
+        self.spec = spec
+        self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
+        self.files = runs.RunFiles(spec.directory, self.settings)
+
+    def open_logs(self, positions: dict[str, int]) -> None:
+        """Opens the CSV files at the positions of a checkpoint, or anew."""
+        root = self.spec.directory
+        self.csv = {name: CsvLogger(root / f"{name}.csv", positions.get(name)) for name in ("train", "eval", "timing")}
+        group, name = FLAGS.run_group, f"{self.settings['agent']}-{FLAGS.env_name}-{root.name}"
+        self.wandb = WandbLogger(FLAGS.wandb, root, group, name, self.settings)
+
+    def log(self, name: str, step: int, row: dict[str, float]) -> None:
+        """Appends a row to <name>.csv."""
+        self.csv[name].log(step, row)
+        self.wandb.log(step, {f"{name}/{key}": value for key, value in row.items()})
+
+    def save(self, step: int, agent: Any, evaluated: bool) -> None:
+        """Writes a checkpoint of everything that the run needs to go on."""
+        # Wall-clock times have no place in what must resume to the same bytes, so timing.csv only grows.
+        positions = {name: self.csv[name].position() for name in self.csv}
+        state = {"agent": to_state_dict(jax.device_get(agent)), "csv": positions, "evaluated": evaluated}
+        checkpoints.save(self.spec.directory / "checkpoints", step, state)
+
+
+def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarray], ShardRotation | None, dict]:
+    """The prepared dataset (the first shard of several), the rotation of shards if there are, and what it is."""
+    horizon = config.horizon_length
+
+    def prepared(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        env_datasets.check_horizon(raw, horizon)
+        return prepare(raw, horizon, terminates=task.kind == "gym")
+
+    rotation = None
+    if FLAGS.ogbench_dataset_dir:
+        paths = env_datasets.list_shards(FLAGS.ogbench_dataset_dir)
+        rotation = ShardRotation(
+            paths, lambda path: prepared(env_datasets.load_shard(task, path, sparse)), FLAGS.dataset_replace_interval
+        )
+        data, name, origin = rotation.at(0), FLAGS.ogbench_dataset_dir, f"{len(paths)} shards"
+    else:
+        raw, _, info = env_datasets.load_dataset(
+            task,
+            source=FLAGS.dataset_source,
+            dataset_dir=FLAGS.dataset_dir,
+            dataset_path=FLAGS.dataset,
+            sparse=sparse,
+            collect_episodes=FLAGS.dataset_episodes,
+        )
+        data, name, origin = prepared(raw), str(info.path), info.origin
+    description = {
+        "file": Path(name).name,
+        "episodes": int(data["terminals"].sum()),
+        "transitions": int((data["terminals"] == 0).sum()),
+        "checksum": zlib.crc32(data["rewards"], zlib.crc32(data["observations"])),
+    }
+    print(f"dataset: {name} ({origin}), {description['episodes']} episodes, {description['transitions']} transitions")
+    return data, rotation, description
+
+
+def initial_agents(module: Any, lanes: list[runs.Lane], data: dict[str, np.ndarray]) -> Any:
+    """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
+    config = lanes[0].config
+    example = example_batch(data, config.horizon_length)
+    create = jax.jit(lambda key, example: module.Agent.create(key, example, config))
+    agents = [create(jax.random.PRNGKey(spec.seed), example) for spec in lanes]
+    varied = [{name: np.float32(value) for name, value in spec.varied.items()} for spec in lanes]
+    return stack([agent.replace(hyper=agent.hyper | own) for agent, own in zip(agents, varied, strict=True)])
+
+
+def evaluate(agents: Any, lanes: list[Run], evaluator: Evaluator, step: int, signals: cli.Signals) -> None:
+    """Evaluates every lane and appends to its eval.csv; noise and initial states are functions of (seed, step)."""
+    with ProgressBar(FLAGS.eval_episodes * len(lanes), description="evaluation", unit=" episodes") as bar:
+
+        def progress(*_: int) -> None:
+            bar.update(1)
+            signals.check()
+
+        results = []
+        for index, run in enumerate(lanes):
+            policy = lane_policy(agents, index, run.spec.seed, step)
+            seed = int(np.random.SeedSequence((run.spec.seed, step)).generate_state(1)[0])
+            results.append(evaluator.evaluate(policy, FLAGS.eval_episodes, seed, progress))
+    for run, result in zip(lanes, results, strict=True):
+        row = {key: value for key, value in result.items() if np.ndim(value) == 0}
+        run.log("eval", step, {"episodes": FLAGS.eval_episodes} | row)
+        learning_curve(run.spec.directory, run.spec.directory / "learning_curve.png", title=FLAGS.env_name)
+        figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
+        print(f"step {step}, {run.spec.directory.parent.name}/{run.spec.directory.name}: {figures}", flush=True)
+
+
+def lane_policy(agents: Any, index: int, seed: int, step: int) -> Any:
+    """The evaluator's policy for one lane."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 1), step)
+    return lambda observations, episodes, chunks: act(agents, index, observations, key, episodes, chunks)
+
+
+def next_boundary(step: int, intervals: Sequence[int]) -> int:
+    """The first step after `step` at which a segment ends or something is due."""
+    return min((step // interval + 1) * interval for interval in (SEGMENT, *intervals) if interval)
+
+
+def train(agents: Any, lanes: list[Run], step: int, evaluated: bool, data: Any, rotation: Any, evaluator: Any) -> Any:
+    """Trains all lanes from `step` to the end, with logs, evaluations and checkpoints on the way."""
+    signals, total = cli.Signals(), FLAGS.offline_steps
+    keys = np.stack([jax.random.fold_in(jax.random.PRNGKey(run.spec.seed), 2) for run in lanes])
+    trainer = Trainer(keys, FLAGS.dataset_placement)
+    trainer.set_data(rotation.at(step) if rotation else data)
+    intervals = (FLAGS.log_interval, FLAGS.eval_interval, FLAGS.save_interval)
+    shard_interval = FLAGS.dataset_replace_interval if rotation else 0
+
+    def due(interval: int) -> bool:
+        return step == total or (interval and step and step % interval == 0)
+
+    def save(evaluated: bool) -> None:
+        for index, run in enumerate(lanes):
+            run.save(step, lane(agents, index), evaluated)
+
+    clock, bar = time.perf_counter(), ProgressBar(total, initial=step)
+    try:
+        while True:
+            if due(FLAGS.eval_interval) and not evaluated:
+                evaluate(agents, lanes, evaluator, step, signals)
+                clock, evaluated = time.perf_counter(), True
+            if due(FLAGS.save_interval):
+                save(evaluated)
+            if step == total:
+                return agents
+            signals.check()
+            if rotation and step % shard_interval == 0:
+                trainer.set_data(rotation.at(step))
+            until = min(next_boundary(step, (*intervals, shard_interval)), total)
+            agents, info = trainer.train(agents, step, until - step)
+            info = jax.device_get(info)
+            done, step, evaluated = until - step, until, False
+            bar.update(done, {key: info[key][0] for key in list(info)[:1]})
+            if due(FLAGS.log_interval):
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                for index, run in enumerate(lanes):
+                    run.log("train", step, {key: float(value[index]) for key, value in info.items()})
+                    run.log("timing", step, {"seconds": seconds})
+    except cli.Interrupted:
+        save(evaluated)
+        raise
+    finally:
+        bar.close()
+
+
+def finish(agents: Any, lanes: list[Run], evaluator: Evaluator, module: Any) -> None:
+    """Records videos and marks the runs as finished."""
+    step = FLAGS.offline_steps
+    for index, run in enumerate(lanes):
+        root = run.spec.directory
+        if FLAGS.video_episodes:
+            try:
+                record(
+                    functools.partial(make_env, FLAGS.env_name, render_mode="rgb_array"),
+                    lane_policy(agents, index, run.spec.seed, step),
+                    FLAGS.video_episodes,
+                    run.spec.seed,
+                    root / "videos" / f"step_{step}.mp4",
+                    horizon=run.spec.config.horizon_length,
+                    frame_skip=FLAGS.video_frame_skip,
+                )
+            except VideoUnavailable as reason:
+                print(f"no video: {reason}", file=sys.stderr)
+        run.files.finish({"step": step})
+        print(f"finished: {root}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, evaluates and records; resumes what was begun before."""
+    overrides = cli.parse(argv, FLAGS)
+    task = parse_task(FLAGS.env_name)
+    module = runs.load_agent(FLAGS.agent)
+    for name in ("horizon_length", "sparse"):
+        if FLAGS[name].value is not None:
+            overrides[name] = FLAGS[name].value
+    config, sparse, note = runs.resolve_config(module, task.domain, FLAGS.preset, overrides)
+    agent = Path(FLAGS.agent).stem
+    root = Path(FLAGS.save_dir).expanduser() / FLAGS.run_group / FLAGS.env_name.replace("/", "_").replace(":", "_")
+    seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds)
+    specs = runs.make_lanes(config, seeds, FLAGS.vary, root, agent)
+    settings = {"env_name": FLAGS.env_name, "agent": agent, "sparse": sparse, "domain": task.domain, "preset": note}
+    lanes = [Run(spec, settings | {"flags": FLAGS.flag_values_dict()}) for spec in specs]
+    if all(run.files.finished(FLAGS.offline_steps) for run in lanes):
+        print(f"finished before: {', '.join(str(spec.directory) for spec in specs)}; nothing to do")
+        return
+    print(f"{agent} on {FLAGS.env_name}; {note}; sparse={sparse}")
+    print("\n".join(f"  {key} = {value}" for key, value in sorted(config.items())), flush=True)
+
+    data, rotation, dataset = load_data(task, config, sparse)
+    for run in lanes:
+        run.files.settle(run.settings | {"dataset": dataset})
+    agents = initial_agents(module, specs, data)
+    restored = checkpoints.load_common([spec.directory / "checkpoints" for spec in specs])
+    step, evaluated, positions = 0, False, [{}] * len(lanes)
+    if restored:
+        step, states = restored
+        agents = stack(
+            [from_state_dict(lane(agents, index), state["agent"]) for index, state in enumerate(states)]
+        )
+        evaluated, positions = all(state["evaluated"] for state in states), [state["csv"] for state in states]
+        print(f"resuming at step {step}")
+    for run, position in zip(lanes, positions, strict=True):
+        run.open_logs(position)
+    make = functools.partial(make_env, FLAGS.env_name)
+    with Evaluator(make, config.horizon_length, num_workers=FLAGS.eval_workers) as evaluator:
+        agents = train(agents, lanes, step, evaluated, data, rotation, evaluator)
+        finish(agents, lanes, evaluator, module)
+
+
+if __name__ == "__main__":
+    cli.run(main)

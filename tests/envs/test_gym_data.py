@@ -1,0 +1,123 @@
+"""Datasets of other gymnasium environments, on hand-made rows (Pendulum: 3 observations, 1 action)."""
+
+import numpy as np
+import pytest
+
+from envs.datasets import load_dataset
+from envs.tasks import parse_task
+from utils.errors import UserError
+
+TASK = parse_task('gym:Pendulum-v1')
+
+
+def states(*numbers):
+    return np.repeat(np.array(numbers, np.float64)[:, None], 3, axis=1)
+
+
+def rows(count):
+    return {'actions': np.linspace(-1, 1, count)[:, None], 'rewards': np.arange(1.0, count + 1)}
+
+
+def load(tmp_path, **arrays):
+    np.savez(tmp_path / 'data.npz', **arrays)
+    return load_dataset(TASK, dataset_path=tmp_path / 'data.npz')[0]
+
+
+def check(dataset, **expected):
+    for name, values in expected.items():
+        array = dataset[name][:, 0] if dataset[name].ndim == 2 else dataset[name]
+        np.testing.assert_allclose(array, values, err_msg=name, atol=1e-4)
+        assert dataset[name].dtype == np.float32
+
+
+def test_with_next_observations(tmp_path):
+    # Truly terminated at state 12; cut by time at 22; and a jump from 31 to 40 that no flag marks.
+    dataset = load(
+        tmp_path,
+        observations=states(10, 11, 20, 21, 30, 40),
+        next_observations=states(11, 12, 21, 22, 31, 41),
+        terminals=np.array([0, 1, 0, 0, 0, 0]),
+        timeouts=np.array([0, 0, 0, 1, 0, 0]),
+        **rows(6),
+    )
+    check(
+        dataset,
+        observations=[10, 11, 12, 20, 21, 22, 30, 31, 40, 41],
+        actions=[-1, -0.6, 0, -0.2, 0.2, 0, 0.6, 0, 1, 0],
+        rewards=[1, 2, 0, 3, 4, 0, 5, 0, 6, 0],
+        masks=[1, 0, 1, 1, 1, 1, 1, 1, 1, 1],
+        terminals=[0, 0, 1, 0, 0, 1, 0, 1, 0, 1],
+    )
+
+
+def test_with_timeouts_only(tmp_path):
+    # D4RL's raw rows: the step at 11 terminates; 22 was cut by time; 31 is where the file ends.
+    dataset = load(
+        tmp_path,
+        observations=states(10, 11, 20, 21, 22, 30, 31),
+        terminals=np.array([0, 1, 0, 0, 0, 0, 0]),
+        timeouts=np.array([0, 0, 0, 0, 1, 0, 0]),
+        **rows(7),
+    )
+    check(
+        dataset,
+        observations=[10, 11, 11, 20, 21, 22, 30, 31],
+        rewards=[1, 2, 0, 3, 4, 0, 6, 0],
+        masks=[1, 0, 1, 1, 1, 1, 1, 1],
+        terminals=[0, 0, 1, 0, 0, 1, 0, 1],
+    )
+
+
+def test_ogbenchs_convention(tmp_path):
+    arrays = {'observations': states(10, 11, 12, 20, 21), 'terminals': np.array([0, 0, 1, 0, 1])}
+    dataset = load(tmp_path, **arrays, **rows(5))
+    expected = {'observations': [10, 11, 12, 20, 21], 'rewards': [1, 2, 0, 4, 0], 'terminals': [0, 0, 1, 0, 1]}
+    check(dataset, **expected, masks=[1, 1, 1, 1, 1])
+    dataset = load(tmp_path, **arrays, masks=np.array([1, 0, 0, 1, 1]), **rows(5))
+    check(dataset, **expected, masks=[1, 0, 1, 1, 1])
+
+
+def test_masks_win_over_terminals(tmp_path):
+    dataset = load(
+        tmp_path,
+        observations=states(10, 11),
+        next_observations=states(11, 12),
+        terminals=np.array([0, 1]),
+        masks=np.ones(2),
+        **rows(2),
+    )
+    check(dataset, masks=[1, 1, 1], terminals=[0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ('change', 'hint'),
+    [
+        ({'actions': np.full((2, 1), 2.0)}, r'actions up to 2 .*\[-1, 1\]: scale'),
+        ({'actions': np.zeros((2, 2))}, r"'actions' .*\[2, 2\]"),
+        ({'observations': np.zeros((2, 4))}, r"'observations' .*\[N, 3\]"),
+        ({'next_observations': np.zeros((2, 4))}, "'next_observations'"),
+        ({'next_observations': np.full((2, 3), np.nan)}, "'next_observations' .*NaN"),
+        ({'rewards': np.array([0, np.nan])}, "'rewards' .*NaN"),
+        ({'rewards': np.zeros((2, 1))}, "'rewards' .*flatten"),
+        ({'timeouts': np.zeros(3)}, 'differ in length'),
+        ({'masks': np.array([0.5, 1])}, "'masks' .*0 or 1"),
+        ({'terminals': None}, "lacks the array 'terminals'"),
+    ],
+)
+def test_wrong_files(change, hint, tmp_path):
+    arrays = {'observations': states(10, 11), 'terminals': np.array([0, 1]), **rows(2)} | change
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    with pytest.raises(UserError, match=hint) as caught:
+        load(tmp_path, **arrays)
+    assert str(tmp_path / 'data.npz') in str(caught.value)
+
+
+def test_a_dataset_must_be_given():
+    with pytest.raises(UserError, match='--dataset'):
+        load_dataset(TASK)
+
+
+def test_slightly_rounded_actions_are_clipped(tmp_path):
+    arrays = {'observations': states(10, 11), 'terminals': np.array([0, 1]), **rows(2)}
+    arrays['actions'] = np.array([[1.0001], [0.0]])
+    assert load(tmp_path, **arrays)['actions'][0, 0] == np.float32(1 - 1e-5)

@@ -1,0 +1,74 @@
+"""The command line: flags with one-line errors, and signals that end a run cleanly."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from utils.errors import UserError
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT was received; `signum` says which."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Signals:
+    """Notes the first SIGTERM or SIGINT, so that the run can stop at the next safe point; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._note)
+
+    def _note(self, signum: int, _: Any) -> None:
+        self.received = signum
+        signal.signal(signum, signal.SIG_DFL)
+        print(f"\n{signal.Signals(signum).name}: saving at the next step boundary", file=sys.stderr, flush=True)
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal came."""
+        if self.received:
+            raise Interrupted(self.received)
+
+
+def parse(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
+    """Parses a command line into `values`, and returns what `--agent.<field>=<value>` set as field → text.
+
+    Raises:
+        UserError: an unknown flag, a value that does not fit, or a stray argument.
+    """
+    overrides, rest, arguments = {}, [argv[0]], iter(argv[1:])
+    for argument in arguments:
+        if argument.startswith("--agent."):
+            field, equals, value = argument.removeprefix("--agent.").partition("=")
+            overrides[field] = value if equals else next(arguments, "")
+        else:
+            rest.append(argument)
+    try:
+        stray = values(rest)[1:]
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if stray:
+        raise UserError(f"stray argument '{stray[0]}'; flags are written --name=value")
+    return overrides
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a program: a user's mistake ends in one line on stderr and exit code 2, a signal in 128 + its number."""
+    try:
+        main(sys.argv)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as interruption:
+        print(f"{interruption}; start the same command again to go on", file=sys.stderr)
+        sys.exit(128 + interruption.signum)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,199 @@
+"""Couplings of noise and actions with an advantage-weighted target marginal (paper §3.1, Eqs. 2-5).
+
+The optimal-transport problem is solved by ott-jax. Everything here is traceable and takes no gradient.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ott.geometry import geometry
+from ott.problems.linear import linear_problem
+from ott.solvers.linear import sinkhorn
+
+SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
+
+
+def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
+    """Target marginal p_j = w_j / Σ w with w_j = min(exp(λ A_j), w_max) · valid_j (paper Eq. 5, §3.2).
+
+    Computed from log-weights relative to their maximum, so that no λ A overflows or leaves only zeros.
+
+    Args:
+        advantages: A, [m].
+        valid: 1 where the window is a sample, else 0, [m].
+        lam, w_max: temperature λ ≥ 0 and weight clamp, scalars.
+
+    Returns:
+        p, [m]; zero on invalid rows; all zero if no row is valid.
+    """
+    logits = jnp.minimum(lam * advantages, jnp.log(w_max))
+    logits = jnp.where(valid > 0, logits, -jnp.inf)
+    peak = jnp.max(logits)
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+    return weights / jnp.maximum(weights.sum(), 1.0)
+
+
+def squared_distances(x: jax.Array, y: jax.Array, y_mask: jax.Array | None = None) -> jax.Array:
+    """‖x_i − y_j‖² for x [n, d] and y [m, d] as [n, m]; components with y_mask [m, d] = 0 do not count."""
+    if y_mask is None:
+        distances = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)[None] - 2 * x @ y.T
+    else:
+        distances = x**2 @ y_mask.T + jnp.sum(y_mask * y**2, 1)[None] - 2 * x @ (y_mask * y).T
+    return jnp.maximum(distances, 0.0)
+
+
+def solve_plan(
+    noise: jax.Array,
+    source_conditions: jax.Array,
+    actions: jax.Array,
+    conditions: jax.Array,
+    probs: jax.Array,
+    *,
+    alpha: float | jax.Array,
+    epsilon: float | jax.Array,
+    max_iterations: int,
+    threshold: float | jax.Array,
+    source_probs: jax.Array | None = None,
+    action_mask: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
+
+    Args:
+        noise: z, [m, d]. source_conditions: c̄, [m, c]. actions: a, [m, d]. conditions: c, [m, c].
+        probs: target marginal p, [m], sums to 1; entries may be 0.
+        alpha: weight of the condition term.
+        epsilon: entropic regularisation relative to the mean of the action term ‖z_i − a_j‖² alone, so that
+            neither the dimension nor α changes how far actions are blurred.
+        max_iterations: cap on Sinkhorn iterations. threshold: stop at this L1 error of the column marginal.
+        source_probs: source marginal, [m]; uniform if None.
+        action_mask: [m, d], 0 where a component of a_j is padding, which then has no say in the plan.
+
+    Returns:
+        The plan Γ [m, m] and scalars `marginal_error` (L1, columns; rows are exact: the solver updates the
+        source potential last), `iterations`, `capped` (1 if it stopped at the cap unconverged), and
+        `transport_cost`: Σ Γ C_action over the independent coupling's.
+    """
+    size = noise.shape[0]
+    source_probs = jnp.full(size, 1.0 / size, noise.dtype) if source_probs is None else source_probs
+    action_cost = squared_distances(noise, actions, action_mask)
+    cost = action_cost + alpha**2 * squared_distances(source_conditions, conditions)
+    problem = linear_problem.LinearProblem(
+        geometry.Geometry(cost, epsilon=epsilon * jnp.mean(action_cost)), source_probs, probs
+    )
+    solver = sinkhorn.Sinkhorn(
+        threshold=threshold, max_iterations=max_iterations, inner_iterations=min(10, max_iterations)
+    )
+    output = solver(problem)
+    # A zero-probability column or row has potential −inf, and its entries are exactly zero.
+    plan = jnp.where((source_probs[:, None] > 0) & (probs[None] > 0), jnp.nan_to_num(output.matrix), 0.0)
+    error = jnp.sum(jnp.abs(plan.sum(0) - probs))
+    independent_cost = source_probs @ action_cost @ probs
+    return plan, {
+        "marginal_error": error,
+        "iterations": output.n_iters,
+        "capped": (error > threshold).astype(cost.dtype),
+        "transport_cost": jnp.sum(plan * action_cost) / jnp.maximum(independent_cost, 1e-12),
+    }
+
+
+def couple(
+    key: jax.Array,
+    actions: jax.Array,
+    conditions: jax.Array,
+    weights: jax.Array,
+    config: Any,
+    action_mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Draws m training pairs (z, a_j) whose actions follow the weighted target marginal (paper §3.1).
+
+    Args:
+        key: randomness of the noise, the source conditions and the pairs.
+        actions: a, [m, d]. conditions: c, [m, c], standardised. weights: w ≥ 0, [m]; p = w / Σ w.
+        config: has the attributes `coupling`: 'ot', or 'independent' (same marginals, noise paired at random);
+            `source_conditions`, how c̄ is chosen for 'ot' (see below); `alpha`, `epsilon`, `max_iterations` and
+            `threshold`, as in `solve_plan`.
+        action_mask: [m, d], 0 where a component of an action is padding.
+
+    The variants of `source_conditions`:
+        iid: c̄_i ~ Categorical(p), independently, as in the paper. The drawn conditions only meet p on average,
+            so part of the noise must be paired across states however large α is.
+        systematic: the same draw by systematic resampling, whose counts are within one of m·p.
+        resampled: j ~ p once, systematically; the resampled batch stands on both sides with uniform weights.
+        weighted: c̄_i = c_i with source weights p_i; the condition marginals agree exactly.
+
+    Returns:
+        noise z [m, d], index j [m] of the action (and of the condition to train on) for each noise, and scalar
+        diagnostics: effective sample size of p over m, share of distinct actions, share of pairs whose source
+        condition is the action's own, and those of `solve_plan`.
+    """
+    size = actions.shape[0]
+    total = weights.sum()
+    probs = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 1.0 / size)
+    noise_key, source_key, pair_key = jax.random.split(key, 3)
+    noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
+    systematic = systematic_resample(source_key, probs)
+    if config.coupling == "independent":
+        index, source, diagnostics = systematic, systematic, {}
+    elif config.coupling == "ot":
+        targets, target_probs, source_probs = jnp.arange(size), probs, None
+        if config.source_conditions == "iid":
+            source = jax.random.choice(source_key, size, (size,), p=probs)
+        elif config.source_conditions == "systematic":
+            source = systematic
+        elif config.source_conditions == "resampled":
+            source, targets, target_probs = systematic, systematic, jnp.full(size, 1.0 / size)
+        elif config.source_conditions == "weighted":
+            source, source_probs = jnp.arange(size), probs
+        else:
+            raise ValueError(f"source_conditions {config.source_conditions!r} is not one of {SOURCE_CONDITIONS}")
+        plan, diagnostics = solve_plan(
+            noise,
+            conditions[source],
+            actions[targets],
+            conditions[targets],
+            target_probs,
+            alpha=config.alpha,
+            epsilon=config.epsilon,
+            max_iterations=config.max_iterations,
+            threshold=config.threshold,
+            source_probs=source_probs,
+            action_mask=None if action_mask is None else action_mask[targets],
+        )
+        if source_probs is not None:
+            rows = systematic_resample(jax.random.fold_in(pair_key, 1), source_probs)
+            noise, source, plan = noise[rows], source[rows], plan[rows]
+        index = targets[sample_conditional(pair_key, plan)]
+    else:
+        raise ValueError(f"coupling {config.coupling!r} is not 'ot' or 'independent'")
+    counts = jnp.zeros(size).at[index].set(1.0)
+    diagnostics |= {
+        "effective_sample_size": 1.0 / (size * jnp.sum(probs**2)),
+        "distinct_actions": counts.mean(),
+        "condition_match": jnp.mean(source == index),
+    }
+    return noise, index, jax.tree.map(jax.lax.stop_gradient, diagnostics)
+
+
+def sample_conditional(key: jax.Array, plan: jax.Array) -> jax.Array:
+    """Draws one column j ~ Γ_i· / Σ_j Γ_ij for each row of a plan [n, m]; returns int [n].
+
+    Every noise sample is used once, which has less variance than m draws from the joint plan.
+    """
+    cumulative = jnp.cumsum(plan, axis=1)
+    # u < total, strictly, so that a trailing column of zero mass is never drawn.
+    u = jax.random.uniform(key, (plan.shape[0], 1), plan.dtype) * cumulative[:, -1:]
+    index = jnp.sum(cumulative <= u, axis=1)
+    last = plan.shape[1] - 1 - jnp.argmax(plan[:, ::-1] > 0, axis=1)
+    return jnp.minimum(index, last)
+
+
+def systematic_resample(key: jax.Array, probs: jax.Array) -> jax.Array:
+    """Draws m indices with counts within one of m·p, in random order; returns int [m]."""
+    size = probs.shape[0]
+    shift_key, order_key = jax.random.split(key)
+    points = (jnp.arange(size) + jax.random.uniform(shift_key)) / size
+    cumulative = jnp.cumsum(probs)
+    index = jnp.searchsorted(cumulative / cumulative[-1], points, side="right")
+    last = size - 1 - jnp.argmax(probs[::-1] > 0)
+    return jax.random.permutation(order_key, jnp.minimum(index, last))

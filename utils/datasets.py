@@ -1,0 +1,134 @@
+"""Batches: windows of H steps cut from state-ordered trajectories, on the device or on the host.
+
+The one statement of what a batch holds (m windows, H = horizon, A = action width, d = H·A):
+
+    observations       [m, o]  s_t
+    actions            [m, d]  (a_t … a_{t+H−1}) flattened
+    rewards            [m]     R = Σ_{i<H} γ^i r_{t+i}
+    masks              [m]     0 if one of s_t … s_{t+H−1} is terminal: no bootstrap from s_{t+H}
+    next_observations  [m, o]  s_{t+H}
+    valid              [m]     0 if the window runs across an episode's end: no sample, zero weight everywhere
+    action_mask        [m, d]  0 on actions after a true termination, which were never executed
+
+Arrays of a dataset hold one row a state (N rows): `observations` [N, o], `actions` [N, A], `rewards` [N], `masks` [N]
+and `terminals` [N], 1 on the last row of an episode: a state from which nothing was executed.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Arrays = dict[str, Any]
+
+
+def prepare(dataset: dict[str, np.ndarray], horizon: int, terminates: bool) -> dict[str, np.ndarray]:
+    """Adds what sampling windows of `horizon` steps needs.
+
+    `starts` [S] int32: the rows with a transition from which a window does not leave the array. Batches are drawn
+    uniformly from these. `terminated` [N]: 1 on the last row of an episode that ended in a terminal state.
+
+    Args:
+        dataset: arrays as stated above.
+        horizon: H.
+        terminates: whether the data end episodes at terminal states. False for OGBench's, whose play goes on
+            after a success: there an episode's end is a time limit even if the last state is solved.
+    """
+    size = len(dataset["observations"])
+    after_terminal = np.concatenate([[0.0], 1.0 - dataset["masks"][:-1]])
+    return {k: dataset[k] for k in ("observations", "actions", "rewards", "masks", "terminals")} | {
+        "terminated": (after_terminal * dataset["terminals"] * float(terminates)).astype(np.float32),
+        "starts": np.flatnonzero(dataset["terminals"][: size - horizon] == 0).astype(np.int32),
+    }
+
+
+def gather(data: Arrays, start: Any, horizon: int) -> Arrays:
+    """The rows of windows that begin at `start` [...], NumPy or JAX alike: only indexing, no arithmetic on values."""
+    steps = start[..., None] + np.arange(horizon)
+    return {
+        "observations": data["observations"][start],
+        "next_observations": data["observations"][start + horizon],
+        "terminated": data["terminated"][steps + 1],
+        **{k: data[k][steps] for k in ("actions", "rewards", "masks", "terminals")},
+    }
+
+
+def assemble(rows: Arrays, discount: float | jax.Array, window_rule: str) -> Arrays:
+    """Makes a batch (see the module's docstring) of m gathered windows.
+
+    A window that meets an episode's end is no sample, except, under window_rule 'pad', where the episode truly
+    terminated in it: its rewards are summed to the termination, it has no bootstrap, and its action tail repeats the
+    last action taken (a chunk that goes on as it was is what a policy would emit) and is masked out. 'drop' is the
+    public code's rule.
+    """
+    executed = jnp.cumprod(1.0 - rows["terminals"], axis=1)  # [m, H]
+    count, horizon = executed.sum(axis=1).astype(jnp.int32), executed.shape[1]
+    valid = executed[:, -1]
+    if window_rule == "pad":
+        # The row after the last executed step is the episode's last state.
+        final = jnp.take_along_axis(rows["terminated"], jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+        valid = jnp.maximum(valid, final * (count > 0))
+    elif window_rule != "drop":
+        raise ValueError(f"window_rule {window_rule!r} is not 'pad' or 'drop'")
+    held = jnp.minimum(jnp.arange(horizon), jnp.maximum(count - 1, 0)[:, None])
+    actions = jnp.take_along_axis(rows["actions"], held[..., None], axis=1)
+    return {
+        "observations": rows["observations"],
+        "actions": actions.reshape(len(actions), -1),
+        "rewards": jnp.sum(rows["rewards"] * executed * discount ** jnp.arange(horizon), axis=1),
+        "masks": jnp.where(executed > 0, rows["masks"], 1.0).min(axis=1),
+        "next_observations": rows["next_observations"],
+        "valid": valid,
+        "action_mask": jnp.repeat(executed, actions.shape[-1], axis=1),
+    }
+
+
+def sample_starts(key: jax.Array, step: jax.Array, batch_size: int, count: int | jax.Array) -> jax.Array:
+    """Positions in `starts` (of which there are `count`) of one update's batch: a function of (key, step); int32 [m]."""
+    return jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, count)
+
+
+def example_batch(data: dict[str, np.ndarray], horizon: int, max_rows: int = 100_000) -> Arrays:
+    """An evenly spaced subset of prepared data as one batch: shapes, and statistics of the observations."""
+    starts = data["starts"][:: len(data["starts"]) // max_rows + 1]
+    return assemble(gather(data, starts, horizon), 1.0, "drop")
+
+
+class ShardRotation:
+    """Data that do not fit in memory at once: shards used in turn, the next one loaded in the background.
+
+    Args:
+        paths: the shards, in order.
+        load: path → arrays from `prepare` on the host.
+        interval: updates before the next shard takes over.
+    """
+
+    def __init__(self, paths: list, load: Any, interval: int):
+        self.paths, self.load, self.interval = paths, load, interval
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: tuple[int, Any] | None = None
+        self._current: tuple[int, Any] | None = None
+
+    def index(self, step: int) -> int:
+        """Which shard serves the updates from `step` on."""
+        return (step // self.interval) % len(self.paths)
+
+    def next_switch(self, step: int) -> int:
+        """The first step after `step` at which another shard takes over."""
+        return (step // self.interval + 1) * self.interval
+
+    def at(self, step: int) -> Any:
+        """The shard for `step`; starts to load the one after it. Raises what `load` raises."""
+        wanted = self.index(step)
+        if self._current is None or self._current[0] != wanted:
+            pending = self._pending if self._pending and self._pending[0] == wanted else None
+            self._current = (wanted, pending[1].result() if pending else self.load(self.paths[wanted]))
+            following = self.index(self.next_switch(step))
+            self._pending = (following, self._pool.submit(self.load, self.paths[following]))
+        return self._current[1]
+
+    def close(self) -> None:
+        """Stops the background load."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,105 @@
+"""Learning curves from the CSV files of runs."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from utils.files import atomic_write_bytes
+from utils.logging import read_csv
+
+# One column of a two-column paper, drawn at its final size; the dpi is for print.
+STYLE = {
+    "figure.figsize": (3.3, 2.3),
+    "figure.dpi": 300,
+    "savefig.dpi": 300,
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 2.5,
+    # Okabe and Ito's colours, told apart by colour-blind readers.
+    "axes.prop_cycle": matplotlib.cycler(
+        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    ),
+}
+
+
+def wilson_interval(rate: np.ndarray, count: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's score interval of a success rate, 95 % at z = 1.96.
+
+    Args:
+        rate: successes / count, in [0, 1], any shape.
+        count: number of episodes, > 0, broadcast against `rate`.
+
+    Returns:
+        (lower, upper), shaped like `rate`, within [0, 1].
+    """
+    centre = rate + z**2 / (2 * count)
+    half = z * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return (centre - half) / (1 + z**2 / count), (centre + half) / (1 + z**2 / count)
+
+
+def learning_curve(
+    run_dirs: Path | Sequence[Path], path: Path, labels: Sequence[str] | None = None, title: str | None = None
+) -> None:
+    """Draws the eval.csv of one or more runs into the PNG `path`: the same data give the same bytes.
+
+    Success rate over steps, or the mean return if no run has a success rate. A run drawn alone has a band, the 95 %
+    Wilson interval, if eval.csv has a column `episodes`.
+
+    Args:
+        run_dirs: folders with an eval.csv (columns step, success_rate, return_mean, optionally episodes).
+        labels: one per run for the legend, which two or more runs have; default the folder names.
+
+    Raises:
+        UserError: an eval.csv is missing or damaged, or `path` cannot be written.
+    """
+    run_dirs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
+    labels = labels or [run_dir.name for run_dir in run_dirs]
+    tables = [read_csv(run_dir / "eval.csv") for run_dir in run_dirs]
+    success = any(np.isfinite(table.get("success_rate", np.nan)).any() for table in tables)
+    column = "success_rate" if success else "return_mean"
+    # No pyplot: neither the caller's backend nor its figures are touched.
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        axes = figure.add_subplot()
+        for label, table in zip(labels, tables, strict=True):
+            shown = np.isfinite(table.get(column, np.empty(0)))
+            if not shown.any():
+                continue
+            steps, values = table["step"][shown], table[column][shown]
+            # Unclipped, so that markers at 0 and 1 are whole.
+            axes.plot(steps, values, marker="o", label=label, clip_on=False, zorder=3)
+            if success and len(tables) == 1 and "episodes" in table:
+                axes.fill_between(steps, *wilson_interval(values, table["episodes"][shown]), alpha=0.2, linewidth=0)
+        if success:
+            axes.set_ylim(0, 1)
+        axes.set_xlabel("Training steps")
+        axes.set_ylabel("Success rate" if success else "Mean return")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if title:
+            axes.set_title(title)
+        if len(tables) > 1 and axes.lines:
+            axes.legend()
+        png = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    atomic_write_bytes(path, png.getvalue())

@@ -1,0 +1,255 @@
+"""A run: its resolved settings, its directory, and the files that say what it is and whether it is finished."""
+
+import fcntl
+import importlib
+import importlib.util
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+
+from utils.errors import UserError
+from utils.files import atomic_write_text, disk_errors
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ("paper", "cpu", "none")
+
+
+def load_agent(path: str) -> ModuleType:
+    """Imports an agent file, inside or outside agents/.
+
+    The file defines `Agent`, `get_config()` and `PRESETS` (domain → settings); `CPU` (settings of --preset=cpu) may be
+    left out.
+
+    Raises:
+        UserError: there is no such file, it does not import, or it lacks one of these.
+    """
+    file = Path(path).expanduser()
+    file = file if file.exists() else ROOT / path
+    known = ", ".join(sorted(f"agents/{p.name}" for p in (ROOT / "agents").glob("*.py") if p.stem not in NOT_AGENTS))
+    if not file.is_file():
+        raise UserError(f"there is no agent file {path}; use one of {known}, or the path of your own")
+    try:
+        if file.resolve().parent == ROOT / "agents":
+            module = importlib.import_module(f"agents.{file.stem}")
+        else:
+            spec = importlib.util.spec_from_file_location(f"agent_{file.stem}", file)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, AttributeError, NameError, TypeError) as error:
+        raise UserError(f"agent file {path} does not import: {type(error).__name__}: {error}") from error
+    missing = [name for name in ("Agent", "get_config", "PRESETS") if not hasattr(module, name)]
+    if missing:
+        raise UserError(f"agent file {path} does not define {', '.join(missing)}; see agents/bc.py for what is needed")
+    return module
+
+
+NOT_AGENTS = {"__init__", "base"}
+
+
+def resolve_config(
+    module: ModuleType, domain: str, preset: str, overrides: dict[str, Any]
+) -> tuple[ml_collections.ConfigDict, bool, str]:
+    """Joins an agent's defaults, a preset and what the user set, which wins.
+
+    Args:
+        module: from `load_agent`. domain: key of the presets. preset: one of PRESETS. overrides: field → value;
+            `sparse` and `horizon_length` may be among them.
+
+    Returns:
+        the agent's config, whether rewards are made sparse, and a line on the preset that was applied.
+
+    Raises:
+        UserError: an unknown preset, or an override of an unknown field or of the wrong type.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}'; use one of {', '.join(PRESETS)}")
+    values: dict[str, Any] = {}
+    note = "preset none: the agent's defaults"
+    if preset != "none":
+        values |= module.PRESETS.get(domain, {})
+        known = domain in module.PRESETS
+        note = f"preset {preset}: {'settings of ' + domain if known else 'none for ' + domain + ', defaults apply'}"
+    if preset == "cpu":
+        values |= getattr(module, "CPU", {})
+        note += ", with small networks"
+    values |= overrides
+    sparse = bool(values.pop("sparse", False))
+    config = module.get_config()
+    for field, value in values.items():
+        set_field(config, field, value)
+    check_config(config)
+    return config, sparse, note
+
+
+def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
+    """Sets one field, turning text from the command line into the field's type.
+
+    Raises:
+        UserError: there is no such field, or the value does not fit it.
+    """
+    if field not in config:
+        raise UserError(f"this agent has no setting '{field}'; it has {', '.join(sorted(config.keys()))}")
+    default = config[field]
+    try:
+        if isinstance(value, str) and not isinstance(default, str):
+            value = _parse(value, default)
+        elif isinstance(default, float):
+            value = float(value)
+        config[field] = tuple(value) if isinstance(default, tuple) else value
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--agent.{field}={value} does not fit: it must be of type {type(default).__name__}") from error
+
+
+def _parse(text: str, default: Any) -> Any:
+    """Reads `text` as a value of the type of `default`."""
+    if isinstance(default, bool):
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()] if text else True
+    if isinstance(default, tuple):
+        kind = type(default[0])
+        return tuple(kind(part) for part in text.strip("()[] ").split(",") if part.strip())
+    return type(default)(text)
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Refuses values that no agent can work with.
+
+    Raises:
+        UserError: names the field and its bounds.
+    """
+    for field in ("batch_size", "num_qs", "horizon_length", "flow_steps", "best_of_n", "value_samples"):
+        if field in config and config[field] < 1:
+            raise UserError(f"--agent.{field}={config[field]}: it must be at least 1")
+    for field in ("discount", "tau"):
+        if not 0 <= config[field] <= 1:
+            raise UserError(f"--agent.{field}={config[field]}: it must be between 0 and 1")
+    for field in (name for name, value in config.items() if isinstance(value, float)):
+        if not abs(config[field]) < float("inf"):
+            raise UserError(f"--agent.{field}={config[field]}: it must be a finite number")
+    for field, choices in CHOICES.items():
+        if field in config and config[field] not in choices:
+            raise UserError(f"--agent.{field}={config[field]}: use one of {', '.join(choices)}")
+
+
+CHOICES = {
+    "window_rule": ("pad", "drop"),
+    "coupling": ("ot", "independent"),
+    "source_conditions": ("iid", "systematic", "resampled", "weighted"),
+}
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One run among those trained side by side in one program."""
+
+    seed: int
+    config: ml_collections.ConfigDict
+    varied: dict[str, float]
+    directory: Path
+
+
+def make_lanes(
+    config: ml_collections.ConfigDict, seeds: range, vary: str | None, root: Path, agent_name: str
+) -> list[Lane]:
+    """The lanes of a program: every seed with every value of the varied setting.
+
+    Args:
+        vary: 'agent.lam=0.2,0.4,1' or None. Only real-valued settings can differ within one program.
+        root: directory of the environment in the run group; a lane's is <root>/<agent>[_lam=0.2]/sd<seed>.
+
+    Raises:
+        UserError: the text cannot be read, or the field is unknown or not real-valued.
+    """
+    field, values = None, [None]
+    if vary:
+        name, _, text = vary.partition("=")
+        field = name.removeprefix("agent.")
+        if not text or field not in config:
+            raise UserError(f"--vary={vary} cannot be read; write for example --vary=agent.lam=0.2,0.4,1")
+        if not isinstance(config[field], float):
+            raise UserError(f"--vary={vary}: {field} changes the program; only real-valued settings can be varied")
+        try:
+            values = [float(part) for part in text.split(",")]
+        except ValueError as error:
+            raise UserError(f"--vary={vary}: {text} is not a list of numbers") from error
+        if len(set(values)) < len(values):
+            raise UserError(f"--vary={vary} names a value twice")
+    lanes = []
+    for value, seed in itertools.product(values, seeds):
+        own, varied, name = config.copy_and_resolve_references(), {}, agent_name
+        if field:
+            own[field], varied, name = value, {field: value}, f"{agent_name}_{field}={value:g}"
+            check_config(own)
+        lanes.append(Lane(seed, own, varied, root / name / f"sd{seed}"))
+    return lanes
+
+
+class RunFiles:
+    """The directory of one run: settings, finish mark and lock.
+
+    Raises:
+        UserError: the directory cannot be written, another process works in it, or it holds a run of other settings.
+    """
+
+    # A run may be resumed with other intervals, but not with another one of these.
+    IDENTITY = ("env_name", "agent", "seed", "sparse", "config", "dataset")
+
+    def __init__(self, directory: Path, settings: dict[str, Any]):
+        self.directory = directory
+        with disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is working on {directory}; wait for it, or use another --run_group") from error
+        self._refuse_other(settings)
+
+    def settle(self, settings: dict[str, Any]) -> None:
+        """Writes flags.json, once all settings are known, the dataset among them."""
+        self._refuse_other(settings)
+        text = json.dumps(settings, indent=2, sort_keys=True, default=list)
+        atomic_write_text(self.directory / "flags.json", text + "\n")
+
+    def _refuse_other(self, settings: dict[str, Any]) -> None:
+        path = self.directory / "flags.json"
+        old = read_json(path) if path.exists() else {}
+        new = json.loads(json.dumps(settings, default=list))
+        for key in (key for key in self.IDENTITY if key in old and key in new):
+            was, now = old[key], new[key]
+            if was == now:
+                continue
+            if isinstance(was, dict) and isinstance(now, dict):
+                field = next(k for k in sorted({*was, *now}) if was.get(k) != now.get(k))
+                key, was, now = f"{key}.{field}", was.get(field), now.get(field)
+            raise UserError(
+                f"{self.directory} holds a run with {key} = {was}, not {now}; use another --run_group or --save_dir"
+            )
+
+    def finished(self, step: int) -> dict[str, Any] | None:
+        """The summary of the run if it went to `step`."""
+        path = self.directory / "summary.json"
+        summary = read_json(path) if path.exists() else None
+        return summary if summary and summary["step"] >= step else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        atomic_write_text(self.directory / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of this project.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove its directory and start again") from error

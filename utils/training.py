@@ -1,0 +1,135 @@
+"""The fused training loop: many updates a call, agents of several seeds or settings side by side (lanes)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from utils.datasets import Arrays, assemble, gather, sample_starts
+
+SEGMENT = 100  # updates a call: signals, progress and logging wait at most this long
+HOST_BLOCK = 10  # updates whose batches are gathered at once when the data stay on the host
+
+
+def stack(trees: list[Any]) -> Any:
+    """Joins pytrees of equal structure along a new leading lane axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def lane(tree: Any, index: int | jax.Array) -> Any:
+    """The pytree of one lane."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _updates(agents: Any, num_updates: jax.Array, rows_at: Callable[[Any, jax.Array], Arrays]) -> tuple[Any, Arrays]:
+    """Runs `num_updates` (traced, so one program serves any length) updates of all lanes.
+
+    Args:
+        agents: agents stacked along a lane axis.
+        rows_at: (index of the update, steps [lanes]) → gathered windows [lanes, m, ...].
+
+    Returns:
+        the agents, and their infos [lanes] averaged over the updates.
+    """
+
+    def one(agent: Any, rows: Arrays) -> tuple[Any, Arrays]:
+        return agent.update(assemble(rows, agent.hyper["discount"], agent.config.window_rule))
+
+    def body(i: jax.Array, carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
+        agents, total = carry
+        agents, info = jax.vmap(one)(agents, rows_at(i, agents.step))
+        return agents, jax.tree.map(jnp.add, total, info)
+
+    _, info = jax.eval_shape(lambda: jax.vmap(one)(agents, rows_at(0, agents.step)))
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), info)
+    agents, total = jax.lax.fori_loop(0, num_updates, body, (agents, total))
+    return agents, jax.tree.map(lambda leaf: leaf / num_updates, total)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _train_on_device(agents: Any, data: Arrays, keys: jax.Array, num_updates: jax.Array) -> Any:
+    sample = jax.vmap(sample_starts, (0, 0, None, None))
+
+    def rows_at(_: jax.Array, steps: jax.Array) -> Arrays:
+        positions = sample(keys, steps, agents.config.batch_size, len(data["starts"]))
+        return gather(data, data["starts"][positions], agents.config.horizon_length)
+
+    return _updates(agents, num_updates, rows_at)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _train_on_rows(agents: Any, rows: Arrays, num_updates: jax.Array) -> Any:
+    return _updates(agents, num_updates, lambda i, _: lane(rows, i))
+
+
+@partial(jax.jit, static_argnums=2)
+def _positions(keys: jax.Array, steps: jax.Array, batch_size: int, count: int) -> jax.Array:
+    """Positions in `starts` for several updates of all lanes, [updates, lanes, m]."""
+    of_lanes = jax.vmap(sample_starts, (0, None, None, None))
+    return jax.vmap(of_lanes, (None, 0, None, None))(keys, steps, batch_size, count)
+
+
+class Trainer:
+    """Trains stacked agents on a dataset that lies on the device or, where it does not fit, on the host.
+
+    Both give the same numbers: the rows of a batch are a function of (key, step), and a batch is assembled by the same
+    code. From the host, batches are gathered while the device works on those before them.
+
+    Args:
+        keys: PRNG keys of batch sampling, one a lane, [lanes, 2].
+        placement: 'device', 'host', or 'auto': on the device if the data fill less than half of its free memory.
+    """
+
+    def __init__(self, keys: jax.Array, placement: str = "auto"):
+        self.keys, self.placement = keys, placement
+
+    def set_data(self, data: dict[str, np.ndarray]) -> None:
+        """Takes the arrays of `utils.datasets.prepare` as the dataset from now on."""
+        self.on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(data))
+        self.data = jax.device_put(data) if self.on_device else data
+
+    def train(self, agents: Any, step: int, num_updates: int) -> tuple[Any, Arrays]:
+        """Runs updates step … step + num_updates − 1. The agents handed in are donated: use what comes back.
+
+        Returns:
+            the agents, and their infos, each [lanes], averaged over the updates.
+        """
+        if self.on_device:
+            return _train_on_device(agents, self.data, self.keys, num_updates)
+        config, infos = agents.config, []
+        for first in range(step, step + num_updates, HOST_BLOCK):
+            steps = first + np.arange(HOST_BLOCK)
+            positions = _positions(self.keys, steps, config.batch_size, len(self.data["starts"]))
+            rows = gather(self.data, self.data["starts"][np.asarray(positions)], config.horizon_length)
+            count = min(HOST_BLOCK, step + num_updates - first)
+            agents, info = _train_on_rows(agents, rows, count)
+            infos.append(jax.tree.map(lambda leaf, n=count: leaf * n / num_updates, info))
+        return agents, jax.tree.map(lambda *leaves: sum(leaves), *infos)
+
+
+def fits_on_device(data: dict[str, np.ndarray]) -> bool:
+    """Whether the arrays fill less than half of the device's free memory (a processor's memory is the host's)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    free = stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
+    return sum(leaf.nbytes for leaf in data.values()) < free / 2
+
+
+@jax.jit
+def act(agents: Any, index: int, observations: jax.Array, key: jax.Array, episodes: jax.Array, chunks: jax.Array) -> Any:
+    """Actions of one lane's agent for a batch of evaluation episodes.
+
+    Each row's noise is a function of (key, episode, chunk), so the batch a row stands in does not matter.
+
+    Args:
+        agents: stacked agents. index: the lane. observations: [B, o]. key: of this evaluation.
+        episodes, chunks: number of the episode and of the chunk in it, int [B].
+
+    Returns:
+        action chunks, [B, d].
+    """
+    agent = lane(agents, index)
+    keys = jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(episodes, chunks)
+    return jax.vmap(agent.sample_actions)(observations, keys)
