@@ -17,7 +17,6 @@ from envs import datasets as env_datasets
 from envs.tasks import Task, make_env, parse_task
 from utils import checkpoints, cli, runs
 from utils.datasets import ShardRotation, example_batch, prepare
-from utils.errors import UserError
 from utils.evaluation import Evaluator
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.plotting import learning_curve
@@ -28,7 +27,7 @@ FLAGS = flags.FlagValues()
 
 
 def _flag(kind: str, name: str, default: Any, text: str, **bounds: Any) -> None:
-    getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=FLAGS, **bounds)
+    getattr(flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=FLAGS, **bounds)
 
 
 _flag("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
@@ -142,8 +141,7 @@ def evaluate(agents: Any, lanes: list[Run], evaluator: Evaluator, step: int, sig
 
         results = []
         for index, run in enumerate(lanes):
-            policy = lane_policy(agents, index, run.spec.seed, step)
-            seed = int(np.random.SeedSequence((run.spec.seed, step)).generate_state(1)[0])
+            policy, seed = lane_policy(agents, index, run.spec.seed, step)
             results.append(evaluator.evaluate(policy, FLAGS.eval_episodes, seed, progress))
     for run, result in zip(lanes, results, strict=True):
         row = {key: value for key, value in result.items() if np.ndim(value) == 0}
@@ -153,10 +151,11 @@ def evaluate(agents: Any, lanes: list[Run], evaluator: Evaluator, step: int, sig
         print(f"step {step}, {run.spec.directory.parent.name}/{run.spec.directory.name}: {figures}", flush=True)
 
 
-def lane_policy(agents: Any, index: int, seed: int, step: int) -> Any:
-    """The evaluator's policy for one lane."""
+def lane_policy(agents: Any, index: int, seed: int, step: int) -> tuple[Any, int]:
+    """One lane's policy for the evaluator, and the seed of the episodes: functions of (seed, step)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 1), step)
-    return lambda observations, episodes, chunks: act(agents, index, observations, key, episodes, chunks)
+    episode_seed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    return lambda observations, episodes, chunks: act(agents, index, observations, key, episodes, chunks), episode_seed
 
 
 def next_boundary(step: int, intervals: Sequence[int]) -> int:
@@ -218,11 +217,10 @@ def finish(agents: Any, lanes: list[Run], evaluator: Evaluator, module: Any) -> 
         if FLAGS.video_episodes:
             try:
                 record(
-                    functools.partial(make_env, FLAGS.env_name, render_mode="rgb_array"),
-                    lane_policy(agents, index, run.spec.seed, step),
-                    FLAGS.video_episodes,
-                    run.spec.seed,
-                    root / "videos" / f"step_{step}.mp4",
+                    functools.partial(make_env, FLAGS.env_name, render_mode="rgb_array", width=320, height=320),
+                    *lane_policy(agents, index, run.spec.seed, step),
+                    path=root / "videos" / f"step_{step}.mp4",
+                    num_episodes=FLAGS.video_episodes,
                     horizon=run.spec.config.horizon_length,
                     frame_skip=FLAGS.video_frame_skip,
                 )
@@ -261,9 +259,7 @@ def main(argv: Sequence[str]) -> None:
     step, evaluated, positions = 0, False, [{}] * len(lanes)
     if restored:
         step, states = restored
-        agents = stack(
-            [from_state_dict(lane(agents, index), state["agent"]) for index, state in enumerate(states)]
-        )
+        agents = stack([from_state_dict(lane(agents, index), state["agent"]) for index, state in enumerate(states)])
         evaluated, positions = all(state["evaluated"] for state in states), [state["csv"] for state in states]
         print(f"resuming at step {step}")
     for run, position in zip(lanes, positions, strict=True):

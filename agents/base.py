@@ -138,7 +138,8 @@ class Agent(flax.struct.PyTreeNode):
         deviation = observations.std(axis=0)
         return cls(
             params=params,
-            targets={name: params[name] for name in cls.TARGETS},
+            # A copy, not an alias: a donated buffer must stand once.
+            targets=jax.tree.map(jnp.copy, {name: params[name] for name in cls.TARGETS}),
             opt_state=optax.scale_by_adam().init(params),
             key=key,
             step=jnp.zeros((), jnp.int32),
@@ -164,8 +165,7 @@ class Agent(flax.struct.PyTreeNode):
         directions, opt_state = optax.scale_by_adam().update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
         targets = {
-            name: optax.incremental_update(params[name], self.targets[name], self.hyper["tau"])
-            for name in self.targets
+            name: optax.incremental_update(params[name], self.targets[name], self.hyper["tau"]) for name in self.targets
         }
         return self.replace(params=params, targets=targets, opt_state=opt_state, step=self.step + 1), info
 

@@ -58,40 +58,40 @@ def collect(
     episodes = recipe.episodes if episodes is None else episodes
     max_steps = recipe.max_steps if max_steps is None else max_steps
     workers = _usable_cores() if workers is None else workers
-    for label, value, least in (('episodes', episodes, 1), ('workers', workers, 1), ('max_steps', max_steps, 2)):
+    for label, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("max_steps", max_steps, 2)):
         if value < least:
-            raise UserError(f'{label} is {value}; it must be at least {least}')
+            raise UserError(f"{label} is {value}; it must be at least {least}")
     if seed < 0:
-        raise UserError(f'seed is {seed}; it must not be negative')
+        raise UserError(f"seed is {seed}; it must not be negative")
 
     stem = recipes.file_stem(recipe, episodes, seed, max_steps)
     train_path, val_path = recipes.dataset_files(dataset_dir, stem)
     settings = _settings(recipe, max_steps, seed)
-    with only_one(train_path.with_name(f'{stem}.lock')):
+    with only_one(train_path.with_name(f"{stem}.lock")):
         if _is_there(train_path, val_path, settings):
-            print(f'{train_path} is there already.', file=sys.stderr)
+            print(f"{train_path} is there already.", file=sys.stderr)
             return train_path
-        folder = PartsFolder(train_path.with_name(f'{stem}.parts'), settings)
-        counts = {'train': episodes, 'val': recipes.val_episodes(episodes)}
+        folder = PartsFolder(train_path.with_name(f"{stem}.parts"), settings)
+        counts = {"train": episodes, "val": recipes.val_episodes(episodes)}
         _make_missing(folder, recipe, max_steps, seed, counts, workers)
-        write_npz(val_path, folder.merge('val', counts['val']))
-        write_json(train_path.with_suffix('.json'), settings)
-        write_npz(train_path, folder.merge('train', counts['train']))  # Last: it marks the dataset as whole.
+        write_npz(val_path, folder.merge("val", counts["val"]))
+        write_json(train_path.with_suffix(".json"), settings)
+        write_npz(train_path, folder.merge("train", counts["train"]))  # Last: it marks the dataset as whole.
         folder.remove()
     return train_path
 
 
 def _usable_cores() -> int:
     """Returns the number of cores this process may use, which a batch system can make fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _settings(recipe: recipes.Recipe, max_steps: int, seed: int) -> dict:
     """Everything an episode depends on, as JSON values."""
-    settings = dataclasses.asdict(recipe) | {'max_steps': max_steps, 'seed': seed, 'p_stack': list(recipe.p_stack)}
-    del settings['episodes']  # An episode does not depend on how many there are.
-    versions = {package: importlib.metadata.version(package) for package in ('mujoco', 'numpy', 'ogbench')}
-    return settings | {'versions': versions}
+    settings = dataclasses.asdict(recipe) | {"max_steps": max_steps, "seed": seed, "p_stack": list(recipe.p_stack)}
+    del settings["episodes"]  # An episode does not depend on how many there are.
+    versions = {package: importlib.metadata.version(package) for package in ("mujoco", "numpy", "ogbench")}
+    return settings | {"versions": versions}
 
 
 def _is_there(train_path: Path, val_path: Path, settings: dict) -> bool:
@@ -102,12 +102,12 @@ def _is_there(train_path: Path, val_path: Path, settings: dict) -> bool:
     """
     if not train_path.exists():
         return False
-    record = read_json(train_path.with_suffix('.json'))
-    ours, theirs = ({k: v for k, v in d.items() if k != 'versions'} for d in (settings, record or settings))
+    record = read_json(train_path.with_suffix(".json"))
+    ours, theirs = ({k: v for k, v in d.items() if k != "versions"} for d in (settings, record or settings))
     if ours != theirs:
-        raise UserError(f'{train_path} was collected with other settings; move it away or choose another directory')
+        raise UserError(f"{train_path} was collected with other settings; move it away or choose another directory")
     if not val_path.exists():
-        raise UserError(f'{train_path} is there but {val_path.name} is not; move the first away to collect both')
+        raise UserError(f"{train_path} is there but {val_path.name} is not; move the first away to collect both")
     return True
 
 
@@ -127,15 +127,15 @@ def _make_missing(
         return
     workers = min(workers, len(missing))
     bar = tqdm(
-        desc=f'{folder.path.stem} ({len(wanted)} episodes, {workers} workers)',
+        desc=f"{folder.path.stem} ({len(wanted)} episodes, {workers} workers)",
         total=len(wanted) * max_steps,
         initial=len(done) * max_steps,
-        unit='step',
+        unit="step",
         unit_scale=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
     pool = futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context('spawn'), _start_worker, (recipe, max_steps)
+        workers, multiprocessing.get_context("spawn"), _start_worker, (recipe, max_steps)
     )
     with bar, pool:
         try:
@@ -146,14 +146,14 @@ def _make_missing(
                 bar.update(max_steps)
         except BrokenProcessPool:
             raise UserError(
-                f'a worker died (out of memory?); {len(folder.done())} of {len(wanted)} episodes are kept in '
-                f'{folder.path}: run the same command again, with fewer --workers if memory is short'
+                f"a worker died (out of memory?); {len(folder.done())} of {len(wanted)} episodes are kept in "
+                f"{folder.path}: run the same command again, with fewer --workers if memory is short"
             ) from None
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)  # Waits for the episodes under way: a second or two.
             raise KeyboardInterrupt(
-                f'stopped; {len(folder.done())} of {len(wanted)} episodes are kept in {folder.path}: '
-                'run the same command to go on'
+                f"stopped; {len(folder.done())} of {len(wanted)} episodes are kept in {folder.path}: "
+                "run the same command to go on"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -162,12 +162,12 @@ def _make_missing(
 @contextlib.contextmanager
 def _bare_main() -> Iterator[None]:
     """Keeps spawned workers from importing the caller's main module, which may import JAX and need no guard."""
-    main = sys.modules['__main__']
-    sys.modules['__main__'] = types.ModuleType('__main__')
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
-        sys.modules['__main__'] = main
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager
@@ -204,26 +204,26 @@ def _collect_part(seed: int, split: str, index: int, path: Path) -> None:
 def _define_flags() -> flags.FlagValues:
     """Returns the flags, in a set of their own: importing this module must not add flags to another program's."""
     values = flags.FlagValues()
-    flags.DEFINE_string('env_name', None, "Dataset, such as 'scene-play-v0'.", flag_values=values)
-    flags.DEFINE_integer('episodes', None, 'Training episodes; default: as released.', flag_values=values)
-    flags.DEFINE_string('dataset_dir', recipes.DEFAULT_DATASET_DIR, 'Where the files go.', flag_values=values)
-    flags.DEFINE_integer('workers', None, 'Processes; default: the cores there are.', flag_values=values)
-    flags.DEFINE_integer('seed', 0, 'Seed of the dataset.', flag_values=values)
+    flags.DEFINE_string("env_name", None, "Dataset, such as 'scene-play-v0'.", flag_values=values)
+    flags.DEFINE_integer("episodes", None, "Training episodes; default: as released.", flag_values=values)
+    flags.DEFINE_string("dataset_dir", recipes.DEFAULT_DATASET_DIR, "Where the files go.", flag_values=values)
+    flags.DEFINE_integer("workers", None, "Processes; default: the cores there are.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of the dataset.", flag_values=values)
     return values
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code (0 done, 2 user's mistake, 130 interrupted)."""
     values = _define_flags()
-    if {'--help', '-h', '-help', '--helpfull'} & set(argv[1:]):
-        print(__doc__, values.get_help(), sep='\n')
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+        print(__doc__, values.get_help(), sep="\n")
         return 0
     try:
         rest = values(argv)[1:]
         if rest:
             raise UserError(f"unknown argument '{rest[0]}'; flags look like --episodes=200")
         if not values.env_name:
-            raise UserError('--env_name is missing; for example --env_name=scene-play-v0')
+            raise UserError("--env_name is missing; for example --env_name=scene-play-v0")
         path = collect(
             values.env_name,
             episodes=values.episodes,
@@ -232,16 +232,16 @@ def main(argv: list[str]) -> int:
             seed=values.seed,
         )
     except (UserError, flags.Error) as error:
-        print(f'Error: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f'\n{interrupt or "stopped"}', file=sys.stderr)
+        print(f"\n{interrupt or 'stopped'}", file=sys.stderr)
         return 130
-    print(f'The dataset is in {path}')
+    print(f"The dataset is in {path}")
     return 0
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     # Workers look their functions up in the importable module, not in __main__.
     from envs.collect import main as importable_main
 

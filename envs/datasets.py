@@ -23,7 +23,7 @@ from envs.recipes import DEFAULT_DATASET_DIR
 from envs.tasks import Task, make_env
 from utils.errors import UserError
 
-SOURCES = ('auto', 'download', 'collect')
+SOURCES = ("auto", "download", "collect")
 ACTION_LIMIT = 1 - 1e-5
 
 
@@ -46,14 +46,14 @@ class DatasetInfo:
     has_val: bool
 
     def __str__(self) -> str:
-        val = '' if self.has_val else ', no validation file'
-        return f'{self.path} ({self.origin}; {self.episodes} episodes, {self.transitions} transitions{val})'
+        val = "" if self.has_val else ", no validation file"
+        return f"{self.path} ({self.origin}; {self.episodes} episodes, {self.transitions} transitions{val})"
 
 
 def load_dataset(
     task: Task,
     *,
-    source: str = 'auto',
+    source: str = "auto",
     dataset_dir: str | Path = DEFAULT_DATASET_DIR,
     dataset_path: str | Path | None = None,
     sparse: bool = False,
@@ -85,7 +85,7 @@ def load_dataset(
     if source not in SOURCES:
         raise UserError(f"unknown dataset source '{source}'; use one of {', '.join(SOURCES)}")
     if dataset_path is not None:
-        path, origin = Path(dataset_path).expanduser(), 'file given'
+        path, origin = Path(dataset_path).expanduser(), "file given"
     elif task.dataset is None:
         raise UserError(f"'{task.name}' has no dataset of its own; give one with --dataset=<file.npz>")
     else:
@@ -94,8 +94,8 @@ def load_dataset(
         )
     train = load_file(task, path, sparse)
     val = load_validation(task, path, sparse)
-    episodes = int(train['terminals'].sum())
-    info = DatasetInfo(path, origin, episodes, len(train['terminals']) - episodes, val is not None)
+    episodes = int(train["terminals"].sum())
+    info = DatasetInfo(path, origin, episodes, len(train["terminals"]) - episodes, val is not None)
     return train, val, info
 
 
@@ -103,26 +103,26 @@ def _find_or_make(
     name: str, source: str, directory: Path, episodes: int | None, seed: int, workers: int | None
 ) -> tuple[Path, str]:
     """Returns the training file's path and where it came from."""
-    if source == 'collect':
-        return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), 'collected'
+    if source == "collect":
+        return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), "collected"
     official = recipes.dataset_files(directory, name)[0]
     if official.exists():
-        return official, "collected at OGBench's size" if official.with_suffix('.json').exists() else "OGBench's file"
-    found = recipes.find_collected(directory, name) if source == 'auto' else []
+        return official, "collected at OGBench's size" if official.with_suffix(".json").exists() else "OGBench's file"
+    found = recipes.find_collected(directory, name) if source == "auto" else []
     if found:
-        return found[0].path, f'the largest of {len(found)} collected in {directory}' if found[1:] else 'collected'
+        return found[0].path, f"the largest of {len(found)} collected in {directory}" if found[1:] else "collected"
     failure = download(name, directory)
     if official.exists():
-        return official, 'downloaded' if failure is None else f'downloaded, validation file failed: {failure}'
-    if source == 'download':
-        raise UserError(f'cannot download {name} ({failure}); put {official.name} into {directory}')
+        return official, "downloaded" if failure is None else f"downloaded, validation file failed: {failure}"
+    if source == "download":
+        raise UserError(f"cannot download {name} ({failure}); put {official.name} into {directory}")
     if name not in recipes.RECIPES:
         raise UserError(
-            f'there is no {official.name} in {directory}, and it cannot be downloaded ({failure}) or collected '
-            f'(its expert policy does not ship with ogbench); put the file there, or name its place by --dataset_dir'
+            f"there is no {official.name} in {directory}, and it cannot be downloaded ({failure}) or collected "
+            f"(its expert policy does not ship with ogbench); put the file there, or name its place by --dataset_dir"
         )
-    print(f'Cannot download {name} ({failure}): collecting it into {directory}.', file=sys.stderr, flush=True)
-    return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), 'collected'
+    print(f"Cannot download {name} ({failure}): collecting it into {directory}.", file=sys.stderr, flush=True)
+    return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), "collected"
 
 
 def load_file(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
@@ -134,17 +134,17 @@ def load_file(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
     path = Path(path).expanduser()
     env = _labelling_env(task.name)
     observation_width, action_width = env.observation_space.shape[0], env.action_space.shape[0]
-    if task.kind == 'gym':
+    if task.kind == "gym":
         dataset = read_gym_dataset(path, observation_width, action_width)
     else:
         dataset = _read_ogbench_file(task, path, env)
-        check_width(path, 'observations', dataset['observations'], observation_width)
-        check_width(path, 'actions', dataset['actions'], action_width)
+        check_width(path, "observations", dataset["observations"], observation_width)
+        check_width(path, "actions", dataset["actions"], action_width)
         dataset = _relabel(task, env, dataset)
     if sparse:
-        dataset['rewards'] = -(dataset['rewards'] != 0).astype(np.float32)
-    dataset['actions'] = np.clip(dataset['actions'], -ACTION_LIMIT, ACTION_LIMIT)
-    dataset['terminals'][-1] = 1.0  # No row follows the last one, whatever the file says.
+        dataset["rewards"] = -(dataset["rewards"] != 0).astype(np.float32)
+    dataset["actions"] = np.clip(dataset["actions"], -ACTION_LIMIT, ACTION_LIMIT)
+    dataset["terminals"][-1] = 1.0  # No row follows the last one, whatever the file says.
     return dataset
 
 
@@ -155,7 +155,7 @@ def load_validation(task: Task, train_path: str | Path, sparse: bool = False) ->
         UserError: something is wrong with the file.
     """
     path = Path(train_path).expanduser()
-    path = path.with_name(f'{path.stem}-val.npz')
+    path = path.with_name(f"{path.stem}-val.npz")
     return load_file(task, path, sparse) if path.exists() else None
 
 
@@ -170,13 +170,13 @@ def _labelling_env(env_name: str) -> Any:
 def _read_ogbench_file(task: Task, path: Path, env: Any) -> Arrays:
     """Reads the raw arrays, among them the physical state that the rewards are functions of."""
     base = env.unwrapped
-    buttons = getattr(base, '_num_buttons', 0) if task.kind == 'manipulation' else 0
-    needed = ('observations', 'actions', 'terminals', 'qpos') + (('button_states',) if buttons else ())
+    buttons = getattr(base, "_num_buttons", 0) if task.kind == "manipulation" else 0
+    needed = ("observations", "actions", "terminals", "qpos") + (("button_states",) if buttons else ())
     arrays = read_npz(path, needed)
-    check_flags(path, 'terminals', arrays['terminals'])
-    check_width(path, 'qpos', arrays['qpos'], base.model.nq)
+    check_flags(path, "terminals", arrays["terminals"])
+    check_width(path, "qpos", arrays["qpos"], base.model.nq)
     if buttons:
-        check_width(path, 'button_states', arrays['button_states'], buttons)
+        check_width(path, "button_states", arrays["button_states"], buttons)
     return arrays
 
 
@@ -185,7 +185,7 @@ def _relabel(task: Task, env: Any, arrays: Arrays) -> Arrays:
     from ogbench.relabel_utils import relabel_dataset
 
     relabel_dataset(task.env_id, env, arrays)
-    names = ('observations', 'actions', 'rewards', 'masks', 'terminals')
+    names = ("observations", "actions", "rewards", "masks", "terminals")
     return {name: np.asarray(arrays[name], dtype=np.float32) for name in names}
 
 
@@ -195,12 +195,12 @@ def check_horizon(dataset: Arrays, horizon: int) -> None:
     Raises:
         UserError: every episode is shorter.
     """
-    ends = np.flatnonzero(dataset['terminals'])
+    ends = np.flatnonzero(dataset["terminals"])
     longest = int(np.diff(ends, prepend=-1).max()) - 1  # An episode of L rows has L - 1 transitions.
     if longest < horizon:
         raise UserError(
-            f'no episode of the dataset has {horizon} consecutive transitions (the longest has {longest}); '
-            'use a smaller --horizon'
+            f"no episode of the dataset has {horizon} consecutive transitions (the longest has {longest}); "
+            "use a smaller --horizon"
         )
 
 
@@ -211,9 +211,9 @@ def list_shards(directory: str | Path) -> list[Path]:
         UserError: no such directory, or no .npz file in it.
     """
     directory = Path(directory).expanduser()
-    shards = sorted(path for path in directory.glob('*.npz') if not path.stem.endswith('-val'))
+    shards = sorted(path for path in directory.glob("*.npz") if not path.stem.endswith("-val"))
     if not shards:
-        raise UserError(f'there are no .npz files in {directory}; give the directory of the downloaded shards')
+        raise UserError(f"there are no .npz files in {directory}; give the directory of the downloaded shards")
     return shards
 
 

@@ -32,32 +32,32 @@ def download(name: str, directory: Path) -> str | None:
     quiet_import_ogbench()
     import ogbench
 
-    with only_one(directory / f'{name}.download.lock'):
+    with only_one(directory / f"{name}.download.lock"):
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(TIMEOUT)
         try:
             ogbench.download_datasets([name], str(directory))
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors.
-            if getattr(error, 'errno', None) in _OWN_FAULTS:
-                raise UserError(f'cannot write to {directory}: {error.strerror}; free some space there') from error
+            if getattr(error, "errno", None) in _OWN_FAULTS:
+                raise UserError(f"cannot write to {directory}: {error.strerror}; free some space there") from error
             return _reason(error)
         finally:
             socket.setdefaulttimeout(timeout)
-            for suffix in ('', '-val'):
-                _drop_unfinished(directory / f'{name}{suffix}.npz')
-    return None if (directory / f'{name}.npz').exists() else 'the connection was cut'
+            for suffix in ("", "-val"):
+                _drop_unfinished(directory / f"{name}{suffix}.npz")
+    return None if (directory / f"{name}.npz").exists() else "the connection was cut"
 
 
 def _reason(error: Exception) -> str:
     """Says in a few words what went wrong on the way to the server."""
     if isinstance(error, urllib.error.HTTPError):
-        return f'the server answered {error.code} {error.reason}'
-    return f'no connection to the server: {getattr(error, "reason", None) or error or type(error).__name__}'
+        return f"the server answered {error.code} {error.reason}"
+    return f"no connection to the server: {getattr(error, 'reason', None) or error or type(error).__name__}"
 
 
 def _drop_unfinished(path: Path) -> None:
     """Deletes the temporary file of a broken download, and a file that a cut connection left short."""
-    path.with_name(f'{path.name}.tmp').unlink(missing_ok=True)
+    path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if not zipfile.is_zipfile(path):
             path.unlink()

@@ -30,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: the file cannot be written (full disk, no permission). Nothing is left behind.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -41,14 +41,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f'cannot write {path}: {error.strerror or error}; '
-            'free some space or choose another directory, then run the same command again'
+            f"cannot write {path}: {error.strerror or error}; "
+            "free some space or choose another directory, then run the same command again"
         ) from error
 
 
 def write_npz(path: Path, arrays: Arrays) -> None:
     """Writes a compressed .npz file atomically."""
-    with atomic_path(path) as temporary, temporary.open('wb') as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
@@ -57,7 +57,7 @@ def write_npz(path: Path, arrays: Arrays) -> None:
 def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> dict | None:
@@ -91,13 +91,13 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
                 if name in file:
                     arrays[name] = file[name]
     except FileNotFoundError as error:
-        raise UserError(f'there is no file {path}; check the path') from error
+        raise UserError(f"there is no file {path}; check the path") from error
     except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}; check the file') from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the file") from error
     except (*BROKEN_NPZ, AttributeError, TypeError) as error:  # The last two: np.load gave a plain array.
-        reason = ' '.join(str(error).split())[:100]
+        reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f'{path} is damaged or no .npz file ({type(error).__name__}: {reason}); delete it and get it again'
+            f"{path} is damaged or no .npz file ({type(error).__name__}: {reason}); delete it and get it again"
         ) from error
     if missing:
         raise UserError(f"{path} lacks the array '{missing[0]}'; it needs {', '.join(required)}")
@@ -109,14 +109,14 @@ def _check_rows(path: Path, arrays: Arrays) -> None:
     """Checks that the arrays have the same number of rows, one at least, and hold finite numbers."""
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        listed = ', '.join(f'{name} {length}' for name, length in lengths.items())
-        raise UserError(f'the arrays of {path} differ in length ({listed}); make the file again')
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"the arrays of {path} differ in length ({listed}); make the file again")
     if not all(lengths.values()):
-        raise UserError(f'{path} is empty; make the file again')
+        raise UserError(f"{path} is empty; make the file again")
     for name, array in arrays.items():
-        if array.dtype.kind not in 'biuf':
+        if array.dtype.kind not in "biuf":
             raise UserError(f"'{name}' in {path} holds {array.dtype}, not numbers; make the file again")
-        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise UserError(f"'{name}' in {path} is NaN or infinite (first in row {row}); remove such episodes")
 
@@ -130,7 +130,7 @@ def check_width(path: Path, name: str, array: np.ndarray, width: int) -> None:
     if array.ndim != 2 or array.shape[1] != width:
         raise UserError(
             f"'{name}' in {path} has shape {list(array.shape)}, the environment needs [N, {width}]; "
-            'the file belongs to another environment'
+            "the file belongs to another environment"
         )
 
 
@@ -164,13 +164,13 @@ def _take_lock(lock_path: Path) -> IO[str]:
     while True:
         try:
             lock_path.parent.mkdir(parents=True, exist_ok=True)
-            lock = lock_path.open('w')
+            lock = lock_path.open("w")
         except OSError as error:
-            raise UserError(f'cannot write {lock_path}: {error.strerror}; choose another --dataset_dir') from error
+            raise UserError(f"cannot write {lock_path}: {error.strerror}; choose another --dataset_dir") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f'Waiting: another process holds {lock_path}.', file=sys.stderr, flush=True)
+            print(f"Waiting: another process holds {lock_path}.", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             return lock  # A file system without locks; writes are atomic all the same.

@@ -21,8 +21,8 @@ import numpy as np
 from envs.files import Arrays, check_flags, check_width, read_npz
 from utils.errors import UserError
 
-_REQUIRED = ('observations', 'actions', 'rewards', 'terminals')
-_OPTIONAL = ('masks', 'timeouts', 'next_observations')
+_REQUIRED = ("observations", "actions", "rewards", "terminals")
+_OPTIONAL = ("masks", "timeouts", "next_observations")
 _TOLERANCE = 1e-3  # Rounding of a normalisation, forgiven on the bound of the actions.
 
 
@@ -42,41 +42,41 @@ def read_gym_dataset(path: Path, observation_width: int, action_width: int) -> A
         UserError: something is wrong with the file.
     """
     arrays = read_npz(path, _REQUIRED, _OPTIONAL)
-    for name in ('observations', 'next_observations'):
+    for name in ("observations", "next_observations"):
         if name in arrays:
             check_width(path, name, arrays[name], observation_width)
-    check_width(path, 'actions', arrays['actions'], action_width)
-    for name in ('terminals', 'timeouts', 'masks'):
+    check_width(path, "actions", arrays["actions"], action_width)
+    for name in ("terminals", "timeouts", "masks"):
         if name in arrays:
             check_flags(path, name, arrays[name])
-    if arrays['rewards'].ndim != 1:
+    if arrays["rewards"].ndim != 1:
         raise UserError(f"'rewards' in {path} has shape {list(arrays['rewards'].shape)}, not [N]; flatten it")
-    largest = float(np.abs(arrays['actions']).max())
+    largest = float(np.abs(arrays["actions"]).max())
     if largest > 1 + _TOLERANCE:
         raise UserError(
-            f'{path} has actions up to {largest:.4g} in size; they must be in [-1, 1]: '
-            'scale them by the bounds of the action space (the environment is scaled the same way)'
+            f"{path} has actions up to {largest:.4g} in size; they must be in [-1, 1]: "
+            "scale them by the bounds of the action space (the environment is scaled the same way)"
         )
     arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
-    arrays.setdefault('masks', 1 - arrays['terminals'])
+    arrays.setdefault("masks", 1 - arrays["terminals"])
     return _to_compact(arrays)
 
 
 def _to_compact(arrays: Arrays) -> Arrays:
     """Marks the ends of the episodes, and adds a state row after each transition whose successor is no row."""
-    observations = arrays['observations']
-    ends = arrays['terminals'] > 0
+    observations = arrays["observations"]
+    ends = arrays["terminals"] > 0
     ends[-1] = True
-    if 'next_observations' in arrays:
-        following = arrays['next_observations']
+    if "next_observations" in arrays:
+        following = arrays["next_observations"]
         ends[:-1] |= (following[:-1] != observations[1:]).any(axis=1)
-        ends |= arrays.get('timeouts', np.zeros(1)) > 0
+        ends |= arrays.get("timeouts", np.zeros(1)) > 0
         append = np.flatnonzero(ends)
         final_states = following[append]
-    elif 'timeouts' in arrays:
-        append = np.flatnonzero(arrays['terminals'])
+    elif "timeouts" in arrays:
+        append = np.flatnonzero(arrays["terminals"])
         final_states = observations[append]
-        ends |= arrays['timeouts'] > 0
+        ends |= arrays["timeouts"] > 0
     else:
         append = np.empty(0, dtype=np.int64)
         final_states = observations[append]
@@ -85,13 +85,13 @@ def _to_compact(arrays: Arrays) -> Arrays:
     terminals[append] = 0.0  # The appended row is the last one instead.
     after = append + 1
     compact = {
-        'observations': np.insert(observations, after, final_states, axis=0),
-        'actions': np.insert(arrays['actions'], after, 0.0, axis=0),
-        'rewards': np.insert(arrays['rewards'], after, 0.0),
-        'masks': np.insert(arrays['masks'], after, 1.0),
-        'terminals': np.insert(terminals, after, 1.0),
+        "observations": np.insert(observations, after, final_states, axis=0),
+        "actions": np.insert(arrays["actions"], after, 0.0, axis=0),
+        "rewards": np.insert(arrays["rewards"], after, 0.0),
+        "masks": np.insert(arrays["masks"], after, 1.0),
+        "terminals": np.insert(terminals, after, 1.0),
     }
-    state_only = compact['terminals'] > 0
-    compact['rewards'][state_only] = 0.0
-    compact['masks'][state_only] = 1.0
+    state_only = compact["terminals"] > 0
+    compact["rewards"][state_only] = 0.0
+    compact["masks"][state_only] = 1.0
     return compact

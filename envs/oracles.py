@@ -15,8 +15,8 @@ from envs.quiet import quiet_import_ogbench
 from envs.recipes import Recipe
 
 Rows = dict[str, np.ndarray]
-SPLITS = ('train', 'val')
-_DTYPES = {'terminals': np.bool_, 'button_states': np.int64}
+SPLITS = ("train", "val")
+_DTYPES = {"terminals": np.bool_, "button_states": np.int64}
 
 
 class Collector:
@@ -29,11 +29,11 @@ class Collector:
 
     def __init__(self, recipe: Recipe, max_steps: int) -> None:
         quiet_import_ogbench()
-        kwargs: dict[str, Any] = {'terminate_at_goal': False, 'max_episode_steps': max_steps}
+        kwargs: dict[str, Any] = {"terminate_at_goal": False, "max_episode_steps": max_steps}
         self._recipe = recipe
-        self._is_maze = recipe.style in ('navigate', 'stitch')
+        self._is_maze = recipe.style in ("navigate", "stitch")
         if not self._is_maze:
-            kwargs['mode'] = 'data_collection'
+            kwargs["mode"] = "data_collection"
         self._env = gymnasium.make(recipe.env_id, disable_env_checker=True, **kwargs)
         self._env.reset(seed=0)  # Builds the model, which _forget_targets needs.
         self._oracles = {} if self._is_maze else _make_oracles(self._env, recipe)
@@ -61,7 +61,7 @@ class Collector:
             else:
                 _forget_targets(self._env.unwrapped)
                 rows = _manipulation_rollout(self._env, self._recipe, self._oracles, env_seed)
-            if self._recipe.env_id != 'scene-v0' or _cube_stays_visible(rows['qpos']):
+            if self._recipe.env_id != "scene-v0" or _cube_stays_visible(rows["qpos"]):
                 return {key: np.asarray(value, _DTYPES.get(key, np.float32)) for key, value in rows.items()}
             attempt += 1
 
@@ -72,43 +72,43 @@ def _forget_targets(env: Any) -> None:
     Closed-loop oracles act once on the target of the kind of object they are about to move to, as it was left by
     whatever moved it last (see _manipulation_rollout), and a reset does not clear that.
     """
-    for name, value in {'block': 0, 'button': 0, 'drawer_pos': 0.0, 'window_pos': 0.0}.items():
-        if hasattr(env, f'_target_{name}'):
-            setattr(env, f'_target_{name}', value)
-    if hasattr(env, '_target_button_states'):
+    for name, value in {"block": 0, "button": 0, "drawer_pos": 0.0, "window_pos": 0.0}.items():
+        if hasattr(env, f"_target_{name}"):
+            setattr(env, f"_target_{name}", value)
+    if hasattr(env, "_target_button_states"):
         env._target_button_states[:] = 0
-    if hasattr(env, '_target_drawer_pos'):
-        env.model.site('drawer_handle_center_target').pos[1] = 0.0
-        env.model.site('window_handle_center_target').pos[0] = 0.0
+    if hasattr(env, "_target_drawer_pos"):
+        env.model.site("drawer_handle_center_target").pos[1] = 0.0
+        env.model.site("window_handle_center_target").pos[0] = 0.0
 
 
 def _make_oracles(env: gymnasium.Env, recipe: Recipe) -> dict[str, Any]:
     """Returns the oracle of each kind of target: 'cube', 'button', 'drawer', 'window'."""
-    if recipe.style == 'play':
+    if recipe.style == "play":
         from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
 
         kinds = {
-            'cube': cube_plan.CubePlanOracle,
-            'button': button_plan.ButtonPlanOracle,
-            'drawer': drawer_plan.DrawerPlanOracle,
-            'window': window_plan.WindowPlanOracle,
+            "cube": cube_plan.CubePlanOracle,
+            "button": button_plan.ButtonPlanOracle,
+            "drawer": drawer_plan.DrawerPlanOracle,
+            "window": window_plan.WindowPlanOracle,
         }
-        common = {'env': env, 'noise': recipe.noise, 'noise_smoothing': 0.5}
+        common = {"env": env, "noise": recipe.noise, "noise_smoothing": 0.5}
     else:
         from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
 
         kinds = {
-            'cube': cube_markov.CubeMarkovOracle,
-            'button': button_markov.ButtonMarkovOracle,
-            'drawer': drawer_markov.DrawerMarkovOracle,
-            'window': window_markov.WindowMarkovOracle,
+            "cube": cube_markov.CubeMarkovOracle,
+            "button": button_markov.ButtonMarkovOracle,
+            "drawer": drawer_markov.DrawerMarkovOracle,
+            "window": window_markov.WindowMarkovOracle,
         }
-        common = {'env': env, 'min_norm': 0.4}
+        common = {"env": env, "min_norm": 0.4}
     extra: dict[str, dict] = defaultdict(dict)
-    if recipe.env_id.startswith('puzzle'):
-        extra['button'] = {'gripper_always_closed': True}  # Else the open fingers press the neighbours.
-    if recipe.env_id == 'scene-v0' and recipe.style == 'noisy':
-        extra['cube'] = {'max_step': 100}
+    if recipe.env_id.startswith("puzzle"):
+        extra["button"] = {"gripper_always_closed": True}  # Else the open fingers press the neighbours.
+    if recipe.env_id == "scene-v0" and recipe.style == "noisy":
+        extra["cube"] = {"max_step": 100}
     return {kind: oracle(**common, **extra[kind]) for kind, oracle in kinds.items()}
 
 
@@ -119,7 +119,7 @@ def _manipulation_rollout(
     observation, info = env.reset(seed=env_seed)
     p_stack = np.random.uniform(*recipe.p_stack)
     noise = _action_noise(recipe)
-    oracle = oracles[info['privileged/target_task']]
+    oracle = oracles[info["privileged/target_task"]]
     oracle.reset(observation, info)
     rows: dict[str, list] = defaultdict(list)
     done = False
@@ -135,7 +135,7 @@ def _manipulation_rollout(
         if oracle.done:
             # As in the released data, the next action still sees this step's info, from before the new target.
             target_observation, target_info = env.unwrapped.set_new_target(p_stack=p_stack)
-            oracle = oracles[target_info['privileged/target_task']]
+            oracle = oracles[target_info["privileged/target_task"]]
             oracle.reset(target_observation, target_info)
         _append(rows, observation, action, done, info)
         observation = next_observation
@@ -147,7 +147,7 @@ def _action_noise(recipe: Recipe):
 
     Plan oracles put noise into the plan, so nothing is added to their actions.
     """
-    if recipe.style == 'play':
+    if recipe.style == "play":
         return lambda: 0.0
     level = np.random.uniform(0, recipe.noise)
     scale = level * np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # x, y, z, yaw, gripper
@@ -160,13 +160,13 @@ def _maze_rollout(env: gymnasium.Env, recipe: Recipe, env_seed: int) -> dict[str
     free = [tuple(cell) for cell in np.argwhere(maze.maze_map == 0)]
     corners = [cell for cell in free if not _in_corridor(maze.maze_map, cell)]
     start = free[np.random.randint(len(free))]
-    if recipe.style == 'navigate':
+    if recipe.style == "navigate":
         goal = corners[np.random.randint(len(corners))]
     else:
         nearby = _cells_at_distance(maze.maze_map, start, 4)
         goal = nearby[np.random.randint(len(nearby))] if nearby else start
-    task = {'init_ij': start, 'goal_ij': goal}
-    observation, _ = env.reset(seed=env_seed, options={'task_info': task})
+    task = {"init_ij": start, "goal_ij": goal}
+    observation, _ = env.reset(seed=env_seed, options={"task_info": task})
     next_cell = functools.lru_cache(maxsize=None)(lambda here, there: _next_cell(maze, here, there))
     rows: dict[str, list] = defaultdict(list)
     done = False
@@ -177,7 +177,7 @@ def _maze_rollout(env: gymnasium.Env, recipe: Recipe, env_seed: int) -> dict[str
         action = np.clip(direction + np.random.normal(0, recipe.noise, direction.shape), -1, 1)
         next_observation, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
-        if info['success'] and recipe.style == 'navigate':
+        if info["success"] and recipe.style == "navigate":
             goal = corners[np.random.randint(len(corners))]
             maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(goal)))
         _append(rows, observation, action, done, info)
@@ -210,13 +210,13 @@ def _cells_at_distance(maze_map: np.ndarray, start: tuple[int, int], distance: i
 
 def _append(rows: dict[str, list], observation: np.ndarray, action: np.ndarray, done: bool, info: dict) -> None:
     """Adds one row; the physical state is the one the action was taken in, hence `prev_*`."""
-    rows['observations'].append(observation)
-    rows['actions'].append(action)
-    rows['terminals'].append(done)
-    rows['qpos'].append(info['prev_qpos'])
-    rows['qvel'].append(info['prev_qvel'])
-    if 'prev_button_states' in info:
-        rows['button_states'].append(info['prev_button_states'])
+    rows["observations"].append(observation)
+    rows["actions"].append(action)
+    rows["terminals"].append(done)
+    rows["qpos"].append(info["prev_qpos"])
+    rows["qvel"].append(info["prev_qvel"])
+    if "prev_button_states" in info:
+        rows["button_states"].append(info["prev_button_states"])
 
 
 def _cube_stays_visible(qpos: list[np.ndarray]) -> bool:

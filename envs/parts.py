@@ -28,27 +28,27 @@ class PartsFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f'cannot make {path}: {error.strerror or error}; choose another --dataset_dir') from error
-        found = read_json(path / 'settings.json')
+            raise UserError(f"cannot make {path}: {error.strerror or error}; choose another --dataset_dir") from error
+        found = read_json(path / "settings.json")
         if found is None and not self.done():
-            write_json(path / 'settings.json', settings)
+            write_json(path / "settings.json", settings)
         elif found != settings:
             found = found or {}
             changed = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
             raise UserError(
-                f'{path} holds episodes made with other settings ({", ".join(changed)}); '
-                'delete that folder, or choose another --dataset_dir'
+                f"{path} holds episodes made with other settings ({', '.join(changed)}); "
+                "delete that folder, or choose another --dataset_dir"
             )
 
     def file(self, split: str, index: int) -> Path:
         """Returns the path of one episode's file."""
-        return self.path / f'{split}-{index:05d}.npz'
+        return self.path / f"{split}-{index:05d}.npz"
 
     def done(self) -> set[Episode]:
         """Returns the episodes that are there and whole; what a crash cut short is not counted."""
         episodes = set()
-        for path in self.path.glob('*-*.npz'):
-            split, _, index = path.stem.partition('-')
+        for path in self.path.glob("*-*.npz"):
+            split, _, index = path.stem.partition("-")
             if index.isdigit() and zipfile.is_zipfile(path):
                 episodes.add((split, int(index)))
         return episodes
@@ -68,7 +68,7 @@ class PartsFolder:
                         columns.setdefault(key, []).append(rows[key])
             except (OSError, *BROKEN_NPZ) as error:
                 path.unlink(missing_ok=True)
-                raise UserError(f'{path} is damaged; run the same command again to make it anew') from error
+                raise UserError(f"{path} is damaged; run the same command again to make it anew") from error
         return {key: np.concatenate(values) for key, values in columns.items()}
 
     def remove(self) -> None:

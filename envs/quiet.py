@@ -12,14 +12,14 @@ def quiet_import_ogbench() -> None:
     Hidden: GLFW without a display (MuJoCo's viewer is imported by the environments but not used), and gymnasium's
     note on the float64 bounds of the manipulation environments' action space, which comes back at each access.
     """
-    warnings.filterwarnings('ignore', message=r'.*DISPLAY environment variable is missing.*')
-    warnings.filterwarnings('ignore', message=r".*Box (low|high)'s precision lowered by casting.*")
+    warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing.*")
+    warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered by casting.*")
     choose_renderer()
     import ogbench  # noqa: F401
 
 
 def choose_renderer() -> None:
     """Lets MuJoCo draw off screen where there is no display. It reads the variable when it is first imported."""
-    headless = sys.platform == 'linux' and not os.environ.get('DISPLAY')
-    if headless and 'MUJOCO_GL' not in os.environ and 'mujoco' not in sys.modules and ctypes.util.find_library('EGL'):
-        os.environ['MUJOCO_GL'] = 'egl'
+    headless = sys.platform == "linux" and not os.environ.get("DISPLAY")
+    if headless and "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and ctypes.util.find_library("EGL"):
+        os.environ["MUJOCO_GL"] = "egl"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-DEFAULT_DATASET_DIR = '~/.ogbench/data'
+DEFAULT_DATASET_DIR = "~/.ogbench/data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,32 +42,32 @@ class Recipe:
 
 def _manipulation_recipes() -> list[Recipe]:
     """Two styles for each of the nine manipulation environments."""
-    cube_stacking = {'single': (0.0, 0.0), 'double': (0.0, 0.25), 'triple': (0.05, 0.35), 'quadruple': (0.1, 0.5)}
-    larger = {'cube-triple': 3000, 'cube-quadruple': 5000, 'puzzle-4x5': 3000, 'puzzle-4x6': 5000}
-    domains = [f'cube-{size}' for size in cube_stacking]
-    domains += ['scene', 'puzzle-3x3', 'puzzle-4x4', 'puzzle-4x5', 'puzzle-4x6']
+    cube_stacking = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
+    larger = {"cube-triple": 3000, "cube-quadruple": 5000, "puzzle-4x5": 3000, "puzzle-4x6": 5000}
+    domains = [f"cube-{size}" for size in cube_stacking]
+    domains += ["scene", "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]
     recipes = []
     for domain in domains:
         common = {
-            'env_id': f'{domain}-v0',
-            'episodes': larger.get(domain, 1000),
-            'p_stack': cube_stacking.get(domain.removeprefix('cube-'), (0.5, 0.5)),
+            "env_id": f"{domain}-v0",
+            "episodes": larger.get(domain, 1000),
+            "p_stack": cube_stacking.get(domain.removeprefix("cube-"), (0.5, 0.5)),
         }
-        p_random = 0.2 if domain.startswith('puzzle') else 0.1
-        recipes.append(Recipe(f'{domain}-play-v0', style='play', **common))
-        recipes.append(Recipe(f'{domain}-noisy-v0', style='noisy', p_random=p_random, **common))
+        p_random = 0.2 if domain.startswith("puzzle") else 0.1
+        recipes.append(Recipe(f"{domain}-play-v0", style="play", **common))
+        recipes.append(Recipe(f"{domain}-noisy-v0", style="noisy", p_random=p_random, **common))
     return recipes
 
 
 def _pointmaze_recipes() -> list[Recipe]:
     """Two styles for each of the four mazes; 'navigate' in the giant maze has half the episodes, twice as long."""
     recipes = []
-    for size in ('medium', 'large', 'giant', 'teleport'):
-        env_id = f'pointmaze-{size}-v0'
-        episodes, max_steps = (500, 2001) if size == 'giant' else (1000, 1001)
-        navigate = f'pointmaze-{size}-navigate-v0'
-        recipes.append(Recipe(navigate, env_id, 'navigate', episodes, max_steps, noise=0.5))
-        recipes.append(Recipe(f'pointmaze-{size}-stitch-v0', env_id, 'stitch', 5000, 201, noise=0.5))
+    for size in ("medium", "large", "giant", "teleport"):
+        env_id = f"pointmaze-{size}-v0"
+        episodes, max_steps = (500, 2001) if size == "giant" else (1000, 1001)
+        navigate = f"pointmaze-{size}-navigate-v0"
+        recipes.append(Recipe(navigate, env_id, "navigate", episodes, max_steps, noise=0.5))
+        recipes.append(Recipe(f"pointmaze-{size}-stitch-v0", env_id, "stitch", 5000, 201, noise=0.5))
     return recipes
 
 
@@ -76,7 +76,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _manipulation_re
 
 def dataset_name_of(name: str) -> str:
     """'scene-play-singletask-task2-v0' -> 'scene-play-v0'; a dataset name stays as it is."""
-    return re.sub(r'-singletask(-task\d+)?-', '-', name)
+    return re.sub(r"-singletask(-task\d+)?-", "-", name)
 
 
 def find_recipe(name: str) -> Recipe:
@@ -88,10 +88,10 @@ def find_recipe(name: str) -> Recipe:
     name = dataset_name_of(name)
     if name in RECIPES:
         return RECIPES[name]
-    if re.match(r'(antmaze|humanoidmaze|antsoccer)-', name):
+    if re.match(r"(antmaze|humanoidmaze|antsoccer)-", name):
         raise UserError(
             f"'{name}' cannot be collected: its expert policy does not ship with ogbench; "
-            f'get {name}.npz and {name}-val.npz from OGBench and put them into the dataset directory'
+            f"get {name}.npz and {name}-val.npz from OGBench and put them into the dataset directory"
         )
     near = difflib.get_close_matches(name, RECIPES, n=3) or sorted(RECIPES)[:3]
     raise UserError(f"no dataset called '{name}' can be collected; did you mean {' or '.join(near)}?")
@@ -110,18 +110,18 @@ def file_stem(recipe: Recipe, episodes: int, seed: int = 0, max_steps: int | Non
     """
     stem = recipe.name
     if episodes != recipe.episodes:
-        stem += f'-{episodes}ep'
+        stem += f"-{episodes}ep"
     if seed != 0:
-        stem += f'-sd{seed}'
+        stem += f"-sd{seed}"
     if max_steps is not None and max_steps != recipe.max_steps:
-        stem += f'-{max_steps}steps'
+        stem += f"-{max_steps}steps"
     return stem
 
 
 def dataset_files(directory: str | Path, stem: str) -> tuple[Path, Path]:
     """Returns the paths of the training and the validation file."""
     directory = Path(directory).expanduser()
-    return directory / f'{stem}.npz', directory / f'{stem}-val.npz'
+    return directory / f"{stem}.npz", directory / f"{stem}-val.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +143,11 @@ def find_collected(directory: str | Path, name: str) -> list[CollectedFile]:
     directory = Path(directory).expanduser()
     if recipe is None or not directory.is_dir():
         return []
-    pattern = re.compile(re.escape(name) + r'(?:-(\d+)ep)?(?:-sd(\d+))?(?:-(\d+)steps)?\.npz')
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+)ep)?(?:-sd(\d+))?(?:-(\d+)steps)?\.npz")
     found = []
     for path in directory.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and path.name != f'{name}.npz':
+        if match and path.name != f"{name}.npz":
             defaults = (recipe.episodes, 0, recipe.max_steps)
             fields = [int(text) if text else default for text, default in zip(match.groups(), defaults, strict=True)]
             found.append(CollectedFile(path, *fields))

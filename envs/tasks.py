@@ -12,31 +12,31 @@ if TYPE_CHECKING:
 
 # OGBench's single-task domains with states and continuous actions, and the dataset types of each.
 _DATASET_TYPES: dict[str, tuple[str, ...]] = {
-    **{f'pointmaze-{size}': ('navigate', 'stitch') for size in ('medium', 'large', 'giant', 'teleport')},
-    **{f'antmaze-{size}': ('navigate', 'stitch', 'explore') for size in ('medium', 'large', 'teleport')},
-    'antmaze-giant': ('navigate', 'stitch'),
-    **{f'humanoidmaze-{size}': ('navigate', 'stitch') for size in ('medium', 'large', 'giant')},
-    **{f'antsoccer-{size}': ('navigate', 'stitch') for size in ('arena', 'medium')},
-    **{f'cube-{size}': ('play', 'noisy') for size in ('single', 'double', 'triple', 'quadruple')},
-    'cube-octuple': ('play',),
-    'scene': ('play', 'noisy'),
-    **{f'puzzle-{size}': ('play', 'noisy') for size in ('3x3', '4x4', '4x5', '4x6')},
+    **{f"pointmaze-{size}": ("navigate", "stitch") for size in ("medium", "large", "giant", "teleport")},
+    **{f"antmaze-{size}": ("navigate", "stitch", "explore") for size in ("medium", "large", "teleport")},
+    "antmaze-giant": ("navigate", "stitch"),
+    **{f"humanoidmaze-{size}": ("navigate", "stitch") for size in ("medium", "large", "giant")},
+    **{f"antsoccer-{size}": ("navigate", "stitch") for size in ("arena", "medium")},
+    **{f"cube-{size}": ("play", "noisy") for size in ("single", "double", "triple", "quadruple")},
+    "cube-octuple": ("play",),
+    "scene": ("play", "noisy"),
+    **{f"puzzle-{size}": ("play", "noisy") for size in ("3x3", "4x4", "4x5", "4x6")},
 }
-_TASK_SUFFIXES = ('', *(f'-task{number}' for number in range(1, 6)))
-_TASK_NAME = re.compile(r'(?P<domain>.+)-(?P<type>[a-z]+)-singletask(?P<task>(?:-task[1-5])?)-v0')
+_TASK_SUFFIXES = ("", *(f"-task{number}" for number in range(1, 6)))
+_TASK_NAME = re.compile(r"(?P<domain>.+)-(?P<type>[a-z]+)-singletask(?P<task>(?:-task[1-5])?)-v0")
 
 # The 40 tasks of the paper's Table 1: eight domains, five tasks each.
 TABLE1_TASKS: tuple[str, ...] = tuple(
-    f'{dataset}-singletask-task{number}-v0'
+    f"{dataset}-singletask-task{number}-v0"
     for dataset in (
-        'antmaze-large-navigate',
-        'antmaze-giant-navigate',
-        'humanoidmaze-medium-navigate',
-        'humanoidmaze-large-navigate',
-        'cube-double-play',
-        'cube-triple-play',
-        'scene-play',
-        'puzzle-3x3-play',
+        "antmaze-large-navigate",
+        "antmaze-giant-navigate",
+        "humanoidmaze-medium-navigate",
+        "humanoidmaze-large-navigate",
+        "cube-double-play",
+        "cube-triple-play",
+        "scene-play",
+        "puzzle-3x3-play",
     )
     for number in range(1, 6)
 )
@@ -64,7 +64,7 @@ class Task:
 def task_names() -> list[str]:
     """Returns every OGBench name that `parse_task` takes."""
     return [
-        f'{domain}-{dataset_type}-singletask{suffix}-v0'
+        f"{domain}-{dataset_type}-singletask{suffix}-v0"
         for domain, types in _DATASET_TYPES.items()
         for dataset_type in types
         for suffix in _TASK_SUFFIXES
@@ -81,42 +81,42 @@ def parse_task(env_name: str) -> Task:
     Raises:
         UserError: unknown, goal-conditioned or image-based name; the message offers names to use.
     """
-    if env_name.startswith('gym:'):
-        if env_name == 'gym:':
+    if env_name.startswith("gym:"):
+        if env_name == "gym:":
             raise UserError("'gym:' needs the id of an environment, for example gym:Pendulum-v1")
-        return Task(env_name, 'gym', 'gym', env_name.removeprefix('gym:'), None)
+        return Task(env_name, "gym", "gym", env_name.removeprefix("gym:"), None)
     match = _TASK_NAME.fullmatch(env_name)
-    if match and match['type'] in _DATASET_TYPES.get(match['domain'], ()):
-        domain = match['domain']
-        kind = {'cube': 'manipulation', 'scene': 'manipulation', 'puzzle': 'manipulation', 'pointmaze': 'pointmaze'}
+    if match and match["type"] in _DATASET_TYPES.get(match["domain"], ()):
+        domain = match["domain"]
+        kind = {"cube": "manipulation", "scene": "manipulation", "puzzle": "manipulation", "pointmaze": "pointmaze"}
         return Task(
             name=env_name,
             domain=domain,
-            kind=kind.get(domain.split('-')[0], 'locomotion'),
-            env_id=f'{domain}-singletask{match["task"]}-v0',
-            dataset=f'{domain}-{match["type"]}-v0',
+            kind=kind.get(domain.split("-")[0], "locomotion"),
+            env_id=f"{domain}-singletask{match['task']}-v0",
+            dataset=f"{domain}-{match['type']}-v0",
         )
     raise UserError(_refusal(env_name))
 
 
 def _refusal(env_name: str) -> str:
     """Says what is wrong with a name and which names to use."""
-    if env_name.startswith('visual-'):
+    if env_name.startswith("visual-"):
         return f"'{env_name}' has image observations, which are not supported; try {env_name.removeprefix('visual-')}"
-    if env_name.startswith('powderworld'):
+    if env_name.startswith("powderworld"):
         return f"'{env_name}' has discrete actions, which are not supported; try scene-play-singletask-v0"
-    single = re.sub(r'(-oraclerep)?-v0$', '-singletask-v0', env_name)
-    if 'singletask' not in env_name and single in task_names():
-        numbered = single.replace('singletask', 'singletask-task1')
+    single = re.sub(r"(-oraclerep)?-v0$", "-singletask-v0", env_name)
+    if "singletask" not in env_name and single in task_names():
+        numbered = single.replace("singletask", "singletask-task1")
         return f"'{env_name}' is goal-conditioned; use {single} or {numbered} to -task5-v0"
     near = difflib.get_close_matches(env_name, task_names(), n=3, cutoff=0.5)
-    hint = f'did you mean {" or ".join(near)}?' if near else 'use a name such as scene-play-singletask-task1-v0'
+    hint = f"did you mean {' or '.join(near)}?" if near else "use a name such as scene-play-singletask-task1-v0"
     return f"there is no environment '{env_name}'; {hint} (or gym:<id> for another gymnasium environment)"
 
 
 def make_env(
     env_name: str, *, render_mode: str | None = None, width: int | None = None, height: int | None = None
-) -> 'gymnasium.Env':
+) -> "gymnasium.Env":
     """Makes the environment of a task. `functools.partial(make_env, name)` can be sent to a spawned process.
 
     OGBench's episodes are functions of `reset(seed=...)` and the actions. Actions are in [-1, 1] in every dimension:
@@ -132,9 +132,9 @@ def make_env(
         UserError: unknown name, or observations or actions that are no flat vectors.
     """
     task = parse_task(env_name)
-    kwargs = {'render_mode': render_mode, 'width': width, 'height': height}
+    kwargs = {"render_mode": render_mode, "width": width, "height": height}
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    if task.kind == 'gym':
+    if task.kind == "gym":
         return _make_gym_env(task, kwargs)
     from envs.quiet import quiet_import_ogbench
 
@@ -143,12 +143,12 @@ def make_env(
 
     from envs.wrappers import SeededReset
 
-    if task.kind == 'manipulation':
-        kwargs.pop('render_mode', None)  # These always give an array, and gymnasium warns of any mode.
+    if task.kind == "manipulation":
+        kwargs.pop("render_mode", None)  # These always give an array, and gymnasium warns of any mode.
     return SeededReset(gymnasium.make(task.env_id, disable_env_checker=True, **kwargs))
 
 
-def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> 'gymnasium.Env':
+def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
     """Makes an environment that is not OGBench's, with actions in [-1, 1]."""
     from envs.quiet import choose_renderer
 
@@ -159,9 +159,9 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> 'gymnasium.Env':
     try:
         env = gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        reason = ' '.join(str(error).split())
+        reason = " ".join(str(error).split())
         raise UserError(f"cannot make the gymnasium environment '{task.env_id}': {reason}") from error
-    for label, space in (('observations', env.observation_space), ('actions', env.action_space)):
+    for label, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise UserError(f"'{task.name}' has {label} in {space}; it must be a Box with one axis")
     low, high = env.action_space.low, env.action_space.high

@@ -17,9 +17,9 @@ class SeededReset(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         base = env.unwrapped
-        if isinstance(getattr(type(base), 'action_space', None), property):
+        if isinstance(getattr(type(base), "action_space", None), property):
             space = base.action_space
-            base.__class__ = type(type(base).__name__, (type(base),), {'action_space': space})
+            base.__class__ = type(type(base).__name__, (type(base),), {"action_space": space})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets, and seeds all three generators if a seed (non-negative) is given."""

@@ -86,7 +86,7 @@ def assemble(rows: Arrays, discount: float | jax.Array, window_rule: str) -> Arr
 
 
 def sample_starts(key: jax.Array, step: jax.Array, batch_size: int, count: int | jax.Array) -> jax.Array:
-    """Positions in `starts` (of which there are `count`) of one update's batch: a function of (key, step); int32 [m]."""
+    """Positions in `starts`, which has `count`, of one update's batch: a function of (key, step); int32 [m]."""
     return jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, count)
 
 

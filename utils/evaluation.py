@@ -280,18 +280,14 @@ def _serve(fd: int) -> None:
     try:
         make_env = connection.recv()
         while True:
-            try:
-                requests = connection.recv()
-            except EOFError:  # The parent has closed its end, or died.
-                break
             replies = []
-            for slot, request in requests.items():
+            for slot, request in connection.recv().items():
                 if slot not in slots:
                     slots[slot] = _Slot(make_env())
                 act = slots[slot].reset if isinstance(request, int) else slots[slot].step
                 replies.append((slot, *act(request)))
             connection.send(replies)
-    except Exception as error:
+    except Exception as error:  # EOFError: the parent has died; nobody reads the message.
         with suppress(OSError):
             connection.send(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     os._exit(0)  # Without the interpreter's teardown: OpenGL contexts fail noisily in it.

@@ -208,7 +208,9 @@ class RunFiles:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"another process is working on {directory}; wait for it, or use another --run_group") from error
+            raise UserError(
+                f"another process is working on {directory}; wait for it, or use another --run_group"
+            ) from error
         self._refuse_other(settings)
 
     def settle(self, settings: dict[str, Any]) -> None:

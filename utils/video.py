@@ -93,8 +93,9 @@ def record(
     """
     backend = rendering_backend()
     if backend is None:
-        tried = os.environ.get("MUJOCO_GL", "egl or osmesa")
-        raise VideoUnavailable(f"MuJoCo cannot render with MUJOCO_GL={tried}; install libegl1 or libosmesa6")
+        own = os.environ.get("MUJOCO_GL")
+        advice = f"with MUJOCO_GL={own}; unset it" if own else "here; install libegl1 or libosmesa6"
+        raise VideoUnavailable(f"MuJoCo cannot render {advice}")
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
@@ -131,7 +132,7 @@ def _pictures(episodes: list[np.ndarray], success: np.ndarray, hold: int) -> Ite
     """
     _, height, width, _ = episodes[0].shape
     height, width = height + 2 * BORDER + height % 2, width + 2 * BORDER + width % 2
-    columns = math.ceil(math.sqrt(len(episodes)))
+    columns = len(episodes) if len(episodes) <= 3 else math.ceil(math.sqrt(len(episodes)))
     picture = np.zeros((math.ceil(len(episodes) / columns) * height, columns * width, 3), np.uint8)
     for time in range(max(map(len, episodes)) + hold):
         for i, frames in enumerate(episodes):

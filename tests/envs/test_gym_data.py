@@ -7,7 +7,7 @@ from envs.datasets import load_dataset
 from envs.tasks import parse_task
 from utils.errors import UserError
 
-TASK = parse_task('gym:Pendulum-v1')
+TASK = parse_task("gym:Pendulum-v1")
 
 
 def states(*numbers):
@@ -15,12 +15,12 @@ def states(*numbers):
 
 
 def rows(count):
-    return {'actions': np.linspace(-1, 1, count)[:, None], 'rewards': np.arange(1.0, count + 1)}
+    return {"actions": np.linspace(-1, 1, count)[:, None], "rewards": np.arange(1.0, count + 1)}
 
 
 def load(tmp_path, **arrays):
-    np.savez(tmp_path / 'data.npz', **arrays)
-    return load_dataset(TASK, dataset_path=tmp_path / 'data.npz')[0]
+    np.savez(tmp_path / "data.npz", **arrays)
+    return load_dataset(TASK, dataset_path=tmp_path / "data.npz")[0]
 
 
 def check(dataset, **expected):
@@ -69,9 +69,9 @@ def test_with_timeouts_only(tmp_path):
 
 
 def test_ogbenchs_convention(tmp_path):
-    arrays = {'observations': states(10, 11, 12, 20, 21), 'terminals': np.array([0, 0, 1, 0, 1])}
+    arrays = {"observations": states(10, 11, 12, 20, 21), "terminals": np.array([0, 0, 1, 0, 1])}
     dataset = load(tmp_path, **arrays, **rows(5))
-    expected = {'observations': [10, 11, 12, 20, 21], 'rewards': [1, 2, 0, 4, 0], 'terminals': [0, 0, 1, 0, 1]}
+    expected = {"observations": [10, 11, 12, 20, 21], "rewards": [1, 2, 0, 4, 0], "terminals": [0, 0, 1, 0, 1]}
     check(dataset, **expected, masks=[1, 1, 1, 1, 1])
     dataset = load(tmp_path, **arrays, masks=np.array([1, 0, 0, 1, 1]), **rows(5))
     check(dataset, **expected, masks=[1, 0, 1, 1, 1])
@@ -90,34 +90,34 @@ def test_masks_win_over_terminals(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('change', 'hint'),
+    ("change", "hint"),
     [
-        ({'actions': np.full((2, 1), 2.0)}, r'actions up to 2 .*\[-1, 1\]: scale'),
-        ({'actions': np.zeros((2, 2))}, r"'actions' .*\[2, 2\]"),
-        ({'observations': np.zeros((2, 4))}, r"'observations' .*\[N, 3\]"),
-        ({'next_observations': np.zeros((2, 4))}, "'next_observations'"),
-        ({'next_observations': np.full((2, 3), np.nan)}, "'next_observations' .*NaN"),
-        ({'rewards': np.array([0, np.nan])}, "'rewards' .*NaN"),
-        ({'rewards': np.zeros((2, 1))}, "'rewards' .*flatten"),
-        ({'timeouts': np.zeros(3)}, 'differ in length'),
-        ({'masks': np.array([0.5, 1])}, "'masks' .*0 or 1"),
-        ({'terminals': None}, "lacks the array 'terminals'"),
+        ({"actions": np.full((2, 1), 2.0)}, r"actions up to 2 .*\[-1, 1\]: scale"),
+        ({"actions": np.zeros((2, 2))}, r"'actions' .*\[2, 2\]"),
+        ({"observations": np.zeros((2, 4))}, r"'observations' .*\[N, 3\]"),
+        ({"next_observations": np.zeros((2, 4))}, "'next_observations'"),
+        ({"next_observations": np.full((2, 3), np.nan)}, "'next_observations' .*NaN"),
+        ({"rewards": np.array([0, np.nan])}, "'rewards' .*NaN"),
+        ({"rewards": np.zeros((2, 1))}, "'rewards' .*flatten"),
+        ({"timeouts": np.zeros(3)}, "differ in length"),
+        ({"masks": np.array([0.5, 1])}, "'masks' .*0 or 1"),
+        ({"terminals": None}, "lacks the array 'terminals'"),
     ],
 )
 def test_wrong_files(change, hint, tmp_path):
-    arrays = {'observations': states(10, 11), 'terminals': np.array([0, 1]), **rows(2)} | change
+    arrays = {"observations": states(10, 11), "terminals": np.array([0, 1]), **rows(2)} | change
     arrays = {name: array for name, array in arrays.items() if array is not None}
     with pytest.raises(UserError, match=hint) as caught:
         load(tmp_path, **arrays)
-    assert str(tmp_path / 'data.npz') in str(caught.value)
+    assert str(tmp_path / "data.npz") in str(caught.value)
 
 
 def test_a_dataset_must_be_given():
-    with pytest.raises(UserError, match='--dataset'):
+    with pytest.raises(UserError, match="--dataset"):
         load_dataset(TASK)
 
 
 def test_slightly_rounded_actions_are_clipped(tmp_path):
-    arrays = {'observations': states(10, 11), 'terminals': np.array([0, 1]), **rows(2)}
-    arrays['actions'] = np.array([[1.0001], [0.0]])
-    assert load(tmp_path, **arrays)['actions'][0, 0] == np.float32(1 - 1e-5)
+    arrays = {"observations": states(10, 11), "terminals": np.array([0, 1]), **rows(2)}
+    arrays["actions"] = np.array([[1.0001], [0.0]])
+    assert load(tmp_path, **arrays)["actions"][0, 0] == np.float32(1 - 1e-5)

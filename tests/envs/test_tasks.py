@@ -14,44 +14,44 @@ from utils.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ('name', 'domain', 'kind', 'env_id', 'dataset'),
+    ("name", "domain", "kind", "env_id", "dataset"),
     [
         (
-            'cube-double-play-singletask-task2-v0',
-            'cube-double',
-            'manipulation',
-            'cube-double-singletask-task2-v0',
-            'cube-double-play-v0',
+            "cube-double-play-singletask-task2-v0",
+            "cube-double",
+            "manipulation",
+            "cube-double-singletask-task2-v0",
+            "cube-double-play-v0",
         ),
         (
-            'antmaze-large-navigate-singletask-v0',
-            'antmaze-large',
-            'locomotion',
-            'antmaze-large-singletask-v0',
-            'antmaze-large-navigate-v0',
+            "antmaze-large-navigate-singletask-v0",
+            "antmaze-large",
+            "locomotion",
+            "antmaze-large-singletask-v0",
+            "antmaze-large-navigate-v0",
         ),
         (
-            'scene-noisy-singletask-task5-v0',
-            'scene',
-            'manipulation',
-            'scene-singletask-task5-v0',
-            'scene-noisy-v0',
+            "scene-noisy-singletask-task5-v0",
+            "scene",
+            "manipulation",
+            "scene-singletask-task5-v0",
+            "scene-noisy-v0",
         ),
         (
-            'pointmaze-medium-stitch-singletask-v0',
-            'pointmaze-medium',
-            'pointmaze',
-            'pointmaze-medium-singletask-v0',
-            'pointmaze-medium-stitch-v0',
+            "pointmaze-medium-stitch-singletask-v0",
+            "pointmaze-medium",
+            "pointmaze",
+            "pointmaze-medium-singletask-v0",
+            "pointmaze-medium-stitch-v0",
         ),
         (
-            'antsoccer-arena-navigate-singletask-v0',
-            'antsoccer-arena',
-            'locomotion',
-            'antsoccer-arena-singletask-v0',
-            'antsoccer-arena-navigate-v0',
+            "antsoccer-arena-navigate-singletask-v0",
+            "antsoccer-arena",
+            "locomotion",
+            "antsoccer-arena-singletask-v0",
+            "antsoccer-arena-navigate-v0",
         ),
-        ('gym:Pendulum-v1', 'gym', 'gym', 'Pendulum-v1', None),
+        ("gym:Pendulum-v1", "gym", "gym", "Pendulum-v1", None),
     ],
 )
 def test_parse_task(name, domain, kind, env_id, dataset):
@@ -62,7 +62,7 @@ def test_parse_task(name, domain, kind, env_id, dataset):
 def test_table1_is_forty_tasks_of_eight_domains():
     assert len(set(TABLE1_TASKS)) == 40
     assert len({parse_task(name).domain for name in TABLE1_TASKS}) == 8
-    assert 'puzzle-3x3-play-singletask-task5-v0' in TABLE1_TASKS
+    assert "puzzle-3x3-play-singletask-task5-v0" in TABLE1_TASKS
 
 
 def test_names_are_ogbenchs():
@@ -70,49 +70,49 @@ def test_names_are_ogbenchs():
     import ogbench  # noqa: F401
 
     ids = {parse_task(name).env_id for name in tasks.task_names()}
-    registered = {id for id in gymnasium.registry if 'singletask' in id and not id.startswith('visual-')}
+    registered = {id for id in gymnasium.registry if "singletask" in id and not id.startswith("visual-")}
     assert ids <= registered
     # OGBench released no data for the humanoid in the teleport maze.
-    assert {id for id in registered - ids if not id.startswith('humanoidmaze-teleport')} == set()
+    assert {id for id in registered - ids if not id.startswith("humanoidmaze-teleport")} == set()
 
 
 @pytest.mark.parametrize(
-    ('name', 'hint'),
+    ("name", "hint"),
     [
-        ('cube-double-play-v0', 'use cube-double-play-singletask-v0 or cube-double-play-singletask-task1-v0'),
-        ('cube-dubble-play-singletask-task2-v0', 'cube-double-play-singletask-task2-v0'),
-        ('cube-double-singletask-v0', 'cube-double-play-singletask-v0'),
-        ('scene-play-singletask-task6-v0', 'scene-play-singletask-task'),
-        ('scene-navigate-singletask-v0', 'scene-'),
-        ('visual-scene-play-singletask-v0', 'image observations'),
-        ('powderworld-easy-play-v0', 'discrete actions'),
-        ('qwertz', 'scene-play-singletask-task1-v0'),
-        ('gym:', 'Pendulum'),
+        ("cube-double-play-v0", "use cube-double-play-singletask-v0 or cube-double-play-singletask-task1-v0"),
+        ("cube-dubble-play-singletask-task2-v0", "cube-double-play-singletask-task2-v0"),
+        ("cube-double-singletask-v0", "cube-double-play-singletask-v0"),
+        ("scene-play-singletask-task6-v0", "scene-play-singletask-task"),
+        ("scene-navigate-singletask-v0", "scene-"),
+        ("visual-scene-play-singletask-v0", "image observations"),
+        ("powderworld-easy-play-v0", "discrete actions"),
+        ("qwertz", "scene-play-singletask-task1-v0"),
+        ("gym:", "Pendulum"),
     ],
 )
 def test_wrong_names(name, hint):
     with pytest.raises(UserError) as caught:
         parse_task(name)
     assert hint in str(caught.value)
-    assert '\n' not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ('name', 'hint'),
+    ("name", "hint"),
     [
-        ('gym:NoSuchThing-v0', 'NoSuchThing'),
-        ('gym:no_such_module:Env-v0', 'no_such_module'),
-        ('gym:CartPole-v1', 'Discrete'),
+        ("gym:NoSuchThing-v0", "NoSuchThing"),
+        ("gym:no_such_module:Env-v0", "no_such_module"),
+        ("gym:CartPole-v1", "Discrete"),
     ],
 )
 def test_wrong_gymnasium_environments(name, hint):
     with pytest.raises(UserError, match=hint) as caught:
         make_env(name)
-    assert '\n' not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_gymnasium_actions_are_rescaled():
-    env = make_env('gym:Pendulum-v1')  # Torque in [-2, 2].
+    env = make_env("gym:Pendulum-v1")  # Torque in [-2, 2].
     assert (env.action_space.low, env.action_space.high) == (-1, 1)
     env.reset(seed=0)
     env.step(np.ones(1, np.float32))
@@ -120,7 +120,8 @@ def test_gymnasium_actions_are_rescaled():
 
 
 @pytest.mark.parametrize(
-    'name', ['scene-play-singletask-task1-v0', 'cube-double-play-singletask-v0', 'pointmaze-teleport-navigate-singletask-v0']
+    "name",
+    ["scene-play-singletask-task1-v0", "cube-double-play-singletask-v0", "pointmaze-teleport-navigate-singletask-v0"],
 )
 def test_episode_is_a_function_of_seed_and_actions(name):
     def rollout(env):
@@ -136,29 +137,31 @@ def test_episode_is_a_function_of_seed_and_actions(name):
         second.step(np.ones(second.action_space.shape))
     expected = rollout(first)
     np.testing.assert_array_equal(rollout(second), expected)
+    goals = [env.reset(seed=5)[1]["goal"] for env in (first, second)]  # Shown after a few random steps.
+    np.testing.assert_array_equal(*goals)
     assert not np.array_equal(first.reset(seed=4)[0], expected[0])
 
 
 def test_no_warnings_and_no_heavy_imports():
     code = (
-        'import sys, envs, envs.tasks, envs.recipes, envs.collect\n'
+        "import sys, envs, envs.tasks, envs.recipes, envs.collect\n"
         "heavy = {'jax', 'mujoco', 'ogbench', 'gymnasium'} & set(sys.modules)\n"
-        'assert not heavy, heavy\n'
-        'import envs.datasets, envs.oracles\n'
+        "assert not heavy, heavy\n"
+        "import envs.datasets, envs.oracles\n"
         "env = envs.tasks.make_env('scene-play-singletask-v0')\n"
-        'env.reset(seed=0); env.step(env.action_space.sample()); env.action_space\n'
+        "env.reset(seed=0); env.step(env.action_space.sample()); env.action_space\n"
         "assert 'jax' not in sys.modules\n"
     )
-    result = subprocess.run([sys.executable, '-W', 'always', '-c', code], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ''
+    assert result.stderr == ""
 
 
 def test_renders():
-    env = make_env('scene-play-singletask-v0', render_mode='rgb_array', width=48, height=32)
+    env = make_env("scene-play-singletask-v0", render_mode="rgb_array", width=48, height=32)
     env.reset(seed=0)
     try:
         frame = env.render()
     except Exception as error:  # A machine without OpenGL; mujoco has no common class for that.
-        pytest.skip(f'no off-screen rendering here: {error}')
+        pytest.skip(f"no off-screen rendering here: {error}")
     assert frame.shape == (32, 48, 3)

@@ -1,0 +1,24 @@
+# Each target sets up .venv when there is none (or when the pinned versions changed) and is quick when there is one.
+PYTHON ?= python3
+BIN = .venv/bin
+RUN ?= quickstart
+
+.PHONY: quickstart test lint setup
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# OTQL and the plain BC flow on OGBench's scene task 1: collects data, trains, evaluates, draws, films, compares.
+quickstart: .venv/ready
+	$(BIN)/python -m experiments.quickstart
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q -x --durations=10
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,65 @@
+"""OTQL and the BC flow on one OGBench task at laptop scale, from nothing: make quickstart
+
+Collects play data with OGBench's oracles (no download), trains both agents with main.py, and prints the success
+rates side by side. Start it again after an interruption and it goes on where it was.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from envs.recipes import DEFAULT_DATASET_DIR
+from utils import cli
+from utils.errors import UserError
+from utils.logging import read_csv
+from utils.plotting import learning_curve, wilson_interval
+from utils.runs import ROOT
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "OGBench task.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of both agents.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("num_seeds", 1, "Seeds of both agents.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("offline_steps", 30_000, "Updates of each agent.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("dataset_episodes", 200, "Episodes of play to collect.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Where datasets are.", flag_values=FLAGS)
+flags.DEFINE_string("save_dir", "exp", "Where runs are kept.", flag_values=FLAGS)
+
+AGENTS = {"bc": 0, "otql": 1}  # agent → episodes to film
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs both agents in turn and prints the comparison."""
+    cli.parse(argv, FLAGS)
+    group = Path(FLAGS.save_dir) / "quickstart" / FLAGS.env_name
+    for agent, videos in AGENTS.items():
+        command = [
+            *(sys.executable, str(ROOT / "main.py"), f"--agent=agents/{agent}.py", f"--env_name={FLAGS.env_name}"),
+            *("--preset=cpu", "--run_group=quickstart", f"--save_dir={FLAGS.save_dir}", f"--seed={FLAGS.seed}"),
+            *(f"--num_seeds={FLAGS.num_seeds}", f"--offline_steps={FLAGS.offline_steps}", "--log_interval=1000"),
+            *(f"--eval_interval={max(1, FLAGS.offline_steps // 3)}", "--save_interval=5000", "--eval_episodes=50"),
+            *("--dataset_source=collect", f"--dataset_episodes={FLAGS.dataset_episodes}"),
+            *(f"--dataset_dir={FLAGS.dataset_dir}", f"--video_episodes={videos}"),
+        ]
+        print(" ".join(command), flush=True)
+        if code := subprocess.run(command, check=False).returncode:
+            raise UserError(f"main.py ended with exit code {code}; start the same command again to go on")
+    print(f"\n{FLAGS.env_name}, {FLAGS.offline_steps} updates, success rate of the final policy over 50 episodes")
+    directories = {}
+    for agent in AGENTS:
+        for seed in range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds):
+            directories[f"{agent} seed {seed}"] = directory = group / agent / f"sd{seed}"
+            final = read_csv(directory / "eval.csv")
+            rate, episodes = final["success_rate"][-1], final["episodes"][-1]
+            low, high = wilson_interval(rate, episodes)
+            print(f"  {agent:5s} seed {seed}: {rate:.2f}  (95 % interval {low:.2f} to {high:.2f})")
+    learning_curve(list(directories.values()), group / "learning_curve.png", list(directories), FLAGS.env_name)
+    print(f"curves: {group / 'learning_curve.png'}")
+    for video in sorted(group.glob("otql/*/videos/*.mp4")):
+        print(f"video: {video}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

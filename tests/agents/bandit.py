@@ -1,0 +1,66 @@
+"""A contextual bandit with four actions of known value: a problem that an agent learns in seconds.
+
+Contexts are s ~ U[−1, 1]². The data take one of four actions, at angles that turn with s_0, at the shares SHARES; mode k
+is worth VALUES[k], so the best mode is the rarest. One step, no bootstrap.
+"""
+
+import jax
+import numpy as np
+
+from utils import datasets, training
+
+VALUES = np.array([0.0, 0.3, 0.6, 1.0], np.float32)
+SHARES = np.array([0.35, 0.3, 0.2, 0.15])
+RADIUS, SPREAD, TURN = 0.6, 0.05, 0.5
+SMALL = {
+    "actor_hidden_dims": (64, 64, 64),
+    "value_hidden_dims": (64, 64),
+    "num_qs": 2,
+    "batch_size": 64,
+    "lr": 2e-3,
+    "flow_steps": 2,
+}
+
+
+def modes(contexts: np.ndarray) -> np.ndarray:
+    """Centres of the four modes, [n, 4, 2]."""
+    angles = np.pi / 2 * np.arange(4) + np.pi / 4 + TURN * contexts[:, :1]
+    return RADIUS * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def make_data(size: int = 20_000, seed: int = 0) -> dict[str, np.ndarray]:
+    """The prepared dataset: two rows a sample, the state acted from and the state after it."""
+    rng = np.random.default_rng(seed)
+    contexts = rng.uniform(-1, 1, (size, 2)).astype(np.float32)
+    mode = rng.choice(4, size, p=SHARES)
+    actions = modes(contexts)[np.arange(size), mode] + SPREAD * rng.normal(size=(size, 2))
+    rows = {"observations": contexts, "actions": actions.astype(np.float32), "rewards": VALUES[mode]}
+    rows = {k: np.repeat(v, 2, axis=0) for k, v in rows.items()}
+    ends = np.tile(np.float32([0, 1]), size)
+    return datasets.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, 1, True)
+
+
+def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> list:
+    """Trains one agent of `module` for each of the values in `lanes` (name → list), all from the same seed."""
+    count = max([len(v) for v in lanes.values()], default=1)
+    agents = []
+    for i in range(count):
+        config = module.get_config()
+        config.update(SMALL)
+        config.update({k: v[i] for k, v in lanes.items()})
+        agents.append(module.Agent.create(jax.random.key(0), datasets.example_batch(data, 1), config))
+    trainer = training.Trainer(jax.random.split(jax.random.PRNGKey(1), count))
+    trainer.set_data(data)
+    stacked, _ = trainer.train(training.stack(agents), 0, num_updates)
+    return [training.lane(stacked, i) for i in range(count)]
+
+
+def fresh_contexts(size: int = 2000) -> np.ndarray:
+    """Contexts that are not in the data."""
+    return np.random.default_rng(99).uniform(-1, 1, (size, 2)).astype(np.float32)
+
+
+def mode_shares(contexts: np.ndarray, actions: np.ndarray, radius: float = np.inf) -> np.ndarray:
+    """Share of the actions whose nearest mode is k, and lies within `radius`, [4]."""
+    distances = np.linalg.norm(np.asarray(actions)[:, None] - modes(contexts), axis=-1)
+    return np.mean((distances.argmin(1)[:, None] == np.arange(4)) & (distances < radius), axis=0)
