@@ -17,6 +17,7 @@ from envs import datasets as env_datasets
 from envs.tasks import Task, make_env, parse_task
 from utils import checkpoints, cli, runs
 from utils.datasets import ShardRotation, example_batch, prepare
+from utils.errors import UserError
 from utils.evaluation import Evaluator
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.plotting import learning_curve
@@ -33,7 +34,7 @@ def _flag(kind: str, name: str, default: Any, text: str, **bounds: Any) -> None:
 _flag("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
 _flag("string", "env_name", "scene-play-singletask-task1-v0", "OGBench single task, or gym:<Gymnasium id>.")
 _flag("string", "preset", "paper", "paper: published settings of the domain; cpu: with small networks; none.")
-_flag("integer", "seed", 0, "First seed.", lower_bound=0)
+_flag("integer", "seed", 0, "First seed.", lower_bound=0, upper_bound=2**31)
 _flag("integer", "num_seeds", 1, "Seeds trained side by side in one program.", lower_bound=1)
 _flag("string", "vary", None, "Lanes over a real-valued setting, for example agent.lam=0.2,0.4,1.")
 _flag("integer", "offline_steps", 1_000_000, "Updates.", lower_bound=1)
@@ -65,25 +66,47 @@ class Run:
         self.spec = spec
         self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
         self.files = runs.RunFiles(spec.directory, self.settings)
+        self.checkpoints = spec.directory / "checkpoints"
 
     def open_logs(self, positions: dict[str, int]) -> None:
         """Opens the CSV files at the positions of a checkpoint, or anew."""
         root = self.spec.directory
         self.csv = {name: CsvLogger(root / f"{name}.csv", positions.get(name)) for name in ("train", "eval", "timing")}
-        group, name = FLAGS.run_group, f"{self.settings['agent']}-{FLAGS.env_name}-{root.name}"
+        group, name = FLAGS.run_group, f"{root.parent.name}-{FLAGS.env_name}-{root.name}"
         self.wandb = WandbLogger(FLAGS.wandb, root, group, name, self.settings)
 
     def log(self, name: str, step: int, row: dict[str, float]) -> None:
         """Appends a row to <name>.csv."""
+        # Wall-clock times have a file of their own: train.csv and eval.csv must resume to the same bytes.
         self.csv[name].log(step, row)
         self.wandb.log(step, {f"{name}/{key}": value for key, value in row.items()})
 
     def save(self, step: int, agent: Any, evaluated: bool) -> None:
         """Writes a checkpoint of everything that the run needs to go on."""
-        # Wall-clock times have no place in what must resume to the same bytes, so timing.csv only grows.
         positions = {name: self.csv[name].position() for name in self.csv}
         state = {"agent": to_state_dict(jax.device_get(agent)), "csv": positions, "evaluated": evaluated}
-        checkpoints.save(self.spec.directory / "checkpoints", step, state)
+        checkpoints.save(self.checkpoints, step, state)
+
+
+def check_together(lanes: list[Run]) -> None:
+    """Refuses to train side by side what is not at the same step: starting over would overwrite what is further on.
+
+    Raises:
+        UserError: names the run that is further on and one that is not.
+    """
+    steps = [set(checkpoints.saved_steps(run.checkpoints)) for run in lanes]
+    if set.intersection(*steps) or not any(steps):
+        return
+    # Killed between the first saves of two lanes: no run has anything but that one checkpoint.
+    together = all(run.files.begun() for run in lanes) and not any(run.files.finished(0) for run in lanes)
+    if together and len(set.union(*steps)) == 1:
+        return
+    newest = [max(own, default=0) for own in steps]
+    ahead, behind = (lanes[newest.index(pick(newest))].spec.directory for pick in (max, min))
+    raise UserError(
+        f"{ahead} is at step {max(newest)} and {behind} at step {min(newest)}, so they cannot go on side by side; "
+        "give each its own command (--seed, --num_seeds=1, one value of --vary), or use another --run_group"
+    )
 
 
 def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarray], ShardRotation | None, dict]:
@@ -95,6 +118,8 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
         return prepare(raw, horizon, terminates=task.kind == "gym")
 
     rotation = None
+    if FLAGS.ogbench_dataset_dir and FLAGS.dataset:
+        raise UserError("--dataset and --ogbench_dataset_dir exclude each other; give one of them")
     if FLAGS.ogbench_dataset_dir:
         paths = env_datasets.list_shards(FLAGS.ogbench_dataset_dir)
         rotation = ShardRotation(
@@ -116,7 +141,7 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
         "episodes": int(data["terminals"].sum()),
         "transitions": int((data["terminals"] == 0).sum()),
         "checksum": zlib.crc32(data["rewards"], zlib.crc32(data["observations"])),
-    }
+    } | ({"shards": len(rotation.paths)} if rotation else {})
     print(f"dataset: {name} ({origin}), {description['episodes']} episodes, {description['transitions']} transitions")
     return data, rotation, description
 
@@ -142,7 +167,11 @@ def evaluate(agents: Any, lanes: list[Run], evaluator: Evaluator, step: int, sig
         results = []
         for index, run in enumerate(lanes):
             policy, seed = lane_policy(agents, index, run.spec.seed, step)
-            results.append(evaluator.evaluate(policy, FLAGS.eval_episodes, seed, progress))
+            try:
+                results.append(evaluator.evaluate(policy, FLAGS.eval_episodes, seed, progress))
+            except FloatingPointError as error:
+                advice = "start again with a smaller --agent.lr in another --run_group"
+                raise UserError(f"{run.spec.directory}, step {step}: {error}; {advice}") from error
     for run, result in zip(lanes, results, strict=True):
         row = {key: value for key, value in result.items() if np.ndim(value) == 0}
         run.log("eval", step, {"episodes": FLAGS.eval_episodes} | row)
@@ -207,9 +236,10 @@ def train(agents: Any, lanes: list[Run], step: int, evaluated: bool, data: Any, 
         raise
     finally:
         bar.close()
+        signals.release()
 
 
-def finish(agents: Any, lanes: list[Run], evaluator: Evaluator, module: Any) -> None:
+def finish(agents: Any, lanes: list[Run]) -> None:
     """Records videos and marks the runs as finished."""
     step = FLAGS.offline_steps
     for index, run in enumerate(lanes):
@@ -245,20 +275,27 @@ def main(argv: Sequence[str]) -> None:
     specs = runs.make_lanes(config, seeds, FLAGS.vary, root, agent)
     settings = {"env_name": FLAGS.env_name, "agent": agent, "sparse": sparse, "domain": task.domain, "preset": note}
     lanes = [Run(spec, settings | {"flags": FLAGS.flag_values_dict()}) for spec in specs]
-    if all(run.files.finished(FLAGS.offline_steps) for run in lanes):
-        print(f"finished before: {', '.join(str(spec.directory) for spec in specs)}; nothing to do")
+    finished = [run for run in lanes if run.files.finished(FLAGS.offline_steps)]
+    lanes = [run for run in lanes if run not in finished]
+    if finished:
+        names = ", ".join(str(run.spec.directory) for run in finished)
+        print(f"finished before: {names}{'' if lanes else '; nothing to do'}")
+    if not lanes:
         return
+    check_together(lanes)
     print(f"{agent} on {FLAGS.env_name}; {note}; sparse={sparse}")
     print("\n".join(f"  {key} = {value}" for key, value in sorted(config.items())), flush=True)
 
     data, rotation, dataset = load_data(task, config, sparse)
     for run in lanes:
         run.files.settle(run.settings | {"dataset": dataset})
-    agents = initial_agents(module, specs, data)
-    restored = checkpoints.load_common([spec.directory / "checkpoints" for spec in specs])
+    agents = initial_agents(module, [run.spec for run in lanes], data)
+    restored = checkpoints.load_common([run.checkpoints for run in lanes])
     step, evaluated, positions = 0, False, [{}] * len(lanes)
     if restored:
         step, states = restored
+        if step > FLAGS.offline_steps:
+            raise UserError(f"{lanes[0].spec.directory} is at step {step} already; give --offline_steps={step} or more")
         agents = stack([from_state_dict(lane(agents, index), state["agent"]) for index, state in enumerate(states)])
         evaluated, positions = all(state["evaluated"] for state in states), [state["csv"] for state in states]
         print(f"resuming at step {step}")
@@ -267,7 +304,7 @@ def main(argv: Sequence[str]) -> None:
     make = functools.partial(make_env, FLAGS.env_name)
     with Evaluator(make, config.horizon_length, num_workers=FLAGS.eval_workers) as evaluator:
         agents = train(agents, lanes, step, evaluated, data, rotation, evaluator)
-        finish(agents, lanes, evaluator, module)
+        finish(agents, lanes)
 
 
 if __name__ == "__main__":

@@ -69,13 +69,13 @@ def get_config() -> ml_collections.ConfigDict:
             "flow_steps": 2,  # NFE
             "lam": 1.0,  # λ, temperature of the tilt
             "w_max": 10.0,  # clamp on the weights exp(λ A)
-            "value_samples": 4,  # flow samples in V̂
+            "value_samples": 2,  # k, flow samples in V̂
             "coupling": "ot",  # 'ot', or 'independent': the same weights, noise paired at random
             "source_conditions": "iid",  # 'iid' (the paper), 'systematic', 'resampled' or 'weighted'
-            "alpha": 1.0,  # weight of the condition in the cost, on standardised observations
-            "epsilon": 0.1,  # entropic regularisation over the mean of ‖z − a‖²
+            "alpha": 0.3,  # weight of the condition in the cost, on standardised observations
+            "epsilon": 0.5,  # entropic regularisation over the mean of ‖z − a‖²
             "max_iterations": 50,  # Sinkhorn's cap
-            "threshold": 1e-3,  # Sinkhorn stops at this L1 error of the marginal p
+            "threshold": 1e-2,  # Sinkhorn stops at this L1 error of the marginal p
         }
     )
     return config

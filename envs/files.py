@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import IO
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import atomic_open, atomic_write_text
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,42 +22,15 @@ Arrays = dict[str, np.ndarray]
 BROKEN_NPZ = (zipfile.BadZipFile, EOFError, zlib.error, ValueError, KeyError, NotImplementedError)
 
 
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, and renames it to `path` if the block succeeds.
-
-    Raises:
-        UserError: the file cannot be written (full disk, no permission). Nothing is left behind.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "free some space or choose another directory, then run the same command again"
-        ) from error
-
-
 def write_npz(path: Path, arrays: Arrays) -> None:
     """Writes a compressed .npz file atomically."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_open(path) as file:
         np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> dict | None:

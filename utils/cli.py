@@ -23,8 +23,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._note)
+        self._before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGTERM, signal.SIGINT)}
 
     def _note(self, signum: int, _: Any) -> None:
         self.received = signum
@@ -36,18 +35,30 @@ class Signals:
         if self.received:
             raise Interrupted(self.received)
 
+    def release(self) -> None:
+        """Lets signals act as they did before."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
 
 def parse(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
     """Parses a command line into `values`, and returns what `--agent.<field>=<value>` set as field → text.
 
     Raises:
         UserError: an unknown flag, a value that does not fit, or a stray argument.
+        SystemExit: with code 0, after --help was answered.
     """
-    overrides, rest, arguments = {}, [argv[0]], iter(argv[1:])
-    for argument in arguments:
+    overrides, rest, arguments = {}, [argv[0]], list(argv[1:])
+    if {"--help", "-h"}.intersection(arguments):
+        print(sys.modules["__main__"].__doc__ or "", values.get_help(), sep="\n")
+        sys.exit(0)
+    while arguments:
+        argument = arguments.pop(0)
         if argument.startswith("--agent."):
             field, equals, value = argument.removeprefix("--agent.").partition("=")
-            overrides[field] = value if equals else next(arguments, "")
+            if not equals and arguments and not arguments[0].startswith("--"):
+                value = arguments.pop(0)
+            overrides[field] = value
         else:
             rest.append(argument)
     try:

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -42,8 +43,10 @@ def load_agent(path: str) -> ModuleType:
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, AttributeError, NameError, TypeError) as error:
-        raise UserError(f"agent file {path} does not import: {type(error).__name__}: {error}") from error
+    except Exception as error:  # Whatever a user's file may raise.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
+        raise UserError(f"agent file {path} does not import: {type(error).__name__}: {error}{place}") from error
     missing = [name for name in ("Agent", "get_config", "PRESETS") if not hasattr(module, name)]
     if missing:
         raise UserError(f"agent file {path} does not define {', '.join(missing)}; see agents/bc.py for what is needed")
@@ -70,6 +73,8 @@ def resolve_config(
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; use one of {', '.join(PRESETS)}")
+    if isinstance(overrides.get("sparse"), str):
+        raise UserError("rewards are no setting of an agent; write --sparse or --nosparse")
     values: dict[str, Any] = {}
     note = "preset none: the agent's defaults"
     if preset != "none":
@@ -84,7 +89,7 @@ def resolve_config(
     config = module.get_config()
     for field, value in values.items():
         set_field(config, field, value)
-    check_config(config)
+    check_config(config, module.get_config())
     return config, sparse, note
 
 
@@ -103,8 +108,9 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
         elif isinstance(default, float):
             value = float(value)
         config[field] = tuple(value) if isinstance(default, tuple) else value
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--agent.{field}={value} does not fit: it must be of type {type(default).__name__}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        kind = "list of integers such as 256,256" if isinstance(default, tuple) else type(default).__name__
+        raise UserError(f"--agent.{field}={value} does not fit: it must be of type {kind}") from error
 
 
 def _parse(text: str, default: Any) -> Any:
@@ -117,26 +123,38 @@ def _parse(text: str, default: Any) -> Any:
     return type(default)(text)
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:
     """Refuses values that no agent can work with.
+
+    Integers are sizes and counts, at least 1, unless the agent's own default is smaller.
 
     Raises:
         UserError: names the field and its bounds.
     """
-    for field in ("batch_size", "num_qs", "horizon_length", "flow_steps", "best_of_n", "value_samples"):
-        if field in config and config[field] < 1:
-            raise UserError(f"--agent.{field}={config[field]}: it must be at least 1")
-    for field in ("discount", "tau"):
-        if not 0 <= config[field] <= 1:
-            raise UserError(f"--agent.{field}={config[field]}: it must be between 0 and 1")
-    for field in (name for name, value in config.items() if isinstance(value, float)):
-        if not abs(config[field]) < float("inf"):
-            raise UserError(f"--agent.{field}={config[field]}: it must be a finite number")
+    for field, value in config.items():
+        least = min(_integers(defaults[field]))
+        if any(number < least for number in _integers(value)):
+            raise UserError(f"--agent.{field}={value}: it must be at least {least}")
+        if isinstance(value, float) and not abs(value) < float("inf"):
+            raise UserError(f"--agent.{field}={value}: it must be a finite number")
+        if field in ("discount", "tau") and not 0 <= value <= 1:
+            raise UserError(f"--agent.{field}={value}: it must be between 0 and 1")
+        if field in POSITIVE and not value > 0:
+            raise UserError(f"--agent.{field}={value}: it must be greater than 0")
+        if field in NOT_NEGATIVE and not value >= 0:
+            raise UserError(f"--agent.{field}={value}: it must not be negative")
     for field, choices in CHOICES.items():
         if field in config and config[field] not in choices:
             raise UserError(f"--agent.{field}={config[field]}: use one of {', '.join(choices)}")
 
 
+def _integers(value: Any) -> list[int]:
+    """The integers that a setting holds, and 1."""
+    return [1, *(v for v in (value if isinstance(value, tuple) else (value,)) if type(v) is int)]
+
+
+POSITIVE = ("lr", "epsilon", "w_max")
+NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold")
 CHOICES = {
     "window_rule": ("pad", "drop"),
     "coupling": ("ot", "independent"),
@@ -184,8 +202,10 @@ def make_lanes(
     for value, seed in itertools.product(values, seeds):
         own, varied, name = config.copy_and_resolve_references(), {}, agent_name
         if field:
-            own[field], varied, name = value, {field: value}, f"{agent_name}_{field}={value:g}"
-            check_config(own)
+            # Short where that is exact, so that no two values share a directory.
+            text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+            own[field], varied, name = value, {field: value}, f"{agent_name}_{field}={text}"
+            check_config(own, config)
         lanes.append(Lane(seed, own, varied, root / name / f"sd{seed}"))
     return lanes
 
@@ -233,6 +253,10 @@ class RunFiles:
             raise UserError(
                 f"{self.directory} holds a run with {key} = {was}, not {now}; use another --run_group or --save_dir"
             )
+
+    def begun(self) -> bool:
+        """Whether the run was ever started, even if it has no checkpoint yet."""
+        return (self.directory / "flags.json").exists()
 
     def finished(self, step: int) -> dict[str, Any] | None:
         """The summary of the run if it went to `step`."""

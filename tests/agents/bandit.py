@@ -1,7 +1,7 @@
 """A contextual bandit with four actions of known value: a problem that an agent learns in seconds.
 
-Contexts are s ~ U[−1, 1]². The data take one of four actions, at angles that turn with s_0, at the shares SHARES; mode k
-is worth VALUES[k], so the best mode is the rarest. One step, no bootstrap.
+Contexts are s ~ U[−1, 1]². The data take one of four actions, at angles that turn with s_0, at the shares SHARES;
+mode k is worth VALUES[k], so the best mode is the rarest. One step, no bootstrap.
 """
 
 import jax

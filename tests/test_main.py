@@ -1,0 +1,365 @@
+"""Runs of main.py: what interrupts them, what lanes share, where the data lie."""
+
+import random
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from tiny_runs import (
+    BC,
+    OTQL,
+    POINTMAZE,
+    assert_close_csv,
+    assert_same_run,
+    call,
+    contents,
+    run_dir,
+    run_dirs,
+    run_main,
+)
+
+import main
+from envs.tasks import make_env
+from utils import checkpoints
+from utils.logging import read_csv
+from utils.training import Trainer
+
+EVALUATION = "evaluation: 0/"
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Returns a function that lets the next run get a SIGTERM when it logs a row of train.csv at or after a step."""
+    log = main.Run.log
+
+    def arm(step: int) -> None:
+        def log_and_raise(run, name, at, row):
+            log(run, name, at, row)
+            if name == "train" and at >= step:
+                monkeypatch.setattr(main.Run, "log", log)
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(main.Run, "log", log_and_raise)
+
+    return arm
+
+
+def interrupted(*flags):
+    """Runs main.py to the signal that `interrupt_at` prepared."""
+    outcome = call(*flags)
+    assert outcome.code == 143, outcome.err
+    return outcome
+
+
+# Resuming
+
+
+@pytest.fixture(scope="module")
+def otql_flags(pointmaze):
+    return (
+        *OTQL,
+        f"--env_name={POINTMAZE}",
+        f"--dataset={pointmaze}",
+        "--offline_steps=3000",
+        "--log_interval=50",
+        "--eval_interval=1000",
+        "--save_interval=100",
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(otql_flags, tmp_path_factory):
+    """The directory of an OTQL run that nothing disturbed."""
+    save_dir = tmp_path_factory.mktemp("unbroken")
+    run_main(*otql_flags, f"--save_dir={save_dir}")
+    return run_dir(save_dir)
+
+
+def wait_for(process, condition, seconds=120):
+    """Waits until `condition` holds, while the process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before the moment to disturb it"
+        assert time.monotonic() < end, "the moment to disturb the run did not come"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def moments():
+    """Delays of the kills: random, the same in each session."""
+    return random.Random(0)
+
+
+def newest(save_dir):
+    """The last step with a checkpoint below `save_dir`, -1 if there is none."""
+    return max((int(path.stem.removeprefix("step_")) for path in save_dir.rglob("step_*.ckpt")), default=-1)
+
+
+def test_killed_and_terminated_run_goes_on_to_the_same_end(unbroken, otql_flags, start, moments, tmp_path):
+    save_dir = tmp_path / "exp"
+    flags = (*otql_flags, f"--save_dir={save_dir}")
+
+    for _ in range(2):  # SIGKILL at any moment.
+        before = newest(save_dir)
+        process, _ = start(*flags)
+        wait_for(process, lambda before=before: newest(save_dir) > before)
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert newest(save_dir) > before
+
+    process, log = start(*flags)  # SIGKILL during an evaluation.
+    wait_for(process, lambda: EVALUATION in log.read_text())
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert "evaluation: 1/1" not in log.read_text()
+
+    before = newest(save_dir)
+    process, log = start(*flags)  # SIGTERM.
+    wait_for(process, lambda: newest(save_dir) > before)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert log.read_text().endswith("interrupted by SIGTERM; start the same command again to go on\n")
+    assert "Traceback" not in log.read_text()
+
+    stopped = newest(save_dir)
+    assert f"resuming at step {stopped}\n" in run_main(*flags).out
+    assert_same_run(run_dir(save_dir), unbroken)
+
+
+def test_sigterm_saves_where_it_falls(unbroken, otql_flags, interrupt_at, tmp_path):
+    flags = (*otql_flags, f"--save_dir={tmp_path}", "--save_interval=0")
+    interrupt_at(250)
+    outcome = interrupted(*flags)
+    assert "SIGTERM: saving" in outcome.err
+    assert checkpoints.valid_steps(run_dir(tmp_path) / "checkpoints") == [250]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    run_main(*flags)
+    assert_same_run(run_dir(tmp_path), unbroken)
+
+
+def test_signal_during_an_evaluation_repeats_only_that(unbroken, otql_flags, monkeypatch, tmp_path):
+    evaluate = main.Evaluator.evaluate
+
+    def evaluate_and_raise(self, policy, episodes, seed, progress):
+        monkeypatch.setattr(main.Evaluator, "evaluate", evaluate)
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, policy, episodes, seed, progress)
+
+    monkeypatch.setattr(main.Evaluator, "evaluate", evaluate_and_raise)
+    flags = (*otql_flags, f"--save_dir={tmp_path}")
+    interrupted(*flags)
+    directory = run_dir(tmp_path)
+    assert checkpoints.saved_steps(directory / "checkpoints")[-1] == 1000
+    assert read_csv(directory / "train.csv")["step"][-1] == 1000 and not (directory / "eval.csv").read_bytes()
+    assert "resuming at step 1000" in run_main(*flags).out
+    assert_same_run(directory, unbroken)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit])
+def test_damaged_newest_checkpoint(damage, unbroken, otql_flags, tmp_path):
+    (root,) = (path for path in unbroken.parents if (path / "debug").is_dir())
+    shutil.copytree(root, tmp_path / "exp")
+    directory = tmp_path / "exp" / unbroken.relative_to(root)
+    (directory / "summary.json").unlink()  # The run was killed before its end.
+    path = directory / "checkpoints" / "step_0000003000.ckpt"
+    damage(path)
+    outcome = run_main(*otql_flags, f"--save_dir={tmp_path / 'exp'}")
+    (line,) = (line for line in outcome.err.splitlines() if "checkpoint" in line)
+    assert str(path) in line and "step 2900 is used instead" in line
+    assert "resuming at step 2900" in outcome.out
+    assert_same_run(directory, unbroken)
+
+
+def test_finished_run_says_so_and_changes_nothing(unbroken, otql_flags):
+    (root,) = (path for path in unbroken.parents if (path / "debug").is_dir())
+    before = contents(root)
+    outcome = run_main(*otql_flags, f"--save_dir={root}")
+    assert outcome.out == f"finished before: {unbroken}; nothing to do\n" and outcome.err == ""
+    assert contents(root) == before
+
+
+def test_a_run_is_extended_but_never_cut_short(pointmaze, interrupt_at, tmp_path):
+    flags = (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={tmp_path}", "--log_interval=5")
+    run_main(*flags, "--offline_steps=20")
+    interrupt_at(30)
+    interrupted(*flags, "--offline_steps=40")
+    directory = run_dir(tmp_path)
+    before = contents(directory)
+    outcome = call(*flags, "--offline_steps=25")
+    assert outcome.code == 2 and "at step 30 already; give --offline_steps=30 or more" in outcome.err
+    assert contents(directory).keys() == before.keys()
+    assert all(before[name] == data for name, data in contents(directory).items() if name != "flags.json")
+    run_main(*flags, "--offline_steps=40")
+    assert read_csv(directory / "train.csv")["step"].tolist() == list(range(5, 45, 5))
+    assert read_csv(directory / "eval.csv")["step"].tolist() == [20, 40]
+
+
+# Lanes
+
+
+@pytest.fixture(scope="module")
+def lane_flags(pointmaze):
+    return (*OTQL, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", "--offline_steps=20", "--log_interval=10")
+
+
+@pytest.fixture(scope="module")
+def alone(lane_flags, tmp_path_factory):
+    """Runs of one lane: (seed, lam) → directory."""
+    directories = {}
+    for seed, lam in [(0, 1.0), (1, 1.0), (0, 0.2)]:
+        save_dir = tmp_path_factory.mktemp("alone")
+        run_main(*lane_flags, f"--save_dir={save_dir}", f"--seed={seed}", f"--agent.lam={lam}")
+        directories[seed, lam] = run_dir(save_dir)
+    return directories
+
+
+def test_seeds_side_by_side_equal_seeds_alone(alone, lane_flags, tmp_path):
+    run_main(*lane_flags, f"--save_dir={tmp_path}", "--num_seeds=2", "--agent.lam=1")
+    directories = run_dirs(tmp_path)
+    assert [path.name for path in directories] == ["sd0", "sd1"]
+    for seed, directory in enumerate(directories):
+        assert_close_csv(directory, alone[seed, 1.0])
+    # The seeds differ by far more than they may differ from the runs alone.
+    with pytest.raises(AssertionError):
+        assert_close_csv(directories[0], alone[1, 1.0], rtol=1e-2)
+
+
+def test_varied_lanes_equal_runs_alone(alone, lane_flags, tmp_path):
+    run_main(*lane_flags, f"--save_dir={tmp_path}", "--vary=agent.lam=0.2,1")
+    directories = run_dirs(tmp_path)
+    assert [path.parent.name for path in directories] == ["otql_lam=0.2", "otql_lam=1"]
+    for directory, lam in zip(directories, (0.2, 1.0), strict=True):
+        assert_close_csv(directory, alone[0, lam])
+    with pytest.raises(AssertionError):
+        assert_close_csv(directories[0], alone[0, 1.0], rtol=1e-2)
+
+
+@pytest.fixture
+def bc_flags(pointmaze, tmp_path):
+    return (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={tmp_path}", "--log_interval=5")
+
+
+def test_more_seeds_leave_finished_ones_alone(bc_flags, tmp_path):
+    run_main(*bc_flags, "--offline_steps=10")
+    (first,) = run_dirs(tmp_path)
+    before = contents(first)
+    outcome = run_main(*bc_flags, "--offline_steps=10", "--num_seeds=2")
+    assert f"finished before: {first}\n" in outcome.out
+    assert contents(first) == before
+    assert read_csv(run_dirs(tmp_path)[1] / "train.csv")["step"].tolist() == [5, 10]
+
+
+def test_seeds_at_different_steps_are_not_started_over(bc_flags, tmp_path):
+    run_main(*bc_flags, "--offline_steps=10")
+    (first,) = run_dirs(tmp_path)
+    before = contents(first)
+    outcome = call(*bc_flags, "--offline_steps=20", "--num_seeds=2")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert re.match("error: .*/sd0 is at step 10 and .*/sd1 at step 0", outcome.err)
+    assert contents(first) == before and run_dirs(tmp_path) == [first]
+
+
+def test_killed_between_the_first_saves_of_two_seeds(bc_flags, interrupt_at, monkeypatch, tmp_path):
+    save, calls = main.Run.save, []
+
+    def die_at_the_second(run, *arguments):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(run)
+        save(run, *arguments)
+
+    flags = (*bc_flags, "--offline_steps=10", "--save_interval=5", "--num_seeds=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(main.Run, "save", die_at_the_second)
+        assert call(*flags).code == 130
+    assert [len(checkpoints.saved_steps(path / "checkpoints")) for path in run_dirs(tmp_path)] == [1, 0]
+    assert "training starts over" in run_main(*flags).err
+    for directory in run_dirs(tmp_path):
+        assert read_csv(directory / "train.csv")["step"].tolist() == [5, 10]
+
+
+# Where the data lie
+
+
+def test_data_on_the_host_give_the_same_numbers(bc_flags, tmp_path):
+    for placement in ("host", "device"):
+        flags = ("--offline_steps=25", f"--dataset_placement={placement}", f"--run_group={placement}")
+        run_main(*bc_flags, *flags)
+    on_device, on_host = run_dirs(tmp_path)
+    assert_close_csv(on_host, on_device, rtol=1e-5)
+
+
+def test_shards_take_turns_and_resume_exactly(pointmaze, write_data, interrupt_at, monkeypatch, tmp_path):
+    lengths = {"a": 60, "b": 120, "c": 180}
+    for name, rows in lengths.items():
+        path = write_data(f"shards/{name}.npz", rows=rows)
+    write_data("shards/a-val.npz", rows=30)
+    used, set_data = [], Trainer.set_data
+    monkeypatch.setattr(
+        Trainer, "set_data", lambda self, data: (used.append(len(data["rewards"])), set_data(self, data))
+    )
+    flags = (*BC, f"--env_name={POINTMAZE}", f"--ogbench_dataset_dir={path.parent}", "--dataset_replace_interval=10")
+    flags = (*flags, "--offline_steps=40", "--log_interval=5")
+
+    run_main(*flags, f"--save_dir={tmp_path / 'unbroken'}")
+    assert [n for i, n in enumerate(used) if used[i - 1 : i] != [n]] == [60, 120, 180, 60]
+    used.clear()
+    interrupt_at(25)
+    interrupted(*flags, f"--save_dir={tmp_path / 'broken'}")
+    run_main(*flags, f"--save_dir={tmp_path / 'broken'}")
+    assert [n for i, n in enumerate(used) if used[i - 1 : i] != [n]] == [60, 120, 180, 60]
+    assert_same_run(run_dir(tmp_path / "broken"), run_dir(tmp_path / "unbroken"))
+
+    write_data("shards/d.npz", rows=60)
+    outcome = call(*flags, f"--save_dir={tmp_path / 'broken'}", "--offline_steps=50")
+    assert outcome.code == 2 and "dataset.shards = 3, not 4" in outcome.err
+
+
+# Tasks whose data cannot be collected
+
+
+def random_play(env_name, path, episodes=2, steps=120):
+    """Writes what a random policy does, in the format of OGBench's files."""
+    env = make_env(env_name)
+    rows = {name: [] for name in ("observations", "actions", "terminals", "qpos", "qvel")}
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=episode)
+        env.action_space.seed(episode)
+        for step in range(steps):
+            action, data = env.action_space.sample(), env.unwrapped.data
+            row = (observation, action, step == steps - 1, data.qpos.copy(), data.qvel.copy())
+            for column, value in zip(rows.values(), row, strict=True):
+                column.append(value)
+            observation, *_ = env.step(action)
+    np.savez(path, **{name: np.asarray(column, np.float32) for name, column in rows.items()})
+
+
+@pytest.mark.parametrize("domain", ["antmaze-large", "humanoidmaze-medium"])
+def test_locomotion_trains_from_an_official_file(domain, interrupt_at, tmp_path):
+    env_name = f"{domain}-navigate-singletask-task1-v0"
+    (tmp_path / "data").mkdir()
+    random_play(env_name, tmp_path / "data" / f"{domain}-navigate-v0.npz")
+    flags = (*BC, f"--env_name={env_name}", f"--dataset_dir={tmp_path / 'data'}", f"--save_dir={tmp_path / 'exp'}")
+    flags = (*flags, "--offline_steps=6", "--log_interval=2")
+    interrupt_at(4)
+    outcome = interrupted(*flags)
+    assert f"settings of {domain}" in outcome.out and "OGBench's file" in outcome.out
+    assert "resuming at step 4" in run_main(*flags).out
+    directory = run_dir(tmp_path / "exp")
+    assert read_csv(directory / "train.csv")["step"].tolist() == [2, 4, 6]
+    evaluation = read_csv(directory / "eval.csv")
+    assert evaluation["success_rate"] == [0] and evaluation["length_mean"] == [2000 if "humanoid" in domain else 1000]

@@ -1,0 +1,169 @@
+"""The fused loop: which batches an agent sees, and that neither placement, calls nor lanes change the numbers."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from agents import otql
+from utils import training
+from utils.datasets import assemble, gather, prepare, sample_starts
+from utils.training import Trainer, lane, stack
+
+HORIZON, BATCH = 2, 32
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Random episodes, a few of them ended by a termination."""
+    rng, episodes, length = np.random.default_rng(0), 20, 12
+    size = episodes * length
+    terminals, masks = np.tile(np.arange(length) == length - 1, episodes), np.ones(size)
+    masks[length - 2 :: 3 * length] = 0
+    arrays = {
+        "observations": rng.normal(size=(size, 3)),
+        "actions": rng.uniform(-1, 1, (size, 2)),
+        "rewards": rng.normal(size=size),
+        "masks": masks,
+        "terminals": terminals,
+    }
+    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, HORIZON, True)
+
+
+class Recorder(flax.struct.PyTreeNode):
+    """Stands in for an agent: keeps every batch it is given."""
+
+    batches: Any
+    step: jax.Array
+    hyper: dict[str, jax.Array]
+    config: ml_collections.FrozenConfigDict = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def create(cls, discount: float, updates: int) -> "Recorder":
+        """Room for `updates` batches."""
+        widths = {"observations": 3, "actions": 4, "next_observations": 3, "action_mask": 4}
+        batches = {k: jnp.zeros((updates, BATCH, n)) for k, n in widths.items()}
+        batches |= {k: jnp.zeros((updates, BATCH)) for k in ("rewards", "masks", "valid")}
+        config = {"batch_size": BATCH, "horizon_length": HORIZON, "window_rule": "pad"}
+        hyper = {"discount": jnp.float32(discount)}
+        return cls(batches, jnp.int32(0), hyper, ml_collections.FrozenConfigDict(config))
+
+    def update(self, batch):
+        """Stores the batch."""
+        batches = jax.tree.map(lambda kept, new: kept.at[self.step].set(new), self.batches, batch)
+        return self.replace(batches=batches, step=self.step + 1), {"step": self.step, "sum": batch["rewards"].sum()}
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_batches_are_a_function_of_key_and_step(data, placement):
+    """Every update of every lane sees the windows drawn by its key at its step, with its own discount."""
+    keys = jax.random.split(jax.random.PRNGKey(3), 2)
+    trainer = Trainer(keys, placement)
+    trainer.set_data(data)
+    agents = stack([Recorder.create(0.9, 25), Recorder.create(0.5, 25)])
+    agents, first = trainer.train(agents, 0, 7)
+    agents, second = trainer.train(agents, 7, 18)
+    assert np.array_equal(agents.step, [25, 25])
+    for i, discount in enumerate((0.9, 0.5)):
+        for step in range(25):
+            start = data["starts"][np.asarray(sample_starts(keys[i], step, BATCH, len(data["starts"])))]
+            expected = assemble(gather(data, start, HORIZON), jnp.float32(discount), "pad")
+            for name, value in expected.items():
+                np.testing.assert_allclose(agents.batches[name][i, step], value, rtol=1e-6, atol=1e-6)
+    sums = np.asarray(agents.batches["rewards"]).sum(-1)
+    np.testing.assert_allclose(first["sum"], sums[:, :7].mean(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(second["sum"], sums[:, 7:].mean(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(second["step"], [15.5, 15.5], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def small_agent():
+    """(seed, other float settings) → a small OTQL agent that uses every part of an update."""
+    config = otql.get_config()
+    config.update({"actor_hidden_dims": (16,), "value_hidden_dims": (16,), "num_qs": 2, "batch_size": BATCH})
+    config.update({"horizon_length": HORIZON, "best_of_n": 2, "value_samples": 1, "lr": 1e-2, "max_iterations": 10})
+    example = assemble(gather(data, data["starts"], HORIZON), 1.0, "drop")
+    agents = [otql.Agent.create(jax.random.PRNGKey(seed), example, config) for seed in range(2)]
+
+    def make(seed=0, **changes):
+        hyper = agents[seed].hyper | {k: jnp.float32(v) for k, v in changes.items()}
+        return agents[seed].replace(hyper=hyper)
+
+    return make
+
+
+def trained(data, agents, calls, seeds=(0,), placement="device"):
+    """The agents after the given numbers of updates a call, as NumPy arrays, and the last info."""
+    trainer, step, agents = Trainer(jnp.stack([jax.random.PRNGKey(s) for s in seeds]), placement), 0, stack(agents)
+    trainer.set_data(data)
+    for count in calls:
+        agents, info = trainer.train(agents, step, count)
+        step += count
+    return jax.tree.map(np.asarray, agents), info
+
+
+def leaves(agent):
+    """All trained state of an agent."""
+    return jax.tree.leaves((agent.params, agent.targets, agent.opt_state))
+
+
+def test_calls_do_not_change_the_numbers(data, small_agent):
+    """30 updates in one call equal 10 and then 20, bit for bit, and they train."""
+    whole, info = trained(data, [small_agent()], [30])
+    parts, _ = trained(data, [small_agent()], [10, 20])
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(whole))
+    assert np.isfinite(info["flow/loss"]).all()
+    initial = jax.tree.leaves(small_agent().params)
+    assert all(
+        np.abs(new[0] - old).max() > 1e-3 for new, old in zip(jax.tree.leaves(whole.params), initial, strict=True)
+    )
+
+
+def test_host_and_device_give_the_same_agent(data, small_agent):
+    """Batches gathered on the host, 27 updates in uneven calls, give the agent of the device bit for bit."""
+    device, info = trained(data, [small_agent()], [4, 23])
+    host, host_info = trained(data, [small_agent()], [4, 23], placement="host")
+    jax.tree.map(np.testing.assert_array_equal, device, host)
+    for name, value in info.items():
+        np.testing.assert_allclose(host_info[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_lanes_equal_single_runs(data, small_agent):
+    """Two seeds and two λ side by side give what each gives alone, and not what the other gives."""
+    settings = [{"seed": 0, "lam": 0.5}, {"seed": 1, "lam": 3.0}, {"seed": 0, "lam": 3.0}]
+    agents = [small_agent(**s) for s in settings]
+    alone = [lane(trained(data, [agent], [3], (s["seed"],))[0], 0) for agent, s in zip(agents, settings, strict=True)]
+    seeds, lams = trained(data, agents[:2], [3], (0, 1))[0], trained(data, agents[::2], [3], (0, 0))[0]
+    for side_by_side, singles in ((seeds, alone[:2]), (lams, alone[::2])):
+        for i, single in enumerate(singles):
+            for a, b in zip(leaves(lane(side_by_side, i)), leaves(single), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-4)
+    for other in (alone[1], alone[2]):  # three updates at this rate move parameters by up to 0.03
+        assert max(np.abs(a - b).max() for a, b in zip(leaves(alone[0]), leaves(other), strict=True)) > 3e-3
+
+
+def test_settings_of_type_float_do_not_recompile(data, small_agent):
+    """Other values of λ, the learning rate, α, ε or the number of updates use the program that is there."""
+    trained(data, [small_agent()], [2])
+    before = training._train_on_device._cache_size()
+    trained(data, [small_agent(lam=7.0, lr=1e-3, alpha=0.1, epsilon=0.3, discount=0.5, rho=0.0)], [5])
+    assert training._train_on_device._cache_size() == before
+
+
+def test_actions_do_not_depend_on_the_batch(data, small_agent):
+    """An evaluation row's action is a function of (key, episode, chunk) and its observation."""
+    agents = stack([small_agent(seed=s) for s in (0, 1)])
+    observations = jnp.asarray(data["observations"][:4])
+    episodes, chunks, key = jnp.array([0, 1, 1, 5]), jnp.array([0, 0, 3, 0]), jax.random.PRNGKey(5)
+    actions = np.asarray(training.act(agents, 1, observations, key, episodes, chunks))
+    order = np.array([2, 0, 3, 1])
+    shuffled = training.act(agents, 1, observations[order], key, episodes[order], chunks[order])
+    np.testing.assert_allclose(shuffled, actions[order], atol=1e-5)
+    same = training.act(agents, 1, observations[:1].repeat(4, 0), key, episodes, chunks)
+    assert len(np.unique(np.round(same, 5), axis=0)) == 4
+    assert np.abs(training.act(agents, 0, observations, key, episodes, chunks) - actions).max() > 1e-2
