@@ -3,13 +3,25 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_runs
 
 from utils.runs import ROOT
+
+
+def pytest_configure(config):
+    """Lets all tests, and the processes they start, share what is compiled; JAX is not imported yet."""
+    config.compiled = tempfile.TemporaryDirectory(prefix="otql-compiled-", ignore_cleanup_errors=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", config.compiled.name)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_unconfigure(config):
+    """Removes it."""
+    config.compiled.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +30,7 @@ def pointmaze(tmp_path_factory) -> Path:
     from envs.collect import collect
 
     directory = tmp_path_factory.mktemp("pointmaze")
-    return collect(tiny_runs.POINTMAZE, episodes=3, max_steps=60, dataset_dir=directory, workers=1)
+    return collect("pointmaze-medium-navigate-v0", episodes=3, max_steps=60, dataset_dir=directory, workers=1)
 
 
 @pytest.fixture
@@ -36,21 +48,16 @@ def write_data(pointmaze, tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path, tmp_path_factory):
+def start(tmp_path):
     """Returns a function that starts main.py as a process, stderr in a file. What still runs is ended afterwards."""
     processes = []
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
 
     def popen(*flags: str) -> tuple[subprocess.Popen, Path]:
         log = tmp_path / f"stderr{len(processes)}.txt"
         with log.open("w") as file:
             command = [sys.executable, str(ROOT / "main.py"), *flags]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=os.environ | cache)
-        processes.append(process)
-        return process, log
+            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file))
+        return processes[-1], log
 
     yield popen
     for process in processes:

@@ -12,7 +12,7 @@ from utils.flow import euler
 
 CORNER = np.array([1.0, -1.0, -1.0, 1.0])
 BATCH = make_batch()
-INDEX = np.array([3, 3, 1, 10, 2, 7, 7, 11, 5, 6, 9, 2])
+INDEX = np.array([3, 3, 1, 10, 2, 7, 4, 11, 5, 6, 9, 2])
 
 
 def test_value_is_the_mean_over_samples():
@@ -46,7 +46,9 @@ def spied(monkeypatch):
 def test_advantages_weights_and_pairs(spied, lam, w_max):
     """The coupling gets min(exp(λ (Q − V̂)), w_max) · valid, and the flow learns a_j − z_i at the TARGET's s_j."""
     agent = fixed_policy(make_agent(otql, BATCH, lam=lam, w_max=w_max, value_samples=4), CORNER)
-    loss, info = agent.loss(agent.params, BATCH, jax.random.key(0))
+    # The agent's own flow, which V̂ samples, always plays CORNER; the flow that is trained is another.
+    params = agent.params | {"flow": make_agent(otql, BATCH, seed=5).params["flow"]}
+    loss, info = agent.loss(params, BATCH, jax.random.key(0))
     batch = {k: np.asarray(v, np.float64) for k, v in BATCH.items()}
     observations, actions = batch["observations"], batch["actions"]
     q = critic(agent.params["critic"], observations, actions).mean(0)
@@ -64,7 +66,7 @@ def test_advantages_weights_and_pairs(spied, lam, w_max):
 
     noise = np.asarray(spied["noise"])
     x = 0.3 * actions[INDEX] + 0.7 * noise
-    error = velocity(agent.params["flow"], observations[INDEX], x, np.full((12, 1), 0.3)) - (actions[INDEX] - noise)
+    error = velocity(params["flow"], observations[INDEX], x, np.full((12, 1), 0.3)) - (actions[INDEX] - noise)
     flow_loss = np.mean((batch["valid"][:, None] * batch["action_mask"])[INDEX] * error**2)
     np.testing.assert_allclose(info["flow/loss"], flow_loss, rtol=1e-4)
     np.testing.assert_allclose(loss, flow_loss + info["critic/loss"], rtol=1e-4)

@@ -81,7 +81,7 @@ def test_batches_are_a_function_of_key_and_step(data, placement):
 
 
 @pytest.fixture(scope="module")
-def small_agent():
+def small_agent(data):
     """(seed, other float settings) → a small OTQL agent that uses every part of an update."""
     config = otql.get_config()
     config.update({"actor_hidden_dims": (16,), "value_hidden_dims": (16,), "num_qs": 2, "batch_size": BATCH})
