@@ -134,13 +134,16 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
             dataset_path=FLAGS.dataset,
             sparse=sparse,
             collect_episodes=FLAGS.dataset_episodes,
+            with_val=False,
         )
         data, name, origin = prepared(raw), str(info.path), info.origin
     description = {
         "file": Path(name).name,
         "episodes": int(data["terminals"].sum()),
         "transitions": int((data["terminals"] == 0).sum()),
-        "checksum": zlib.crc32(data["rewards"], zlib.crc32(data["observations"])),
+        "checksum": functools.reduce(
+            lambda crc, name: zlib.crc32(data[name], crc), ("observations", "actions", "rewards", "masks"), 0
+        ),
     } | ({"shards": len(rotation.paths)} if rotation else {})
     print(f"dataset: {name} ({origin}), {description['episodes']} episodes, {description['transitions']} transitions")
     return data, rotation, description
@@ -148,12 +151,11 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
 
 def initial_agents(module: Any, lanes: list[runs.Lane], data: dict[str, np.ndarray]) -> Any:
     """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
-    config = lanes[0].config
-    example = example_batch(data, config.horizon_length)
-    create = jax.jit(lambda key, example: module.Agent.create(key, example, config))
-    agents = [create(jax.random.PRNGKey(spec.seed), example) for spec in lanes]
-    varied = [{name: np.float32(value) for name, value in spec.varied.items()} for spec in lanes]
-    return stack([agent.replace(hyper=agent.hyper | own) for agent, own in zip(agents, varied, strict=True)])
+    example, creators = example_batch(data, lanes[0].config.horizon_length), {}
+    for spec in lanes:
+        create = functools.partial(module.Agent.create, config=spec.config)
+        creators.setdefault(tuple(spec.varied.items()), jax.jit(create))
+    return stack([creators[tuple(spec.varied.items())](jax.random.PRNGKey(spec.seed), example) for spec in lanes])
 
 
 def evaluate(agents: Any, lanes: list[Run], evaluator: Evaluator, step: int, signals: cli.Signals) -> None:
@@ -225,7 +227,7 @@ def train(agents: Any, lanes: list[Run], step: int, evaluated: bool, data: Any, 
             agents, info = trainer.train(agents, step, until - step)
             info = jax.device_get(info)
             done, step, evaluated = until - step, until, False
-            bar.update(done, {key: info[key][0] for key in list(info)[:1]})
+            bar.update(done, {key: value[0] for key, value in info.items() if key.endswith("loss")})
             if due(FLAGS.log_interval):
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 for index, run in enumerate(lanes):
@@ -274,6 +276,8 @@ def main(argv: Sequence[str]) -> None:
     seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds)
     specs = runs.make_lanes(config, seeds, FLAGS.vary, root, agent)
     settings = {"env_name": FLAGS.env_name, "agent": agent, "sparse": sparse, "domain": task.domain, "preset": note}
+    # Two agent files of one name share a directory, but never a run.
+    settings["agent_module"] = module.__name__ if module.__name__.startswith("agents.") else module.__file__
     lanes = [Run(spec, settings | {"flags": FLAGS.flag_values_dict()}) for spec in specs]
     finished = [run for run in lanes if run.files.finished(FLAGS.offline_steps)]
     lanes = [run for run in lanes if run not in finished]
@@ -305,6 +309,8 @@ def main(argv: Sequence[str]) -> None:
     with Evaluator(make, config.horizon_length, num_workers=FLAGS.eval_workers) as evaluator:
         agents = train(agents, lanes, step, evaluated, data, rotation, evaluator)
         finish(agents, lanes)
+    if rotation:
+        rotation.close()
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ class Agent(flax.struct.PyTreeNode):
         return jnp.clip(actions, -1.0, 1.0)
 
     def candidates(self, observations: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-        """n flow samples for each observation [..., o]: the observations and the actions, [n, ..., o] and [n, ..., d]."""
+        """n flow samples for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d]."""
         observations = jnp.broadcast_to(observations, (n, *observations.shape))
         noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
         return observations, self.flow_actions(observations, noise)

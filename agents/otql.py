@@ -8,14 +8,13 @@ One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (the paper's Algorit
     coupling    z_i ~ N(0, I), c̄_i ~ Categorical(p) over the s_j;  Γ* ← entropic OT between (z, αc̄; 1/m) and (a, αs; p)
     flow        (z_i, a_j, s_j) ~ Γ*;  step on ‖v_θ(s_j, t a_j + (1−t) z_i, t) − (a_j − z_i)‖²
 
-Algorithm 1's V̂ prints s' and a bare sum; §3.2 defines it as the mean over π_θ(·|s), which is what stands here. Both losses
-are differentiated at the same parameters, as in the public Q-chunking code, so Q_φ(s_j, a_j) is evaluated once.
+Algorithm 1's V̂ prints s' and a bare sum; §3.2 defines it as the mean over π_θ(·|s), which is what stands here. Both
+losses are differentiated at the same parameters, as in the public Q-chunking code, so Q_φ(s_j, a_j) is evaluated once.
 """
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from agents import base

@@ -232,7 +232,7 @@ def main(argv: list[str]) -> int:
             seed=values.seed,
         )
     except (UserError, flags.Error) as error:
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt or 'stopped'}", file=sys.stderr)

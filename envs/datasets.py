@@ -60,6 +60,7 @@ def load_dataset(
     collect_episodes: int | None = None,
     seed: int = 0,
     workers: int | None = None,
+    with_val: bool = True,
 ) -> tuple[Arrays, Arrays | None, DatasetInfo]:
     """Finds (or makes) and loads the dataset of a task.
 
@@ -75,6 +76,7 @@ def load_dataset(
         collect_episodes: training episodes to collect (default: as many as OGBench's dataset has).
         seed: of the collection, NOT of the run: another seed is another dataset.
         workers: processes of the collection (default: one a core).
+        with_val: load the validation set too; False gives None for it.
 
     Returns:
         Training set and validation set (None if there is no file for it) in the compact layout, and their origin.
@@ -93,7 +95,7 @@ def load_dataset(
             task.dataset, source, Path(dataset_dir).expanduser(), collect_episodes, seed, workers
         )
     train = load_file(task, path, sparse)
-    val = load_validation(task, path, sparse)
+    val = load_validation(task, path, sparse) if with_val else None
     episodes = int(train["terminals"].sum())
     info = DatasetInfo(path, origin, episodes, len(train["terminals"]) - episodes, val is not None)
     return train, val, info
@@ -200,7 +202,7 @@ def check_horizon(dataset: Arrays, horizon: int) -> None:
     if longest < horizon:
         raise UserError(
             f"no episode of the dataset has {horizon} consecutive transitions (the longest has {longest}); "
-            "use a smaller --horizon"
+            "use a smaller --horizon_length"
         )
 
 

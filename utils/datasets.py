@@ -126,7 +126,8 @@ class ShardRotation:
             pending = self._pending if self._pending and self._pending[0] == wanted else None
             self._current = (wanted, pending[1].result() if pending else self.load(self.paths[wanted]))
             following = self.index(self.next_switch(step))
-            self._pending = (following, self._pool.submit(self.load, self.paths[following]))
+            if following != wanted:
+                self._pending = (following, self._pool.submit(self.load, self.paths[following]))
         return self._current[1]
 
     def close(self) -> None:

@@ -161,8 +161,9 @@ class _Lines:
         self.encoding = getattr(stream, "encoding", None)
 
     def write(self, text: str) -> None:
-        if text.strip():
-            self._stream.write(text.strip() + "\n")
+        text = text.replace("\x1b[A", "").strip()  # cursor moves between nested bars
+        if text:
+            self._stream.write(text + "\n")
 
     def flush(self) -> None:
         self._stream.flush()

@@ -218,7 +218,7 @@ class RunFiles:
     """
 
     # A run may be resumed with other intervals, but not with another one of these.
-    IDENTITY = ("env_name", "agent", "seed", "sparse", "config", "dataset")
+    IDENTITY = ("env_name", "agent", "agent_module", "seed", "sparse", "config", "dataset")
 
     def __init__(self, directory: Path, settings: dict[str, Any]):
         self.directory = directory

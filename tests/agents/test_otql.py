@@ -131,6 +131,16 @@ def test_tilted_policy_takes_the_best_action(learned):
     assert shares[3] >= 0.9
 
 
+def test_tilted_policy_follows_the_context(learned):
+    """The best action turns with s_0, and so does the policy: the slope of its angle is the problem's."""
+    agents, contexts, samples = learned
+    x, y = samples(agents["tilted"], 2).T
+    angle = np.arctan2(y, x) - (3 * np.pi / 2 + np.pi / 4)
+    slope = np.polyfit(contexts[:, 0], (angle + np.pi) % (2 * np.pi) - np.pi, 1)[0]
+    print("slope:", slope.round(3))
+    assert abs(slope / bandit.TURN - 1) < 0.3
+
+
 def test_untilted_policy_is_the_data(learned):
     """BC and OTQL at λ = 0 keep the data's shares, so they agree with each other."""
     agents, contexts, samples = learned
