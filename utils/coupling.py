@@ -3,6 +3,7 @@
 The optimal-transport problem is solved by ott-jax. Everything here is traceable and takes no gradient.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,10 +37,12 @@ def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_m
 
 def squared_distances(x: jax.Array, y: jax.Array, y_mask: jax.Array | None = None) -> jax.Array:
     """‖x_i − y_j‖² for x [n, d] and y [m, d] as [n, m]; components with y_mask [m, d] = 0 do not count."""
+    # Reduced-precision products of a GPU would leave errors of the size of ε in large distances.
+    matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     if y_mask is None:
-        distances = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)[None] - 2 * x @ y.T
+        distances = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)[None] - 2 * matmul(x, y.T)
     else:
-        distances = x**2 @ y_mask.T + jnp.sum(y_mask * y**2, 1)[None] - 2 * x @ (y_mask * y).T
+        distances = matmul(x**2, y_mask.T) + jnp.sum(y_mask * y**2, 1)[None] - 2 * matmul(x, (y_mask * y).T)
     return jnp.maximum(distances, 0.0)
 
 

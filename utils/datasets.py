@@ -5,7 +5,7 @@ The one statement of what a batch holds (m windows, H = horizon, A = action widt
     observations       [m, o]  s_t
     actions            [m, d]  (a_t … a_{t+H−1}) flattened
     rewards            [m]     R = Σ_{i<H} γ^i r_{t+i}
-    masks              [m]     0 if one of s_t … s_{t+H−1} is terminal: no bootstrap from s_{t+H}
+    masks              [m]     0 if one of the H steps is terminal: no bootstrap from s_{t+H}
     next_observations  [m, o]  s_{t+H}
     valid              [m]     0 if the window runs across an episode's end: no sample, zero weight everywhere
     action_mask        [m, d]  0 on actions after a true termination, which were never executed

@@ -110,7 +110,7 @@ def learned():
     """BC, OTQL at λ = 0 and OTQL at λ = 10, trained on the same data, contexts and noise to test them on."""
     data, updates = bandit.make_data(), 2500
     (clone,) = bandit.train(bc, data, updates)
-    fast = {"max_iterations": 10, "threshold": 0.01, "value_samples": 2, "w_max": 100.0}
+    fast = {"alpha": 1.0, "epsilon": 0.1, "max_iterations": 10, "threshold": 0.01, "value_samples": 2, "w_max": 100.0}
     plain, tilted = bandit.train(otql, data, updates, lam=[0.0, 10.0], **{k: [v, v] for k, v in fast.items()})
     contexts = bandit.fresh_contexts()
     noise = jax.random.normal(jax.random.key(9), contexts.shape)
@@ -156,7 +156,7 @@ def test_coupled_flow_is_straighter(learned):
     agents, _, samples = learned
     gaps = {k: np.linalg.norm(samples(a, 2) - samples(a, 100), axis=1).mean() for k, a in agents.items()}
     print("gap:", {k: round(float(v), 3) for k, v in gaps.items()})
-    assert gaps["plain"] < 0.45 * gaps["bc"]
+    assert gaps["plain"] < 0.5 * gaps["bc"]
 
 
 def test_critic_knows_the_values(learned):
