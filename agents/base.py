@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
             "lr": 3e-4,  # Adam, all networks
             "discount": 0.99,  # γ
             "tau": 0.005,  # Polyak rate of the target networks
+            "flow_tau": 1.0,  # Polyak rate of the flow that is sampled from; 1: the trained flow itself
             "rho": 0.5,  # pessimism of the TD target
             "num_qs": 10,  # K, critics in the ensemble
             "horizon_length": 1,  # H, actions in a chunk
@@ -100,8 +101,8 @@ class Agent(flax.struct.PyTreeNode):
     condition_stats: tuple[jax.Array, jax.Array]
     config: ml_collections.FrozenConfigDict = flax.struct.field(pytree_node=False)
 
-    # Networks that have a Polyak copy.
-    TARGETS = ("critic",)
+    # Networks that have a Polyak copy → the setting that is its rate.
+    TARGETS = {"critic": "tau", "flow": "flow_tau"}
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
@@ -165,7 +166,8 @@ class Agent(flax.struct.PyTreeNode):
         directions, opt_state = optax.scale_by_adam().update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
         targets = {
-            name: optax.incremental_update(params[name], self.targets[name], self.hyper["tau"]) for name in self.targets
+            name: optax.incremental_update(params[name], self.targets[name], self.hyper[rate])
+            for name, rate in self.TARGETS.items()
         }
         return self.replace(params=params, targets=targets, opt_state=opt_state, step=self.step + 1), info
 
@@ -192,7 +194,8 @@ class Agent(flax.struct.PyTreeNode):
         return loss, qs, {"critic/loss": loss, "critic/q": qs.mean(), "critic/target_max": target.max()}
 
     def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
-        """Euler samples of the flow, clipped: observations [..., o], noise [..., d] → [..., d]."""
+        """Euler samples of the averaged flow, clipped: observations [..., o], noise [..., d] → [..., d]."""
+        params = self.targets["flow"] if params is None else params
         actions = euler(
             lambda x, t: self.apply("flow", observations, x, t, params=params), noise, self.config.flow_steps
         )

@@ -13,7 +13,7 @@ from utils.networks import VectorField
 class Agent(base.Agent):
     """A flow that imitates the data; it has no critic."""
 
-    TARGETS = ()
+    TARGETS = {"flow": "flow_tau"}
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.Con
             raise UserError(f"--agent.{field}={value}: it must be at least {least}")
         if isinstance(value, float) and not abs(value) < float("inf"):
             raise UserError(f"--agent.{field}={value}: it must be a finite number")
-        if field in ("discount", "tau") and not 0 <= value <= 1:
+        if field in ("discount", "tau", "flow_tau") and not 0 <= value <= 1:
             raise UserError(f"--agent.{field}={value}: it must be between 0 and 1")
         if field in POSITIVE and not value > 0:
             raise UserError(f"--agent.{field}={value}: it must be greater than 0")

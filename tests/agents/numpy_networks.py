@@ -61,10 +61,10 @@ def make_batch(size=12, width=4, seed=0):
 
 def fixed_policy(agent, actions):
     """The agent with a flow that gives, once clipped, the action `actions` (of entries ±1) on any noise and state."""
-    (field,) = agent.params["flow"].values()
+    (field,) = agent.targets["flow"].values()
     last = max(name for name in field if name.startswith("Dense"))
     field = field | {last: {"kernel": 0 * field[last]["kernel"], "bias": 100.0 * jnp.asarray(actions, jnp.float32)}}
-    return agent.replace(params=agent.params | {"flow": {next(iter(agent.params["flow"])): field}})
+    return agent.replace(targets=agent.targets | {"flow": {next(iter(agent.targets["flow"])): field}})
 
 
 def make_agent(module, batch, seed=0, **changes):

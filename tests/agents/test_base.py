@@ -74,7 +74,7 @@ def test_td_target_uses_best_of_n_of_the_online_critic():
 def test_best_of_n_takes_the_argmax():
     """Of N distinct candidates a row gets the one with the largest ensemble mean of the ONLINE critic."""
     agent, key = make_agent(base, BATCH, best_of_n=8, flow_steps=2), jax.random.key(1)
-    agent = agent.replace(params=agent.params | {"flow": jax.tree.map(lambda p: 0.3 * p, agent.params["flow"])})
+    agent = agent.replace(targets=agent.targets | {"flow": jax.tree.map(lambda p: 0.3 * p, agent.targets["flow"])})
     observations = np.asarray(BATCH["observations"])
     repeated, candidates = (np.asarray(x) for x in agent.candidates(observations, key, 8))
     assert np.array_equal(repeated, np.tile(observations, (8, 1, 1)))
@@ -89,12 +89,12 @@ def test_best_of_n_takes_the_argmax():
 
 
 def test_flow_actions_equal_numpy():
-    """Euler steps of the vector field written by hand, clipped to [−1, 1]."""
+    """Euler steps of the averaged vector field written by hand, clipped to [−1, 1]."""
     agent = make_agent(base, BATCH, flow_steps=3)
     observations, noise = np.asarray(BATCH["observations"]), np.random.default_rng(0).normal(size=(12, 4))
     x = noise
     for k in range(3):
-        x = x + velocity(agent.params["flow"], observations, x, np.full((12, 1), k / 3)) / 3
+        x = x + velocity(agent.targets["flow"], observations, x, np.full((12, 1), k / 3)) / 3
     assert np.abs(x).max() > 1
     actions = agent.flow_actions(observations, jnp.float32(noise))
     np.testing.assert_allclose(actions, np.clip(x, -1, 1), atol=1e-4)
@@ -127,7 +127,7 @@ class Plain(base.Agent):
 
 def test_update_takes_adam_and_polyak_steps():
     """Two updates equal Adam at rate lr and Polyak averaging at rate τ of the parameters after the step."""
-    agent = make_agent(SimpleNamespace(Agent=Plain, get_config=base.get_config), BATCH, lr=0.01, tau=0.1)
+    agent = make_agent(SimpleNamespace(Agent=Plain, get_config=base.get_config), BATCH, lr=0.01, tau=0.1, flow_tau=0.5)
     params, targets = as_float64(agent.params), as_float64(agent.targets)
     first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
     gradient_of = jax.jit(lambda a, k: jax.grad(lambda p: a.loss(p, BATCH, k)[0])(a.params))
@@ -140,7 +140,10 @@ def test_update_takes_adam_and_polyak_steps():
             lambda m, v, s=step: (m / (1 - 0.9**s)) / (np.sqrt(v / (1 - 0.999**s)) + 1e-8), first, second
         )
         params = jax.tree.map(lambda p, c: p - 0.01 * c, params, change)
-        targets = jax.tree.map(lambda t, p: 0.9 * t + 0.1 * p, targets, {"critic": params["critic"]})
+        targets = {
+            name: jax.tree.map(lambda t, p, r=rate: (1 - r) * t + r * p, targets[name], params[name])
+            for name, rate in (("critic", 0.1), ("flow", 0.5))
+        }
         key, agent = agent.key, update(agent)[0]
         assert agent.step == step
         assert np.array_equal(agent.key, key)

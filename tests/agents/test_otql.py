@@ -18,6 +18,7 @@ INDEX = np.array([3, 3, 1, 10, 2, 7, 4, 11, 5, 6, 9, 2])
 def test_value_is_the_mean_over_samples():
     """V̂(s) = mean over samples of the ensemble mean of the online critic, at s and the policy's own actions."""
     agent, key = make_agent(otql, BATCH, value_samples=5, best_of_n=3), jax.random.key(2)
+    agent = agent.replace(targets=agent.targets | {"flow": jax.tree.map(lambda p: 0.3 * p, agent.targets["flow"])})
     observations, actions = (np.asarray(x) for x in agent.candidates(BATCH["observations"], key, 5))
     assert len(np.unique(actions.reshape(-1, 4), axis=0)) > 12
     expected = critic(agent.params["critic"], observations, actions).mean((0, 1))
