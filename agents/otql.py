@@ -89,4 +89,4 @@ PRESETS = base.presets(
         for domain in base.DOMAINS
     }
 )
-CPU = base.CPU
+CPU = base.CPU | {"lam": 1.0}

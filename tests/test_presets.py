@@ -64,7 +64,7 @@ def test_presets_say_what_they_did():
     """An unknown domain is said, cpu shrinks the networks, none keeps the defaults."""
     assert "none for gym" in resolve_config(otql, "gym", "paper", {})[2]
     small, sparse, _ = resolve_config(otql, "scene", "cpu", {})
-    assert sparse and small.num_qs < 10 and max(small.value_hidden_dims) < 512 and small.lam == 0.4
+    assert sparse and small.num_qs < 10 and max(small.value_hidden_dims) < 512 and small.horizon_length == 5
     plain, _, _ = resolve_config(otql, "scene", "none", {})
     assert plain.lam == otql.get_config().lam
     with pytest.raises(UserError, match="unknown preset"):
