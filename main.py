@@ -262,49 +262,55 @@ def finish(agents: Any, lanes: list[Run]) -> None:
         print(f"finished: {root}")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Trains, evaluates and records; resumes what was begun before."""
-    overrides = cli.parse(argv, FLAGS)
-    task = parse_task(FLAGS.env_name)
-    module = runs.load_agent(FLAGS.agent)
-    for name in ("horizon_length", "sparse"):
-        if FLAGS[name].value is not None:
-            overrides[name] = FLAGS[name].value
-    config, sparse, note = runs.resolve_config(module, task.domain, FLAGS.preset, overrides)
+def plan(overrides: dict[str, Any]) -> tuple[Task, Any, bool, list[Run]]:
+    """The task, the agent's module, whether rewards are sparse, and the runs that are not finished yet, all checked."""
+    task, module = parse_task(FLAGS.env_name), runs.load_agent(FLAGS.agent)
+    given = {name: FLAGS[name].value for name in ("horizon_length", "sparse") if FLAGS[name].value is not None}
+    config, sparse, note = runs.resolve_config(module, task.domain, FLAGS.preset, overrides | given)
     agent = Path(FLAGS.agent).stem
     root = Path(FLAGS.save_dir).expanduser() / FLAGS.run_group / FLAGS.env_name.replace("/", "_").replace(":", "_")
     seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds)
-    specs = runs.make_lanes(config, seeds, FLAGS.vary, root, agent)
     settings = {"env_name": FLAGS.env_name, "agent": agent, "sparse": sparse, "domain": task.domain, "preset": note}
     # Two agent files of one name share a directory, but never a run.
     settings["agent_module"] = module.__name__ if module.__name__.startswith("agents.") else module.__file__
-    lanes = [Run(spec, settings | {"flags": FLAGS.flag_values_dict()}) for spec in specs]
+    settings["flags"] = FLAGS.flag_values_dict()
+    lanes = [Run(spec, settings) for spec in runs.make_lanes(config, seeds, FLAGS.vary, root, agent)]
     finished = [run for run in lanes if run.files.finished(FLAGS.offline_steps)]
-    lanes = [run for run in lanes if run not in finished]
+    unfinished = [run for run in lanes if run not in finished]
     if finished:
         names = ", ".join(str(run.spec.directory) for run in finished)
-        print(f"finished before: {names}{'' if lanes else '; nothing to do'}")
+        print(f"finished before: {names}{'' if unfinished else '; nothing to do'}")
+    if unfinished:
+        check_together(unfinished)
+        print(f"{agent} on {FLAGS.env_name}; {note}; sparse={sparse}")
+        print("\n".join(f"  {key} = {value}" for key, value in sorted(config.items())), flush=True)
+    return task, module, sparse, unfinished
+
+
+def restore(agents: Any, lanes: list[Run]) -> tuple[Any, int, bool]:
+    """The agents at their newest common checkpoint, its step, and whether that was evaluated; opens the logs there."""
+    restored = checkpoints.load_common([run.checkpoints for run in lanes])
+    step, states = restored or (0, [{"csv": {}, "evaluated": False}] * len(lanes))
+    if step > FLAGS.offline_steps:
+        raise UserError(f"{lanes[0].spec.directory} is at step {step} already; give --offline_steps={step} or more")
+    if restored:
+        agents = stack([from_state_dict(lane(agents, index), state["agent"]) for index, state in enumerate(states)])
+        print(f"resuming at step {step}")
+    for run, state in zip(lanes, states, strict=True):
+        run.open_logs(state["csv"])
+    return agents, step, all(state["evaluated"] for state in states)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, evaluates and records; resumes what was begun before."""
+    task, module, sparse, lanes = plan(cli.parse(argv, FLAGS))
     if not lanes:
         return
-    check_together(lanes)
-    print(f"{agent} on {FLAGS.env_name}; {note}; sparse={sparse}")
-    print("\n".join(f"  {key} = {value}" for key, value in sorted(config.items())), flush=True)
-
+    config = lanes[0].spec.config
     data, rotation, dataset = load_data(task, config, sparse)
     for run in lanes:
         run.files.settle(run.settings | {"dataset": dataset})
-    agents = initial_agents(module, [run.spec for run in lanes], data)
-    restored = checkpoints.load_common([run.checkpoints for run in lanes])
-    step, evaluated, positions = 0, False, [{}] * len(lanes)
-    if restored:
-        step, states = restored
-        if step > FLAGS.offline_steps:
-            raise UserError(f"{lanes[0].spec.directory} is at step {step} already; give --offline_steps={step} or more")
-        agents = stack([from_state_dict(lane(agents, index), state["agent"]) for index, state in enumerate(states)])
-        evaluated, positions = all(state["evaluated"] for state in states), [state["csv"] for state in states]
-        print(f"resuming at step {step}")
-    for run, position in zip(lanes, positions, strict=True):
-        run.open_logs(position)
+    agents, step, evaluated = restore(initial_agents(module, [run.spec for run in lanes], data), lanes)
     make = functools.partial(make_env, FLAGS.env_name)
     with Evaluator(make, config.horizon_length, num_workers=FLAGS.eval_workers) as evaluator:
         agents = train(agents, lanes, step, evaluated, data, rotation, evaluator)
