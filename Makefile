@@ -1,7 +1,7 @@
 # Each target sets up .venv when there is none (or when the pinned versions changed) and is quick when there is one.
 PYTHON ?= python3
 BIN = .venv/bin
-RUN ?= quickstart
+RUN ?=
 
 .PHONY: quickstart test lint setup
 
@@ -14,7 +14,7 @@ setup: .venv/ready
 
 # OTQL and the plain BC flow on OGBench's scene task 1: collects data, trains, evaluates, draws, films, compares.
 quickstart: .venv/ready
-	$(BIN)/python -m experiments.quickstart
+	$(BIN)/python -m experiments.quickstart $(RUN)
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -x --durations=10
