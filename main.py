@@ -247,13 +247,15 @@ def finish(agents: Any, lanes: list[Run]) -> None:
     for index, run in enumerate(lanes):
         root = run.spec.directory
         if FLAGS.video_episodes:
+            policy, episode_seed = lane_policy(agents, index, run.spec.seed, step)
             try:
                 record(
                     functools.partial(make_env, FLAGS.env_name, render_mode="rgb_array", width=320, height=320),
-                    *lane_policy(agents, index, run.spec.seed, step),
-                    path=root / "videos" / f"step_{step}.mp4",
-                    num_episodes=FLAGS.video_episodes,
-                    horizon=run.spec.config.horizon_length,
+                    policy,
+                    FLAGS.video_episodes,
+                    episode_seed,
+                    root / "videos" / f"step_{step}.mp4",
+                    run.spec.config.horizon_length,
                     frame_skip=FLAGS.video_frame_skip,
                 )
             except VideoUnavailable as reason:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
             *(sys.executable, str(ROOT / "main.py"), f"--agent=agents/{agent}.py", f"--env_name={FLAGS.env_name}"),
             *("--preset=cpu", "--run_group=quickstart", f"--save_dir={FLAGS.save_dir}", f"--seed={FLAGS.seed}"),
             *(f"--num_seeds={FLAGS.num_seeds}", f"--offline_steps={FLAGS.offline_steps}", "--log_interval=1000"),
-            *(f"--eval_interval={max(1, FLAGS.offline_steps // 3)}", "--save_interval=5000", "--eval_episodes=50"),
+            *(f"--eval_interval={-(-FLAGS.offline_steps // 3)}", "--save_interval=5000", "--eval_episodes=50"),
             *("--dataset_source=collect", f"--dataset_episodes={FLAGS.dataset_episodes}"),
             *(f"--dataset_dir={FLAGS.dataset_dir}", f"--video_episodes={videos}"),
         ]

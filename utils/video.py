@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ def record(
         own = os.environ.get("MUJOCO_GL")
         advice = f"with MUJOCO_GL={own}; unset it" if own else "here; install libegl1 or libosmesa6"
         raise VideoUnavailable(f"MuJoCo cannot render {advice}")
+    # ffmpeg is started by fork and exec, which JAX warns of; nothing of JAX runs in between.
+    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
