@@ -33,7 +33,7 @@ def _flag(kind: str, name: str, default: Any, text: str, **bounds: Any) -> None:
 
 _flag("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
 _flag("string", "env_name", "scene-play-singletask-task1-v0", "OGBench single task, or gym:<Gymnasium id>.")
-_flag("string", "preset", "paper", "paper: published settings of the domain; cpu: with small networks; none.")
+_flag("string", "preset", "paper", "paper: published settings of the domain; cpu: small networks, short runs; none.")
 _flag("integer", "seed", 0, "First seed.", lower_bound=0, upper_bound=2**31)
 _flag("integer", "num_seeds", 1, "Seeds trained side by side in one program.", lower_bound=1)
 _flag("string", "vary", None, "Lanes over a real-valued setting, for example agent.lam=0.2,0.4,1.")

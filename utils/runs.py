@@ -83,7 +83,7 @@ def resolve_config(
         note = f"preset {preset}: {'settings of ' + domain if known else 'none for ' + domain + ', defaults apply'}"
     if preset == "cpu":
         values |= getattr(module, "CPU", {})
-        note += ", with small networks"
+        note += ", with small networks and settings for short runs"
     values |= overrides
     sparse = bool(values.pop("sparse", False))
     config = module.get_config()
