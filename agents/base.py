@@ -3,6 +3,7 @@
 An agent file adds its policy loss and its sampler. See `agents/bc.py` for the smallest one.
 """
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,32 @@ DOMAINS: dict[str, dict[str, Any]] = {
             ("antsoccer", "medium", 0.99, 0.5),
         ]
     },
+    # The online tasks (Table 5).
+    **{
+        task: {
+            "horizon_length": 10,
+            "sparse": False,
+            "discount": 0.99,
+            "rho": 0.0,
+            "num_qs": 2,
+            "actor_hidden_dims": (256, 256, 256, 256),
+            "value_hidden_dims": (256, 256, 256, 256),
+        }
+        for task in ("ArrangeBoxes", "OpenMicrowave")
+    },
+}
+# Whose agent settings a domain takes that an agent has none for.
+NEAREST = {
+    "cube-single": "cube-double",
+    "cube-quadruple": "cube-triple",
+    "puzzle-4x4": "puzzle-3x3",
+    "puzzle-4x5": "puzzle-4x4",
+    "puzzle-4x6": "puzzle-4x4",
+    "pointmaze-giant": "antmaze-giant",
+    "humanoidmaze-giant": "humanoidmaze-large",
+    **{f"pointmaze-{size}": "antmaze-large" for size in ("medium", "large", "teleport")},
+    **{f"antmaze-{size}": "antmaze-large" for size in ("medium", "teleport")},
+    **{f"antsoccer-{size}": "antmaze-large" for size in ("arena", "medium")},
 }
 # Small networks and faster rates, for runs of 10⁴ updates on a laptop's processor (README: Laptop scale).
 CPU = {
@@ -84,8 +111,12 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def presets(own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """An agent's PRESETS: the shared settings of every domain joined with the agent's own."""
-    return {domain: shared | own.get(domain, {}) for domain, shared in DOMAINS.items()}
+    """An agent's PRESETS: the shared settings of every domain joined with the agent's own, or those of the nearest."""
+
+    def find(domain: str) -> dict[str, Any]:
+        return own.get(domain, {}) if domain in own or domain not in NEAREST else find(NEAREST[domain])
+
+    return {domain: shared | find(domain) for domain, shared in DOMAINS.items()}
 
 
 class Agent(flax.struct.PyTreeNode):
@@ -111,6 +142,8 @@ class Agent(flax.struct.PyTreeNode):
 
     # Networks that have a Polyak copy → the setting that is its rate.
     TARGETS = {"critic": "tau", "flow": "flow_tau"}
+    # What gradients pass through before they are scaled by lr.
+    OPTIMISER = optax.scale_by_adam()
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
@@ -139,9 +172,13 @@ class Agent(flax.struct.PyTreeNode):
             {k: v for k, v in config.items() if k not in hyper} | {"action_dim": actions.shape[-1]}
         )
         init_key, key = jax.random.split(key)
-        inputs = {"critic": (observations[:1], actions[:1]), "flow": (observations[:1], actions[:1], actions[:1, :1])}
+        # A network is initialised on inputs of the kinds that its __call__ names.
+        inputs = {"observations": observations[:1], "actions": actions[:1], "x": actions[:1], "t": actions[:1, :1]}
         params = {
-            name: module.init(jax.random.fold_in(init_key, i), *inputs[name])["params"]
+            name: module.init(
+                jax.random.fold_in(init_key, i),
+                **{k: v for k, v in inputs.items() if k in inspect.signature(module.__call__).parameters},
+            )["params"]
             for i, (name, module) in enumerate(cls.networks(static, static.action_dim).items())
         }
         deviation = observations.std(axis=0)
@@ -149,7 +186,7 @@ class Agent(flax.struct.PyTreeNode):
             params=params,
             # A copy, not an alias: a donated buffer must stand once.
             targets=jax.tree.map(jnp.copy, {name: params[name] for name in cls.TARGETS}),
-            opt_state=optax.scale_by_adam().init(params),
+            opt_state=cls.OPTIMISER.init(params),
             key=key,
             step=jnp.zeros((), jnp.int32),
             hyper=hyper,
@@ -171,7 +208,7 @@ class Agent(flax.struct.PyTreeNode):
         """One gradient step on `loss` and one Polyak step. Its randomness is a function of (key, step)."""
         key = jax.random.fold_in(self.key, self.step)
         (_, info), grads = jax.value_and_grad(self.loss, has_aux=True)(self.params, batch, key)
-        directions, opt_state = optax.scale_by_adam().update(grads, self.opt_state)
+        directions, opt_state = self.OPTIMISER.update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
         targets = {
             name: optax.incremental_update(params[name], self.targets[name], self.hyper[rate])
@@ -186,20 +223,30 @@ class Agent(flax.struct.PyTreeNode):
     def critic_loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Info]:
         """TD loss of the ensemble (paper Eq. 10, with target networks, mask and γ^H).
 
-        y = R + γ^H · mask · (mean_k Q̄_k(s', a') − ρ std_k Q̄_k(s', a')), a' from `sample_actions`;
-        the loss is the mean over ensemble and batch of valid · (Q_k(s, a) − y)².
+        y = R + γ^H · mask · V(s'), V from `next_value`; the loss is the mean over ensemble and batch of
+        valid · (Q_k(s, a) − y)².
 
         Returns:
             the loss, Q_k(s, a) [K, m] at `params`, and what to log.
         """
         cfg = self.cfg
-        next_actions = self.sample_actions(batch["next_observations"], key)
-        next_qs = self.apply("critic", batch["next_observations"], next_actions, params=self.targets["critic"])
-        next_q = next_qs.mean(axis=0) - cfg.rho * next_qs.std(axis=0)
-        target = batch["rewards"] + cfg.discount**cfg.horizon_length * batch["masks"] * next_q
+        next_value = self.next_value(batch["next_observations"], key)
+        target = batch["rewards"] + cfg.discount**cfg.horizon_length * batch["masks"] * next_value
         qs = self.apply("critic", batch["observations"], batch["actions"], params=params["critic"])
         loss = jnp.mean(batch["valid"] * jnp.square(qs - jax.lax.stop_gradient(target)))
         return loss, qs, {"critic/loss": loss, "critic/q": qs.mean(), "critic/target_max": target.max()}
+
+    def next_value(self, observations: jax.Array, key: jax.Array) -> jax.Array:
+        """The value that the TD target bootstraps from: the pessimistic target Q of what the agent does, [m, o] → [m].
+
+        mean_k Q̄_k(s', a') − ρ std_k Q̄_k(s', a'), a' from `sample_actions`, population deviation.
+        """
+        return self.pessimistic_q(observations, self.sample_actions(observations, key))
+
+    def pessimistic_q(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        """mean − ρ · population deviation of the target critics: observations [..., o], actions [..., d] → [...]."""
+        qs = self.apply("critic", observations, actions, params=self.targets["critic"])
+        return qs.mean(axis=0) - self.hyper["rho"] * qs.std(axis=0)
 
     def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
         """Euler samples of the averaged flow, clipped: observations [..., o], noise [..., d] → [..., d]."""
@@ -209,18 +256,31 @@ class Agent(flax.struct.PyTreeNode):
         )
         return jnp.clip(actions, -1.0, 1.0)
 
-    def candidates(self, observations: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-        """n flow samples for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d]."""
-        observations = jnp.broadcast_to(observations, (n, *observations.shape))
+    @property
+    def nfe(self) -> int:
+        """Network evaluations that a candidate action costs at acting."""
+        return self.config.flow_steps
+
+    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
+        """One action of the policy for each observation, before best-of-N: [..., o] → [..., d] in [−1, 1]."""
         noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
-        return observations, self.flow_actions(observations, noise)
+        return self.flow_actions(observations, noise)
+
+    def candidates(self, observations: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+        """n proposals for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d]."""
+        observations = jnp.broadcast_to(observations, (n, *observations.shape))
+        return observations, self.propose(observations, key)
+
+    def rank(self, qs: jax.Array) -> jax.Array:
+        """What best-of-N maximises, from the online critic's values [K, ...]: their mean."""
+        return qs.mean(axis=0)
 
     def sample_actions(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """Acts: of N flow samples the one that the ensemble mean of the online critic ranks first.
+        """Acts: of N proposals the one that the online critic ranks first.
 
         Args:
             observations: [..., o].
-            key: draws the noise.
+            key: draws the proposals.
 
         Returns:
             action chunks in [−1, 1], [..., d].
@@ -228,5 +288,5 @@ class Agent(flax.struct.PyTreeNode):
         observations, actions = self.candidates(observations, key, self.config.best_of_n)
         if self.config.best_of_n == 1:
             return actions[0]
-        best = self.apply("critic", observations, actions).mean(axis=0).argmax(axis=0)
+        best = self.rank(self.apply("critic", observations, actions)).argmax(axis=0)
         return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents import bc, otql
+from agents import base, bc, otql
 from envs.tasks import TABLE1_TASKS, parse_task
 from utils.errors import UserError
 from utils.runs import resolve_config
@@ -69,3 +69,13 @@ def test_presets_say_what_they_did():
     assert plain.lam == otql.get_config().lam
     with pytest.raises(UserError, match="unknown preset"):
         resolve_config(otql, "scene", "papier", {})
+
+
+def test_domains_that_the_paper_leaves_out_take_their_nearest():
+    """Each domain ends, over NEAREST, at one with settings of its own."""
+    settings = base.presets({"antmaze-large": {"lam": 7.0}, "puzzle-3x3": {"lam": 8.0}})
+    assert settings["antsoccer-arena"]["lam"] == settings["pointmaze-large"]["lam"] == 7.0
+    assert settings["puzzle-4x6"]["lam"] == 8.0
+    assert "lam" not in settings["scene"]
+    assert otql.PRESETS["cube-single"]["lam"] == 0.4
+    assert otql.PRESETS["humanoidmaze-giant"]["lam"] == 5.0

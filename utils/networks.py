@@ -1,4 +1,7 @@
-"""Network building blocks: MLP, critic ensemble and flow vector field (paper §D.1, Table 3)."""
+"""Networks: MLP, critic ensemble and flow vector field (paper §D.1, Table 3), and what the baselines add.
+
+The names of a network's inputs say what they are: observations [..., o], actions or points x [..., d], time t [..., 1].
+"""
 
 from collections.abc import Sequence
 
@@ -56,3 +59,59 @@ class VectorField(nn.Module):
     def __call__(self, observations: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
         """Maps observations [..., o], points x [..., d] and times t [..., 1] to velocities [..., d]."""
         return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([observations, x, t], axis=-1))
+
+
+class StateValue(nn.Module):
+    """V(s), with layer norm as the critics."""
+
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """Maps observations [..., o] to values [...]."""
+        return MLP(self.hidden_dims, 1, layer_norm=True)(observations)[..., 0]
+
+
+class OneStepPolicy(nn.Module):
+    """A policy μ(s, z) that maps noise to an action in one pass."""
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, x: jax.Array) -> jax.Array:
+        """Maps observations [..., o] and noise [..., d] to actions [..., d], not clipped."""
+        return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([observations, x], axis=-1))
+
+
+class TanhGaussian(nn.Module):
+    """A Gaussian squashed by tanh, π(u | s) or, with a reference point, π(u | s, x)."""
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+    conditioned: bool = False
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, x: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Maps observations [..., o], and x [..., d] if `conditioned`, to mean and log deviation before the tanh."""
+        inputs = jnp.concatenate([observations, x], axis=-1) if self.conditioned else observations
+        mean, log_std = jnp.split(MLP(self.hidden_dims, 2 * self.action_dim)(inputs), 2, axis=-1)
+        return mean, jnp.clip(log_std, -20.0, 2.0)
+
+
+def sample_tanh_gaussian(key: jax.Array, mean: jax.Array, log_std: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Draws tanh(u), u ~ N(mean, exp(log_std)²), [..., d], and its log-density, [...]."""
+    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
+    # log(1 − tanh²u), in a form that does not underflow.
+    log_prob -= 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
+    return jnp.tanh(u), log_prob.sum(axis=-1)
+
+
+class Temperature(nn.Module):
+    """A positive scalar, exp of its parameter; 1 at the start."""
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The temperature, a scalar."""
+        return jnp.exp(self.param("log_value", nn.initializers.zeros, ()))
