@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from utils.flow import euler
+from utils.flow import euler, flow_matching_loss
 from utils.networks import CriticEnsemble, VectorField
 
 Batch = dict[str, jax.Array]
@@ -235,6 +235,24 @@ class Agent(flax.struct.PyTreeNode):
         qs = self.apply("critic", batch["observations"], batch["actions"], params=params["critic"])
         loss = jnp.mean(batch["valid"] * jnp.square(qs - jax.lax.stop_gradient(target)))
         return loss, qs, {"critic/loss": loss, "critic/q": qs.mean(), "critic/target_max": target.max()}
+
+    def bc_loss(
+        self, params: dict[str, Any], batch: Batch, key: jax.Array, name: str = "flow"
+    ) -> tuple[jax.Array, Info]:
+        """Behaviour cloning of the flow `name` (Eq. 1, q(z, a) = q(z) q(a)): fresh noise, the batch's actions.
+
+        Returns:
+            the loss, and what to log.
+        """
+        noise_key, time_key = jax.random.split(key)
+        loss = flow_matching_loss(
+            lambda x, t: self.apply(name, batch["observations"], x, t, params=params[name]),
+            time_key,
+            jax.random.normal(noise_key, batch["actions"].shape),
+            batch["actions"],
+            batch["valid"][:, None] * batch["action_mask"],
+        )
+        return loss, {f"{name}/loss": loss}
 
     def next_value(self, observations: jax.Array, key: jax.Array) -> jax.Array:
         """The value that the TD target bootstraps from: the pessimistic target Q of what the agent does, [m, o] → [m].

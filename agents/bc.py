@@ -6,7 +6,6 @@ import jax
 import ml_collections
 
 from agents import base
-from utils.flow import flow_matching_loss
 from utils.networks import VectorField
 
 
@@ -21,17 +20,8 @@ class Agent(base.Agent):
         return {"flow": VectorField(tuple(config.actor_hidden_dims), action_dim)}
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
-        """Flow matching on the batch's actions and fresh noise (paper Eq. 1 with q(z, a) = q(z) q(a))."""
-        noise_key, time_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, batch["actions"].shape)
-        loss = flow_matching_loss(
-            lambda x, t: self.apply("flow", batch["observations"], x, t, params=params["flow"]),
-            time_key,
-            noise,
-            batch["actions"],
-            batch["valid"][:, None] * batch["action_mask"],
-        )
-        return loss, {"flow/loss": loss}
+        """Flow matching on the batch's actions and fresh noise."""
+        return self.bc_loss(params, batch, key)
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from numpy_networks import make_agent, make_batch, velocity
 
-from agents import bc
+from agents import base, bc
 
 BATCH = make_batch()
 
@@ -14,7 +14,7 @@ def test_loss_equals_numpy(monkeypatch):
     agent, seen = make_agent(bc, BATCH), {}
     assert set(agent.params) == {"flow"}
     assert set(agent.targets) == {"flow"}
-    real = bc.flow_matching_loss
+    real = base.flow_matching_loss
 
     def spy(field, key, noise, actions, weights):
         seen.update(noise=np.asarray(noise), actions=actions, weights=weights)
@@ -25,7 +25,7 @@ def test_loss_equals_numpy(monkeypatch):
 
         return real(recorded, key, noise, actions, weights)
 
-    monkeypatch.setattr(bc, "flow_matching_loss", spy)
+    monkeypatch.setattr(base, "flow_matching_loss", spy)
     loss, info = agent.loss(agent.params, BATCH, jax.random.key(0))
     noise, actions, t = seen["noise"], np.asarray(BATCH["actions"]), seen["t"]
     np.testing.assert_allclose(seen["x"], t * actions + (1 - t) * noise, atol=1e-6)
