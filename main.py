@@ -18,7 +18,8 @@ from envs.tasks import Task, make_env, parse_task
 from utils import checkpoints, cli, runs
 from utils.datasets import ShardRotation, example_batch, prepare
 from utils.errors import UserError
-from utils.evaluation import Evaluator
+from utils.evaluation import Evaluator, WorkerError
+from utils.files import atomic_write_text
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.plotting import learning_curve
 from utils.training import SEGMENT, Trainer, act, lane, stack
@@ -155,7 +156,12 @@ def initial_agents(module: Any, lanes: list[runs.Lane], data: dict[str, np.ndarr
     for spec in lanes:
         create = functools.partial(module.Agent.create, config=spec.config)
         creators.setdefault(tuple(spec.varied.items()), jax.jit(create))
-    return stack([creators[tuple(spec.varied.items())](jax.random.PRNGKey(spec.seed), example) for spec in lanes])
+    agents = [creators[tuple(spec.varied.items())](jax.random.PRNGKey(spec.seed), example) for spec in lanes]
+    if len({jax.tree.structure(agent) for agent in agents}) > 1:
+        raise UserError(
+            f"--vary={FLAGS.vary}: these values differ in the networks they need; give each its own command"
+        )
+    return stack(agents)
 
 
 def evaluate(agents: Any, lanes: list[Run], evaluator: Evaluator, step: int, signals: cli.Signals) -> None:
@@ -174,6 +180,10 @@ def evaluate(agents: Any, lanes: list[Run], evaluator: Evaluator, step: int, sig
             except FloatingPointError as error:
                 advice = "start again with a smaller --agent.lr in another --run_group"
                 raise UserError(f"{run.spec.directory}, step {step}: {error}; {advice}") from error
+            except WorkerError as error:
+                report = run.spec.directory / "worker_error.txt"
+                atomic_write_text(report, f"{error}\n")
+                raise UserError(f"evaluation failed, {str(error).splitlines()[0]} (all of it: {report})") from error
     for run, result in zip(lanes, results, strict=True):
         row = {key: value for key, value in result.items() if np.ndim(value) == 0}
         run.log("eval", step, {"episodes": FLAGS.eval_episodes} | row)
@@ -241,11 +251,26 @@ def train(agents: Any, lanes: list[Run], step: int, evaluated: bool, data: Any, 
         signals.release()
 
 
-def finish(agents: Any, lanes: list[Run]) -> None:
+def video_path(run: Run) -> Path:
+    """Where the video of the final policy goes."""
+    return run.spec.directory / "videos" / f"step_{FLAGS.offline_steps}.mp4"
+
+
+def milliseconds_per_action(agents: Any, observation: np.ndarray, horizon: int) -> float:
+    """Median time to choose one environment action: a chunk for one observation [o] takes `horizon` times as long."""
+    seconds, arguments = [], (observation[None], np.zeros(1, np.int32), np.zeros(1, np.int32))
+    for _ in range(21):  # The first one compiles.
+        clock = time.perf_counter()
+        jax.block_until_ready(act(agents, 0, arguments[0], jax.random.PRNGKey(0), *arguments[1:]))
+        seconds.append(time.perf_counter() - clock)
+    return 1000 * float(np.median(seconds[1:])) / horizon
+
+
+def finish(agents: Any, lanes: list[Run], observation: np.ndarray) -> None:
     """Records videos and marks the runs as finished."""
-    step = FLAGS.offline_steps
+    step, config = FLAGS.offline_steps, lanes[0].spec.config
+    cost = {"milliseconds_per_action": milliseconds_per_action(agents, observation, config.horizon_length)}
     for index, run in enumerate(lanes):
-        root = run.spec.directory
         if FLAGS.video_episodes:
             policy, episode_seed = lane_policy(agents, index, run.spec.seed, step)
             try:
@@ -254,20 +279,22 @@ def finish(agents: Any, lanes: list[Run]) -> None:
                     policy,
                     FLAGS.video_episodes,
                     episode_seed,
-                    root / "videos" / f"step_{step}.mp4",
+                    video_path(run),
                     run.spec.config.horizon_length,
                     frame_skip=FLAGS.video_frame_skip,
                 )
             except VideoUnavailable as reason:
                 print(f"no video: {reason}", file=sys.stderr)
-        run.files.finish({"step": step})
-        print(f"finished: {root}")
+        run.files.finish({"step": step} | cost)
+        print(f"finished: {run.spec.directory}")
 
 
 def plan(overrides: dict[str, Any]) -> tuple[Task, Any, bool, list[Run]]:
     """The task, the agent's module, whether rewards are sparse, and the runs that are not finished yet, all checked."""
     task, module = parse_task(FLAGS.env_name), runs.load_agent(FLAGS.agent)
     given = {name: FLAGS[name].value for name in ("horizon_length", "sparse") if FLAGS[name].value is not None}
+    if given.keys() & overrides.keys():
+        raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
     config, sparse, note = runs.resolve_config(module, task.domain, FLAGS.preset, overrides | given)
     agent = Path(FLAGS.agent).stem
     root = Path(FLAGS.save_dir).expanduser() / FLAGS.run_group / FLAGS.env_name.replace("/", "_").replace(":", "_")
@@ -277,7 +304,12 @@ def plan(overrides: dict[str, Any]) -> tuple[Task, Any, bool, list[Run]]:
     settings["agent_module"] = module.__name__ if module.__name__.startswith("agents.") else module.__file__
     settings["flags"] = FLAGS.flag_values_dict()
     lanes = [Run(spec, settings) for spec in runs.make_lanes(config, seeds, FLAGS.vary, root, agent)]
-    finished = [run for run in lanes if run.files.finished(FLAGS.offline_steps)]
+    # A finished run is taken up again for a video that it lacks.
+    finished = [
+        run
+        for run in lanes
+        if run.files.finished(FLAGS.offline_steps) and not (FLAGS.video_episodes and not video_path(run).exists())
+    ]
     unfinished = [run for run in lanes if run not in finished]
     if finished:
         names = ", ".join(str(run.spec.directory) for run in finished)
@@ -310,13 +342,14 @@ def main(argv: Sequence[str]) -> None:
         return
     config = lanes[0].spec.config
     data, rotation, dataset = load_data(task, config, sparse)
+    agents = initial_agents(module, [run.spec for run in lanes], data)
     for run in lanes:
-        run.files.settle(run.settings | {"dataset": dataset})
-    agents, step, evaluated = restore(initial_agents(module, [run.spec for run in lanes], data), lanes)
+        run.files.settle(run.settings | {"dataset": dataset, "nfe": agents.nfe})
+    agents, step, evaluated = restore(agents, lanes)
     make = functools.partial(make_env, FLAGS.env_name)
     with Evaluator(make, config.horizon_length, num_workers=FLAGS.eval_workers) as evaluator:
         agents = train(agents, lanes, step, evaluated, data, rotation, evaluator)
-        finish(agents, lanes)
+        finish(agents, lanes, data["observations"][0])
     if rotation:
         rotation.close()
 

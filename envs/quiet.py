@@ -5,16 +5,25 @@ import os
 import sys
 import warnings
 
+from utils.errors import UserError
+
 
 def quiet_import_ogbench() -> None:
     """Imports ogbench, so that its environments are registered, and hides two harmless warnings.
 
     Hidden: GLFW without a display (MuJoCo's viewer is imported by the environments but not used), and gymnasium's
     note on the float64 bounds of the manipulation environments' action space, which comes back at each access.
+
+    Raises:
+        UserError: MuJoCo cannot be imported with the renderer that MUJOCO_GL names.
     """
     warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing.*")
     warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered by casting.*")
     choose_renderer()
+    try:
+        import mujoco  # noqa: F401
+    except (AttributeError, ImportError, RuntimeError) as error:
+        raise UserError(f"MuJoCo fails with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); unset it") from error
     import ogbench  # noqa: F401
 
 

@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import os
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import ml_collections
@@ -12,6 +15,7 @@ from tiny_runs import BC, POINTMAZE, call, contents, refused, run_dir, run_main
 
 from utils import runs
 from utils.errors import UserError
+from utils.evaluation import WorkerError
 from utils.runs import ROOT
 
 
@@ -46,6 +50,7 @@ WRONG = {
     "--agent.window_rule=fold": "use one of pad, drop",
     "--agent.sparse=true": "write --sparse or --nosparse",
     "--horizon_length=0": "horizon_length",
+    "--agent.horizon_length=3": "--horizon_length and --agent.horizon_length are one setting",
     "--num_seeds=0": "num_seeds",
     "--seed=-1": "seed",
     "--offline_steps=0": "offline_steps",
@@ -198,3 +203,24 @@ def test_varied_values_never_share_a_directory(tmp_path):
     lanes = runs.make_lanes(config, range(2), "agent.lam=0.2,0.12345678,0.12345679", tmp_path, "otql")
     assert len({lane.directory for lane in lanes}) == 6
     assert lanes[0].directory == tmp_path / "otql_lam=0.2" / "sd0"
+
+
+def test_wrong_renderer(flags):
+    """A renderer that MuJoCo does not know, set by the user."""
+    command = [sys.executable, str(ROOT / "main.py"), *flags]
+    ended = subprocess.run(command, env=os.environ | {"MUJOCO_GL": "vulkan"}, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: MuJoCo fails with MUJOCO_GL=vulkan")
+
+
+def test_dead_worker(flags, tmp_path, monkeypatch):
+    """An environment that fails ends in one line; all that its worker said is in a file."""
+
+    def failing(*_):
+        raise WorkerError("ValueError: no such joint\nTraceback: ...")
+
+    monkeypatch.setattr("main.Evaluator.evaluate", failing)
+    outcome = call(*flags)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith("error: evaluation failed, ValueError: no such joint (all of it: ")
+    assert "Traceback" in (run_dir(tmp_path / "exp") / "worker_error.txt").read_text()

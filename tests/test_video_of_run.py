@@ -10,7 +10,9 @@ def test_run_films_its_policy_or_says_why_not(pointmaze, tmp_path, monkeypatch):
     """A finished run has its video; where nothing renders it finishes all the same, with the reason in one line."""
     flags = (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", "--offline_steps=10", "--video_episodes=1")
     if rendering_backend():
-        run_main(*flags, f"--save_dir={tmp_path / 'with'}", "--video_frame_skip=50")
+        silent = run_main(*flags[:-1], f"--save_dir={tmp_path / 'with'}")
+        assert "finished: " in silent.out
+        run_main(*flags, f"--save_dir={tmp_path / 'with'}", "--video_frame_skip=50")  # A finished run is filmed later.
         (video,) = (run_dir(tmp_path / "with") / "videos").glob("*.mp4")
         assert sum(1 for _ in imageio.get_reader(video)) > 10
     monkeypatch.setattr("utils.video.rendering_backend", lambda: None)

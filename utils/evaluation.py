@@ -83,7 +83,7 @@ class Evaluator:
         Returns:
             'success' (info['success'] at the end, 0 or 1), 'return' (sum of rewards), 'length' (environment steps),
             arrays [num_episodes] in order, and their means 'success_rate', 'return_mean', 'length_mean'.
-            The two on success are absent if the environment does not report it.
+            The two on success are absent unless the environment reports it at the end of every episode.
 
         Raises:
             ValueError: no episodes, or the policy's actions have the wrong shape.
