@@ -67,7 +67,7 @@ class Run:
         self.spec = spec
         self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
         self.files = runs.RunFiles(spec.directory, self.settings)
-        self.checkpoints = spec.directory / "checkpoints"
+        self.checkpoints = runs.checkpoint_dir(spec.directory)
 
     def open_logs(self, positions: dict[str, int]) -> None:
         """Opens the CSV files at the positions of a checkpoint, or anew."""
@@ -343,8 +343,9 @@ def main(argv: Sequence[str]) -> None:
     config = lanes[0].spec.config
     data, rotation, dataset = load_data(task, config, sparse)
     agents = initial_agents(module, [run.spec for run in lanes], data)
+    widths = {"observation_dim": data["observations"].shape[1], "chunk_dim": agents.config.action_dim}
     for run in lanes:
-        run.files.settle(run.settings | {"dataset": dataset, "nfe": agents.nfe})
+        run.files.settle(run.settings | {"dataset": dataset, "nfe": agents.nfe} | widths)
     agents, step, evaluated = restore(agents, lanes)
     make = functools.partial(make_env, FLAGS.env_name)
     with Evaluator(make, config.horizon_length, num_workers=FLAGS.eval_workers) as evaluator:

@@ -61,7 +61,7 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
     """
     arrays: list[np.ndarray | jax.Array] = []
     tree = msgpack_serialize(_detach(state, arrays))
-    path = _path(directory, step)
+    path = path_of(directory, step)
     # What a killed save left is in the way when the disk is nearly full.
     _remove(directory.glob(temporary_name(directory / "step_*.ckpt").name))
     with atomic_open(path) as file:
@@ -73,7 +73,7 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
         file.seek(0)
         file.write(_HEADER.format(FORMAT_VERSION, digest.hexdigest()).encode())
     kept = [s for s in saved_steps(directory) if s <= step][-max(keep, 1) :]
-    _remove(_path(directory, s) for s in saved_steps(directory) if s not in kept)
+    _remove(path_of(directory, s) for s in saved_steps(directory) if s not in kept)
     return path
 
 
@@ -100,7 +100,7 @@ def valid_steps(directory: Path) -> list[int]:
     """Steps with an undamaged checkpoint in `directory`, ascending. Reads every file once."""
     valid = []
     for step in saved_steps(directory):
-        with suppress(CorruptCheckpoint), _open_verified(_path(directory, step)):
+        with suppress(CorruptCheckpoint), _open_verified(path_of(directory, step)):
             valid.append(step)
     return valid
 
@@ -124,7 +124,7 @@ def load_common(directories: Sequence[Path]) -> tuple[int, list[dict[str, Any]]]
     found = None
     for step in sorted({step for directory in directories for step in saved_steps(directory)}, reverse=True):
         try:
-            found = step, [load(_path(directory, step)) for directory in directories]
+            found = step, [load(path_of(directory, step)) for directory in directories]
             break
         except CorruptCheckpoint as error:
             problems.append(str(error))
@@ -134,7 +134,8 @@ def load_common(directories: Sequence[Path]) -> tuple[int, list[dict[str, Any]]]
     return found
 
 
-def _path(directory: Path, step: int) -> Path:
+def path_of(directory: Path, step: int) -> Path:
+    """The file of a checkpoint."""
     return directory / f"step_{step:010d}.ckpt"
 
 

@@ -115,3 +115,31 @@ class Temperature(nn.Module):
     def __call__(self) -> jax.Array:
         """The temperature, a scalar."""
         return jnp.exp(self.param("log_value", nn.initializers.zeros, ()))
+
+
+class Denoiser(nn.Module):
+    """Noise prediction ε(s, x, t) of a diffusion policy, as in IDQL: Mish, and an MLP on learned Fourier features of t.
+
+    Attributes:
+        hidden_dims: widths of the hidden layers; the time's MLP has the same, its last one linear.
+        action_dim: d.
+        time_dim: Fourier features, a cosine and a sine for each frequency.
+    """
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+    time_dim: int = 64
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        """Maps observations [..., o], points x [..., d] and times t, [..., 1] or one for all [1], to noise [..., d]."""
+
+        def mlp(h: jax.Array, widths: Sequence[int]) -> jax.Array:
+            for i, width in enumerate(widths):
+                h = nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(jax.nn.mish(h) if i else h)
+            return h
+
+        phase = 2 * jnp.pi * t * self.param("frequencies", nn.initializers.normal(0.2), (self.time_dim // 2,))
+        time = mlp(jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1), self.hidden_dims)
+        time = jnp.broadcast_to(time, (*x.shape[:-1], time.shape[-1]))
+        return mlp(jnp.concatenate([observations, x, time], axis=-1), (*self.hidden_dims, self.action_dim))

@@ -12,8 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
+from flax.serialization import from_state_dict
 
+from utils import checkpoints
 from utils.errors import UserError
 from utils.files import atomic_write_text, disk_errors
 
@@ -267,6 +271,50 @@ class RunFiles:
     def finish(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
         atomic_write_text(self.directory / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+
+def checkpoint_dir(directory: str | Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return Path(directory).expanduser() / "checkpoints"
+
+
+def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
+    """Loads the agent of a run.
+
+    Args:
+        directory: of the run, with flags.json and checkpoints/.
+        step: of the checkpoint; None: the newest valid one.
+
+    Returns:
+        the agent, the run's settings (flags.json), and the step of the checkpoint.
+
+    Raises:
+        UserError: there is no run, or no such checkpoint, or the agent's file is gone.
+    """
+    directory = Path(directory).expanduser()
+    if not (directory / "flags.json").is_file():
+        raise UserError(f"{directory} is not the directory of a run: it has no flags.json")
+    settings, folder = read_json(directory / "flags.json"), checkpoint_dir(directory)
+    if step is None:
+        found = checkpoints.load_latest(folder)
+        if not found:
+            raise UserError(f"{directory} has no valid checkpoint")
+        step, state = found
+    else:
+        if step not in checkpoints.saved_steps(folder):
+            raise UserError(f"{directory} has no checkpoint of step {step}; it has {checkpoints.saved_steps(folder)}")
+        state = checkpoints.load(checkpoints.path_of(folder, step))
+    name = settings["agent_module"]
+    module = load_agent(f"{name.replace('.', '/')}.py" if name.startswith("agents.") else name)
+    config = module.get_config()
+    for field, value in settings["config"].items():
+        set_field(config, field, value)
+    example = {
+        "observations": np.zeros((1, settings["observation_dim"]), np.float32),
+        "actions": np.zeros((1, settings["chunk_dim"]), np.float32),
+    }
+    agent = jax.eval_shape(lambda: module.Agent.create(jax.random.PRNGKey(0), example, config))
+    return from_state_dict(agent, state["agent"]), settings, step
 
 
 def read_json(path: Path) -> dict[str, Any]:

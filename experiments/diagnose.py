@@ -1,0 +1,119 @@
+"""What makes a run's success swing, and how good its advantages are: python -m experiments.diagnose RUN_DIR…
+
+For each run of an agent with a flow and a critic, from its two newest checkpoints:
+
+    swap      success of the flow of one checkpoint with its candidates ranked by the critic of the other
+    average   success of the trained flow and of its Polyak average, at each checkpoint
+    value     advantages A = Q − V̂ from k flow samples against those from 64: correlation over a batch, and total
+              variation between the marginals p they give (agents with a λ)
+
+All policies act in the same episodes: the same initial states and the same noise.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from envs.datasets import load_dataset
+from envs.tasks import make_env, parse_task
+from utils import checkpoints, cli, runs
+from utils.coupling import tilted_marginal
+from utils.datasets import assemble, gather, prepare, sample_starts
+from utils.errors import UserError
+from utils.evaluation import Evaluator
+from utils.plotting import wilson_interval
+from utils.training import act, stack
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_integer("episodes", 50, "Episodes a policy.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 12345, "Seed of the episodes.", lower_bound=0, flag_values=FLAGS)
+
+
+def mixed(flow_of: Any, critic_of: Any, averaged: bool = True) -> Any:
+    """An agent that samples from one agent's flow (its average, or the trained one) and ranks by another's critic."""
+    flow = flow_of.targets["flow"] if averaged else flow_of.params["flow"]
+    return flow_of.replace(
+        params=flow_of.params | {"critic": critic_of.params["critic"]}, targets=flow_of.targets | {"flow": flow}
+    )
+
+
+def success(agent: Any, evaluator: Evaluator) -> str:
+    """Success rate over the episodes, with its 95 % Wilson interval."""
+    agents, key = stack([agent]), jax.random.PRNGKey(FLAGS.seed)
+
+    def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> Any:
+        return act(agents, 0, observations, key, episodes, chunks)
+
+    rate = evaluator.evaluate(policy, FLAGS.episodes, FLAGS.seed)["success_rate"]
+    low, high = wilson_interval(rate, FLAGS.episodes)
+    return f"{rate:.2f} ({low:.2f} to {high:.2f})"
+
+
+def diagnose_policy(by_step: dict[int, Any], evaluator: Evaluator) -> None:
+    """Prints the swap and the average."""
+    for flow_step, critic_step in itertools.product(by_step, repeat=2):
+        rate = success(mixed(by_step[flow_step], by_step[critic_step]), evaluator)
+        print(f"  flow of {flow_step}, critic of {critic_step}: success {rate}", flush=True)
+    for step, agent in by_step.items():
+        print(f"  step {step}, flow not averaged: success {success(mixed(agent, agent, False), evaluator)}", flush=True)
+
+
+def diagnose_values(agent: Any, settings: dict[str, Any]) -> None:
+    """Prints how far advantages from k flow samples are from those of 64."""
+    raw, _, _ = load_dataset(
+        parse_task(settings["env_name"]),
+        dataset_dir=settings["flags"]["dataset_dir"],
+        dataset_path=settings["flags"]["dataset"],
+        sparse=settings["sparse"],
+        with_val=False,
+    )
+    horizon, cfg = settings["config"]["horizon_length"], agent.cfg
+    data = prepare(raw, horizon, terminates=False)
+    starts = np.asarray(data["starts"])[np.asarray(sample_starts(jax.random.PRNGKey(0), 0, 1024, len(data["starts"])))]
+    batch = assemble(gather(data, starts, horizon), cfg.discount, cfg.window_rule)
+    q = agent.apply("critic", batch["observations"], batch["actions"]).mean(axis=0)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def advantages(key: jax.Array, k: int) -> jax.Array:
+        observations, actions = agent.candidates(batch["observations"], key, k)
+        return q - agent.apply("critic", observations, actions).mean(axis=(0, 1))
+
+    def marginal(a: jax.Array) -> jax.Array:
+        return tilted_marginal(a, batch["valid"], cfg.lam, cfg.w_max)
+
+    reference = advantages(jax.random.PRNGKey(1), 64)
+    for k in (1, 2, 4, 8, 16):
+        sampled = advantages(jax.random.PRNGKey(2), k)
+        correlation = np.corrcoef(sampled, reference)[0, 1]
+        distance = 0.5 * jnp.abs(marginal(sampled) - marginal(reference)).sum()
+        print(f"  {k} value samples: correlation of A {correlation:.3f}, p moves by {distance:.3f} in total variation")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Diagnoses each run."""
+    directories = [argument for argument in argv[1:] if not argument.startswith("--")]
+    cli.parse([argument for argument in argv if argument not in directories], FLAGS)
+    if not directories:
+        raise UserError("name at least one directory of a run: python -m experiments.diagnose exp/…/sd0")
+    for directory in directories:
+        _, settings, newest = runs.load_run(directory)
+        steps = checkpoints.valid_steps(runs.checkpoint_dir(directory))[-2:]
+        by_step = {step: runs.load_run(directory, step)[0] for step in steps}
+        agent = by_step[newest]
+        if not {"critic", "flow"} <= set(agent.params):
+            raise UserError(f"{directory}: this agent has no flow with a critic beside it")
+        print(f"{directory}, {FLAGS.episodes} episodes of {settings['env_name']} with seed {FLAGS.seed}")
+        with Evaluator(functools.partial(make_env, settings["env_name"]), agent.config.horizon_length) as evaluator:
+            diagnose_policy(by_step, evaluator)
+        if "lam" in agent.hyper:
+            diagnose_values(agent, settings)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,67 @@
+"""A finished run can be taken up by other programs: its agent loads, and is diagnosed."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import OTQL, POINTMAZE, run_dir, run_main
+
+from experiments import diagnose
+from utils import checkpoints, runs
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def directory(pointmaze, tmp_path_factory):
+    """A tiny run with two checkpoints."""
+    save_dir = tmp_path_factory.mktemp("exp")
+    flags = (f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={save_dir}")
+    run_main(*OTQL, *flags, "--offline_steps=4", "--save_interval=2")
+    return run_dir(save_dir)
+
+
+def test_the_agent_of_a_run_loads(directory):
+    """Parameters, settings and step are those of the checkpoint, and it acts."""
+    agent, settings, step = runs.load_run(directory)
+    assert step == 4
+    state = checkpoints.load_latest(directory / "checkpoints")[1]["agent"]
+    jax.tree.map(np.testing.assert_array_equal, agent.params, state["params"])
+    assert agent.hyper["lam"] == np.float32(settings["config"]["lam"])
+    observations = np.zeros((3, settings["observation_dim"]), np.float32)
+    assert agent.sample_actions(observations, jax.random.PRNGKey(0)).shape == (3, settings["chunk_dim"])
+    earlier = runs.load_run(directory, 2)[0]
+    assert earlier.step == 2 and not np.array_equal(
+        *(jax.tree.leaves(a.params)[0] for a in (earlier, agent))
+    )  # fmt: skip
+
+
+def test_what_cannot_be_loaded(directory, tmp_path):
+    """No run, no such step, no checkpoint: one line each."""
+    with pytest.raises(UserError, match="not the directory of a run"):
+        runs.load_run(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint of step 3; it has \[2, 4\]"):
+        runs.load_run(directory, 3)
+    (tmp_path / "flags.json").write_bytes((directory / "flags.json").read_bytes())
+    with pytest.raises(UserError, match="no valid checkpoint"):
+        runs.load_run(tmp_path)
+
+
+def test_diagnose(directory, capsys, monkeypatch):
+    """Each combination of flow and critic is evaluated, and more value samples come closer."""
+    monkeypatch.setattr(sys, "argv", ["diagnose"])
+    diagnose.main(["diagnose", str(directory), "--episodes=1"])
+    out = capsys.readouterr().out
+    assert all(f"flow of {a}, critic of {b}: success" in out for a in (2, 4) for b in (2, 4))
+    correlations = [float(line.split("A ")[1].split(",")[0]) for line in out.splitlines() if "value samples" in line]
+    assert len(correlations) == 5 and correlations[-1] > correlations[0]
+
+
+def test_mixed_policies(directory):
+    """The flow comes from one agent and the critic from the other."""
+    early, late = runs.load_run(directory, 2)[0], runs.load_run(directory, 4)[0]
+    agent = diagnose.mixed(early, late)
+    same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))  # noqa: E731
+    assert same(agent.targets["flow"], early.targets["flow"])
+    assert same(agent.params["critic"], late.params["critic"])
+    assert same(diagnose.mixed(early, late, averaged=False).targets["flow"], early.params["flow"])
