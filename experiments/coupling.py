@@ -6,7 +6,8 @@ Trains one flow for each setting of the coupling on windows of the dataset, with
 advantage A(s, a) = the standardised first component of the chunk, then scores it on the validation episodes by the
 energy score E‖X − a‖ − ½ E‖X − X'‖ under the same weights. The score is proper: the least possible value is reached by
 the true tilted conditional π(a|s) e^{λA}, so what exceeds the unbiased coupling's at many steps is bias, and what is
-gained at few steps is straightness.
+gained at few steps is straightness. Rows that the table has already are kept, so an interrupted study goes on, and
+--seed=1 adds to it.
 """
 
 import csv
@@ -39,8 +40,8 @@ flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Where datasets are.", f
 flags.DEFINE_integer("horizon_length", 5, "Actions in a chunk.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("updates", 6_000, "Updates a setting.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("lam", 1.0, "Temperature λ of the tilt.", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Seed.", flag_values=FLAGS)
-flags.DEFINE_string("output", "docs/coupling.csv", "Table to write.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of network and training.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_string("output", "docs/coupling.csv", "Table to write or go on with.", flag_values=FLAGS)
 
 NFES = (1, 2, 3, 10, 50)
 SETTINGS = [
@@ -121,19 +122,27 @@ def main(argv: Sequence[str]) -> None:
     held_out = assemble(gather(val, val["starts"][::20], horizon), 1.0, "drop")
     weights = tilted_marginal(advantage(held_out["actions"], scale), held_out["valid"], FLAGS.lam, jnp.inf)
     net = VectorField((128, 128, 128), held_out["actions"].shape[1])
-    rows = []
+    path = Path(FLAGS.output)
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
     print(f"{info}; scored on {len(weights)} held-out windows")
     for own in SETTINGS:
-        setting = DEFAULTS | own
+        setting = {"seed": FLAGS.seed} | DEFAULTS | own
+        if any(all(row[k] == formatted(v) for k, v in setting.items()) for row in rows):
+            continue  # Done before.
         params, diagnostics = train(setting, data, scale, net)
         scores = {f"nfe_{n}": float(energy_score(net, params, held_out, weights, n)) for n in NFES}
-        rows.append(setting | scores | diagnostics)
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+        rows.append({k: formatted(v) for k, v in (setting | scores | diagnostics).items()})
+        print(rows[-1], flush=True)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(max(rows, key=len)), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        atomic_write_text(Path(FLAGS.output), text.getvalue())
+        writer.writerows(rows)
+        atomic_write_text(path, text.getvalue())
+
+
+def formatted(value: Any) -> str:
+    """The text of a value in the table."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
