@@ -219,7 +219,7 @@ def test_dead_worker(flags, tmp_path, monkeypatch):
     def failing(*_):
         raise WorkerError("ValueError: no such joint\nTraceback: ...")
 
-    monkeypatch.setattr("main.Evaluator.evaluate", failing)
+    monkeypatch.setattr("utils.program.Evaluator.evaluate", failing)
     outcome = call(*flags)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("error: evaluation failed, ValueError: no such joint (all of it: ")

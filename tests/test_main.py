@@ -14,16 +14,17 @@ from tiny_runs import (
     POINTMAZE,
     assert_close_csv,
     assert_same_run,
+    assert_same_tree,
     call,
     contents,
+    refused,
     run_dir,
     run_dirs,
     run_main,
 )
 
-import main
 from envs.tasks import make_env
-from utils import checkpoints
+from utils import checkpoints, program
 from utils.logging import read_csv
 from utils.training import Trainer
 
@@ -33,16 +34,16 @@ EVALUATION = "evaluation: 0/"
 @pytest.fixture
 def interrupt_at(monkeypatch):
     """Returns a function that lets the next run get a SIGTERM when it logs a row of train.csv at or after a step."""
-    log = main.Run.log
+    log = program.Run.log
 
-    def arm(step: int) -> None:
+    def arm(step: int, of: str = "train") -> None:
         def log_and_raise(run, name, at, row):
             log(run, name, at, row)
-            if name == "train" and at >= step:
-                monkeypatch.setattr(main.Run, "log", log)
+            if name == of and at >= step:
+                monkeypatch.setattr(program.Run, "log", log)
                 signal.raise_signal(signal.SIGTERM)
 
-        monkeypatch.setattr(main.Run, "log", log_and_raise)
+        monkeypatch.setattr(program.Run, "log", log_and_raise)
 
     return arm
 
@@ -142,14 +143,14 @@ def test_sigterm_saves_where_it_falls(unbroken, otql_flags, interrupt_at, tmp_pa
 
 
 def test_signal_during_an_evaluation_repeats_only_that(unbroken, otql_flags, monkeypatch, tmp_path):
-    evaluate = main.Evaluator.evaluate
+    evaluate = program.Evaluator.evaluate
 
     def evaluate_and_raise(self, policy, episodes, seed, progress):
-        monkeypatch.setattr(main.Evaluator, "evaluate", evaluate)
+        monkeypatch.setattr(program.Evaluator, "evaluate", evaluate)
         signal.raise_signal(signal.SIGTERM)
         return evaluate(self, policy, episodes, seed, progress)
 
-    monkeypatch.setattr(main.Evaluator, "evaluate", evaluate_and_raise)
+    monkeypatch.setattr(program.Evaluator, "evaluate", evaluate_and_raise)
     flags = (*otql_flags, f"--save_dir={tmp_path}")
     interrupted(*flags)
     directory = run_dir(tmp_path)
@@ -274,7 +275,7 @@ def test_seeds_at_different_steps_are_not_started_over(bc_flags, tmp_path):
 
 
 def test_killed_between_the_first_saves_of_two_seeds(bc_flags, monkeypatch, tmp_path):
-    save, calls = main.Run.save, []
+    save, calls = program.Run.save, []
 
     def die_at_the_second(run, *arguments):
         if calls:
@@ -284,7 +285,7 @@ def test_killed_between_the_first_saves_of_two_seeds(bc_flags, monkeypatch, tmp_
 
     flags = (*bc_flags, "--offline_steps=10", "--save_interval=5", "--num_seeds=2")
     with monkeypatch.context() as patch:
-        patch.setattr(main.Run, "save", die_at_the_second)
+        patch.setattr(program.Run, "save", die_at_the_second)
         assert call(*flags).code == 130
     assert [len(checkpoints.saved_steps(path / "checkpoints")) for path in run_dirs(tmp_path)] == [1, 0]
     assert "training starts over" in run_main(*flags).err
@@ -363,3 +364,38 @@ def test_locomotion_trains_from_an_official_file(domain, interrupt_at, tmp_path)
     assert read_csv(directory / "train.csv")["step"].tolist() == [2, 4, 6]
     evaluation = read_csv(directory / "eval.csv")
     assert evaluation["success_rate"] == [0] and evaluation["length_mean"] == [2000 if "humanoid" in domain else 1000]
+
+
+# Online
+
+
+@pytest.fixture
+def online_flags(pointmaze):
+    """Ten updates, then 300 environment steps in which episodes end, with updates from step 20 on."""
+    steps = ("--offline_steps=10", "--online_steps=300", "--start_training=20", "--log_interval=50")
+    return (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", *steps, "--save_interval=70", "--num_seeds=2")
+
+
+@pytest.mark.parametrize("balanced", [(), ("--balanced_sampling",)])
+def test_online_resumes_exactly(balanced, online_flags, interrupt_at, tmp_path):
+    """Interrupted in an episode and between two, the run ends in the same agent, rows and experience."""
+    flags = (*online_flags, *balanced)
+    run_main(*flags, f"--save_dir={tmp_path / 'unbroken'}")
+    broken = (*flags, f"--save_dir={tmp_path / 'broken'}")
+    for step in (100, 250):
+        interrupt_at(step)
+        interrupted(*broken)
+    run_main(*broken)
+    for one, other in zip(run_dirs(tmp_path / "unbroken"), run_dirs(tmp_path / "broken"), strict=True):
+        assert_same_run(one, other)
+        states = [checkpoints.load_latest(d / "checkpoints")[1]["explorer"] for d in (one, other)]
+        assert_same_tree(*({"explorer": state["rows"]} for state in states))
+        assert states[0]["transitions"] == 300
+        assert read_csv(one / "timing.csv")["updates"].sum() == 10 + 285
+
+
+def test_online_phase_of_another_length(online_flags, tmp_path):
+    """A run interrupted online cannot go on with other offline steps: it says so."""
+    run_main(*online_flags, f"--save_dir={tmp_path}")
+    changed = [flag.replace("offline_steps=10", "offline_steps=400") for flag in online_flags]
+    assert "in another phase; give the same steps" in refused(*changed, f"--save_dir={tmp_path}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.datasets import Arrays, assemble, gather, sample_starts
+from utils.replay import Replay
 
 SEGMENT = 100  # updates a call: signals, progress and logging wait at most this long
 HOST_BLOCK = 10  # updates whose batches are gathered at once when the data stay on the host
@@ -60,6 +61,39 @@ def _train_on_device(agents: Any, data: Arrays, keys: jax.Array, num_updates: ja
     return _updates(agents, num_updates, rows_at)
 
 
+@partial(jax.jit, donate_argnums=0, static_argnums=6)
+def _train_online(
+    agents: Any,
+    data: Arrays,
+    replay: Arrays,
+    counts: jax.Array,
+    keys: jax.Array,
+    num_updates: jax.Array,
+    balanced: bool,
+) -> Any:
+    size, horizon, offline = agents.config.batch_size, agents.config.horizon_length, len(data["starts"])
+
+    def one(key: jax.Array, step: jax.Array, own: Arrays, count: jax.Array) -> Arrays:
+        """The rows of one lane's batch: half from each, or uniform over both together."""
+        if balanced:
+            positions = sample_starts(key, step, size // 2, offline)
+            own_positions = sample_starts(jax.random.fold_in(key, 1), step, size - size // 2, count)
+        else:
+            own_positions = sample_starts(key, step, size, offline + count) - offline
+            positions = jnp.minimum(own_positions + offline, offline - 1)
+        rows = gather(data, data["starts"][positions], horizon)
+        own_rows = gather(own, own["starts"][jnp.maximum(own_positions, 0)], horizon)
+        if balanced:
+            return jax.tree.map(lambda *parts: jnp.concatenate(parts), rows, own_rows)
+
+        def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+            return jnp.where((own_positions < 0).reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+        return jax.tree.map(choose, rows, own_rows)
+
+    return _updates(agents, num_updates, lambda _, steps: jax.vmap(one)(keys, steps, replay, counts))
+
+
 @partial(jax.jit, donate_argnums=0)
 def _train_on_rows(agents: Any, rows: Arrays, num_updates: jax.Array) -> Any:
     return _updates(agents, num_updates, lambda i, _: lane(rows, i))
@@ -108,6 +142,16 @@ class Trainer:
             agents, info = _train_on_rows(agents, rows, count)
             infos.append(jax.tree.map(lambda leaf, n=count: leaf * n / num_updates, info))
         return agents, jax.tree.map(lambda *leaves: sum(leaves), *infos)
+
+    def train_online(self, agents: Any, replay: Replay, num_updates: int, balanced: bool) -> tuple[Any, Arrays]:
+        """Runs updates on the dataset and what each lane has experienced; as `train`.
+
+        Args:
+            replay: the lanes' experience; with `balanced`, each lane has some.
+            balanced: half of each batch from the dataset and half from the experience; else uniform over both.
+        """
+        arguments = self.data, replay.arrays, jnp.asarray(replay.counts), self.keys
+        return _train_online(agents, *arguments, num_updates, balanced)
 
 
 def fits_on_device(data: dict[str, np.ndarray]) -> bool:

@@ -1,0 +1,335 @@
+"""A training program: the lanes it trains side by side, their logs and checkpoints, and what is due along the way."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+from absl import flags
+from flax.serialization import from_state_dict, to_state_dict
+
+from utils import checkpoints, cli, runs
+from utils.datasets import example_batch
+from utils.errors import UserError
+from utils.evaluation import Evaluator, WorkerError
+from utils.files import atomic_write_text
+from utils.logging import CsvLogger, ProgressBar, WandbLogger
+from utils.plotting import learning_curve
+from utils.training import SEGMENT, act, lane, stack
+from utils.video import VideoUnavailable, record
+
+LOGS = ("train", "eval", "timing")
+
+
+def define_flag(values: flags.FlagValues, kind: str, name: str, default: Any, text: str, **bounds: Any) -> None:
+    """Defines a flag of absl's kind `kind` in `values`."""
+    getattr(flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=values, **bounds)
+
+
+def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: int, save: int) -> None:
+    """Defines what every training program has.
+
+    Args:
+        env_name: default task. log, evaluate, save: default intervals.
+    """
+    flag = functools.partial(define_flag, values)
+    flag("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
+    flag("string", "env_name", env_name, "OGBench single task, or gym:<Gymnasium id>.")
+    flag("string", "preset", "paper", "paper: published settings of the domain; cpu: small networks, short runs; none.")
+    flag("integer", "seed", 0, "First seed.", lower_bound=0, upper_bound=2**31)
+    flag("integer", "num_seeds", 1, "Seeds trained side by side in one program.", lower_bound=1)
+    flag("string", "vary", None, "Lanes over a real-valued setting, for example agent.lam=0.2,0.4,1.")
+    flag("integer", "log_interval", log, "Steps between rows of train.csv.", lower_bound=1)
+    flag("integer", "eval_interval", evaluate, "Steps between evaluations; 0: only at the end.", lower_bound=0)
+    flag("integer", "save_interval", save, "Steps between checkpoints; 0: only at the end.", lower_bound=0)
+    flag("integer", "eval_episodes", 50, "Episodes an evaluation.", lower_bound=1)
+    flag("integer", "eval_workers", None, "Processes that step environments; default: one a core.", lower_bound=1)
+    flag("integer", "video_episodes", 0, "Episodes of the final policy in videos/.", lower_bound=0)
+    flag("integer", "video_frame_skip", 3, "Environment steps a frame.", lower_bound=1)
+    flag("string", "save_dir", "exp", "Runs are kept in <save_dir>/<run_group>/<env_name>/<agent>/sd<seed>.")
+    flag("string", "run_group", "debug", "Name of a group of runs.")
+    flag("enum", "wandb", "disabled", "Weights & Biases.", enum_values=["online", "offline", "disabled"])
+    flag("integer", "horizon_length", None, "Actions in a chunk; default: the preset's.", lower_bound=1)
+    flag("bool", "sparse", None, "Rewards -1 until solved, then 0; default: the preset's.")
+
+
+class Run:
+    """One lane's directory, logs and checkpoints."""
+
+    def __init__(self, spec: runs.Lane, settings: dict[str, Any]):
+        self.spec = spec
+        self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
+        self.files = runs.RunFiles(spec.directory, self.settings)
+        self.checkpoints = runs.checkpoint_dir(spec.directory)
+
+    def open_logs(self, logs: Sequence[str], positions: dict[str, int], mode: str, group: str) -> None:
+        """Opens the CSV files `logs` at the positions of a checkpoint, or anew."""
+        root = self.spec.directory
+        self.csv = {name: CsvLogger(root / f"{name}.csv", positions.get(name)) for name in logs}
+        name = f"{root.parent.name}-{self.settings['env_name']}-{root.name}"
+        self.wandb = WandbLogger(mode, root, group, name, self.settings)
+
+    def log(self, name: str, step: int, row: dict[str, float]) -> None:
+        """Appends a row to <name>.csv."""
+        # Wall-clock times have a file of their own: the others must resume to the same bytes.
+        self.csv[name].log(step, row)
+        self.wandb.log(step, {f"{name}/{key}": value for key, value in row.items()})
+
+    def save(self, step: int, agent: Any, evaluated: bool, extra: dict[str, Any]) -> None:
+        """Writes a checkpoint of everything that the run needs to go on."""
+        positions = {name: self.csv[name].position() for name in self.csv}
+        state = {"agent": to_state_dict(jax.device_get(agent)), "csv": positions, "evaluated": evaluated}
+        checkpoints.save(self.checkpoints, step, state | extra)
+
+
+class Program:
+    """Trains the lanes of one command to `total` steps, and takes up what was begun before.
+
+    A phase of training is a loop of `visit` (what is due at this step), some training up to `until` at most, and
+    `advance`, up to one of `ends`. Use as a context manager around all phases: a signal then saves before it ends the
+    program.
+
+    Attributes:
+        flags: of the command line. config: the first lane's. sparse: whether rewards are to be made sparse.
+        lanes: the runs that are not finished. agents: stacked along a lane axis. step: steps done.
+        ends: steps at which a phase ends; what happens at intervals happens there too.
+        extra: what a phase adds to the checkpoint of a lane, as a function of the lane's index.
+        restored: the state of each lane's checkpoint, or None for a new run.
+    """
+
+    def __init__(
+        self,
+        values: flags.FlagValues,
+        task: Any,
+        overrides: dict[str, str],
+        ends: Sequence[int],
+        logs: Sequence[str] = (),
+    ):
+        """Resolves the settings and opens the directories.
+
+        Args:
+            values: the parsed flags of `define_flags`. task: from parse_task. overrides: from `cli.parse`.
+            ends: steps at which a phase ends, ascending; the last one is the program's end.
+            logs: CSV files besides LOGS.
+        """
+        self.flags, self.task, self.ends, self.module = values, task, tuple(ends), runs.load_agent(values.agent)
+        self.total, self._logs = self.ends[-1], (*LOGS, *logs)
+        given = {k: values[k].value for k in ("horizon_length", "sparse") if values[k].value is not None}
+        if given.keys() & overrides.keys():
+            raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
+        self.config, self.sparse, note = runs.resolve_config(self.module, task.domain, values.preset, overrides | given)
+        agent, env_name = Path(values.agent).stem, values.env_name
+        root = Path(values.save_dir).expanduser() / values.run_group / env_name.replace("/", "_").replace(":", "_")
+        seeds = range(values.seed, values.seed + values.num_seeds)
+        settings = {"env_name": env_name, "agent": agent, "sparse": self.sparse, "domain": task.domain, "preset": note}
+        # Two agent files of one name share a directory, but never a run.
+        name = self.module.__name__
+        settings["agent_module"] = name if name.startswith("agents.") else self.module.__file__
+        settings["flags"] = values.flag_values_dict()
+        lanes = [Run(spec, settings) for spec in runs.make_lanes(self.config, seeds, values.vary, root, agent)]
+        finished = [run for run in lanes if run.files.finished(self.total) and not self._lacks_video(run)]
+        self.lanes = [run for run in lanes if run not in finished]
+        if finished:
+            names = ", ".join(str(run.spec.directory) for run in finished)
+            print(f"finished before: {names}{'' if self.lanes else '; nothing to do'}")
+        if self.lanes:
+            check_together(self.lanes)
+            print(f"{agent} on {env_name}; {note}; sparse={self.sparse}")
+            print("\n".join(f"  {key} = {value}" for key, value in sorted(self.config.items())), flush=True)
+
+    def _video_path(self, run: Run) -> Path:
+        return run.spec.directory / "videos" / f"step_{self.total}.mp4"
+
+    def _lacks_video(self, run: Run) -> bool:
+        """Whether a finished run is to be taken up again for its video."""
+        return self.flags.video_episodes > 0 and not self._video_path(run).exists()
+
+    def new_agents(self, data: dict[str, np.ndarray]) -> Any:
+        """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
+        example, creators, agents = example_batch(data, self.config.horizon_length), {}, []
+        for spec in (run.spec for run in self.lanes):
+            create = functools.partial(self.module.Agent.create, config=spec.config)
+            creator = creators.setdefault(tuple(spec.varied.items()), jax.jit(create))
+            agents.append(creator(jax.random.PRNGKey(spec.seed), example))
+        if len({jax.tree.structure(agent) for agent in agents}) > 1:
+            raise UserError(f"--vary={self.flags.vary}: the values need different networks; give each its own command")
+        return stack(agents)
+
+    def start(
+        self, agents: Any, dataset: dict[str, Any], observation: np.ndarray, make_env: Callable[..., gymnasium.Env]
+    ) -> None:
+        """Writes the settings, takes up the newest common checkpoint, and opens the logs there.
+
+        Args:
+            agents: new agents, as they are if there is no checkpoint. dataset: what flags.json says of the data.
+            observation: any, [o]. make_env: makes an environment, picklable; takes make_env's keywords.
+        """
+        widths = {"observation_dim": len(observation), "chunk_dim": agents.config.action_dim, "nfe": agents.nfe}
+        for run in self.lanes:
+            run.files.settle(run.settings | {"dataset": dataset} | widths)
+        found = checkpoints.load_common([run.checkpoints for run in self.lanes])
+        self.step, self.restored = found or (0, None)
+        if self.step > self.total:
+            directory = self.lanes[0].spec.directory
+            raise UserError(f"{directory} is at step {self.step} already; a run cannot end before that")
+        if self.restored:
+            states = [from_state_dict(lane(agents, i), state["agent"]) for i, state in enumerate(self.restored)]
+            agents = stack(states)
+            print(f"resuming at step {self.step}")
+        self.agents, self.observation, self.make_env = agents, observation, make_env
+        self.evaluated = bool(self.restored) and all(state["evaluated"] for state in self.restored)
+        for run, state in zip(self.lanes, self.restored or [{"csv": {}}] * len(self.lanes), strict=True):
+            run.open_logs(self._logs, state["csv"], self.flags.wandb, self.flags.run_group)
+
+    def __enter__(self) -> "Program":
+        self.signals, self.extra, self._spent, self._updates = cli.Signals(), lambda index: {}, 0.0, 0
+        self.evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=self.flags.eval_workers)
+        self._clock, self._bar = time.perf_counter(), ProgressBar(self.total, initial=self.step)
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is cli.Interrupted:
+                self.save()
+        finally:
+            self._bar.close()
+            self.evaluator.close()
+            self.signals.release()
+
+    def check_phase(self, name: str, first_step: int) -> None:
+        """Refuses a checkpoint from before `first_step` that has what the phase after it adds, `name`, or the reverse.
+
+        Raises:
+            UserError: the steps of the phases are not those of the run that is taken up.
+        """
+        has = bool(self.restored) and name in self.restored[0]
+        if self.restored and ((has and self.step < first_step) or (not has and self.step > first_step)):
+            directory = self.lanes[0].spec.directory
+            raise UserError(f"{directory} is at step {self.step}, in another phase; give the same steps as before")
+
+    def due(self, interval: int) -> bool:
+        """Whether what happens every `interval` steps (0: only at the end) is due at this step."""
+        return self.step in self.ends or bool(interval and self.step and self.step % interval == 0)
+
+    def until(self, *intervals: int) -> int:
+        """The first step from here at which a segment ends or something is due."""
+        own = (SEGMENT, self.flags.log_interval, self.flags.eval_interval, self.flags.save_interval, *intervals)
+        return min(
+            *(end for end in self.ends if end > self.step),
+            *((self.step // interval + 1) * interval for interval in own if interval),
+        )
+
+    def visit(self) -> None:
+        """Evaluates and saves if that is due at this step, and ends the program if a signal came.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        if self.due(self.flags.eval_interval) and not self.evaluated:
+            self.evaluate()
+            self.evaluated = True
+        if self.due(self.flags.save_interval):
+            self.save()
+        self.signals.check()
+        self._clock = time.perf_counter()
+
+    def advance(self, until: int, info: dict[str, jax.Array], updates: int) -> None:
+        """Notes that training went on to step `until` with `updates` updates, whose infos were `info`, each [lanes]."""
+        info = jax.device_get(info)
+        self._spent, self._updates = self._spent + time.perf_counter() - self._clock, self._updates + updates
+        self._bar.update(until - self.step, {k: value[0] for k, value in info.items() if k.endswith("loss")})
+        self.step, self.evaluated, self._clock = until, False, time.perf_counter()
+        if self.due(self.flags.log_interval) and info:
+            for index, run in enumerate(self.lanes):
+                run.log("train", self.step, {key: float(value[index]) for key, value in info.items()})
+                run.log("timing", self.step, {"seconds": self._spent, "updates": self._updates})
+            self._spent, self._updates = 0.0, 0
+
+    def save(self) -> None:
+        """Writes a checkpoint of every lane."""
+        for index, run in enumerate(self.lanes):
+            run.save(self.step, lane(self.agents, index), self.evaluated, self.extra(index))
+
+    def evaluate(self) -> None:
+        """Evaluates every lane and appends to its eval.csv; noise and initial states are functions of (seed, step)."""
+        episodes, results = self.flags.eval_episodes, []
+        with ProgressBar(episodes * len(self.lanes), description="evaluation", unit=" episodes") as bar:
+
+            def progress(*_: int) -> None:
+                bar.update(1)
+                self.signals.check()
+
+            for index, run in enumerate(self.lanes):
+                try:
+                    results.append(self.evaluator.evaluate(*self._policy(index, episodes), progress))
+                except FloatingPointError as error:
+                    advice = "start again with a smaller --agent.lr in another --run_group"
+                    raise UserError(f"{run.spec.directory}, step {self.step}: {error}; {advice}") from error
+                except WorkerError as error:
+                    report = run.spec.directory / "worker_error.txt"
+                    atomic_write_text(report, f"{error}\n")
+                    raise UserError(f"evaluation failed, {str(error).splitlines()[0]} (all of it: {report})") from error
+        for run, result in zip(self.lanes, results, strict=True):
+            root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
+            run.log("eval", self.step, {"episodes": episodes} | row)
+            learning_curve(root, root / "learning_curve.png", title=self.flags.env_name)
+            figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
+            print(f"step {self.step}, {root.parent.name}/{root.name}: {figures}", flush=True)
+
+    def _policy(self, index: int, episodes: int) -> tuple[Callable, int, int]:
+        """One lane's policy for the evaluator, the number of episodes and their seed: functions of (seed, step)."""
+        seed, agents = self.lanes[index].spec.seed, self.agents
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 1), self.step)
+        episode_seed = int(np.random.SeedSequence((seed, self.step)).generate_state(1)[0])
+        return lambda *inputs: act(agents, index, inputs[0], key, *inputs[1:]), episodes, episode_seed
+
+    def finish(self) -> None:
+        """Records videos and marks the runs as finished."""
+        cost = {"milliseconds_per_action": self._milliseconds_per_action()}
+        for index, run in enumerate(self.lanes):
+            if self.flags.video_episodes:
+                make = functools.partial(self.make_env, render_mode="rgb_array", width=320, height=320)
+                policy, episodes, seed = self._policy(index, self.flags.video_episodes)
+                video, horizon = self._video_path(run), self.config.horizon_length
+                try:
+                    skip = self.flags.video_frame_skip
+                    record(make, policy, episodes, seed, video, horizon, frame_skip=skip)
+                except VideoUnavailable as reason:
+                    print(f"no video: {reason}", file=sys.stderr)
+            run.files.finish({"step": self.step} | cost)
+            print(f"finished: {run.spec.directory}")
+
+    def _milliseconds_per_action(self) -> float:
+        """Median time to choose one environment action; a chunk, chosen for one observation, has several."""
+        seconds, one = [], np.zeros(1, np.int32)
+        for _ in range(21):  # The first one compiles.
+            clock = time.perf_counter()
+            jax.block_until_ready(act(self.agents, 0, self.observation[None], jax.random.PRNGKey(0), one, one))
+            seconds.append(time.perf_counter() - clock)
+        return 1000 * float(np.median(seconds[1:])) / self.config.horizon_length
+
+
+def check_together(lanes: Sequence[Run]) -> None:
+    """Refuses to train side by side what is not at the same step: starting over would overwrite what is further on.
+
+    Raises:
+        UserError: names the run that is further on and one that is not.
+    """
+    steps = [set(checkpoints.saved_steps(run.checkpoints)) for run in lanes]
+    if set.intersection(*steps) or not any(steps):
+        return
+    # Killed between the first saves of two lanes: no run has anything but that one checkpoint.
+    together = all(run.files.begun() for run in lanes) and not any(run.files.finished(0) for run in lanes)
+    if together and len(set.union(*steps)) == 1:
+        return
+    newest = [max(own, default=0) for own in steps]
+    ahead, behind = (lanes[newest.index(pick(newest))].spec.directory for pick in (max, min))
+    raise UserError(
+        f"{ahead} is at step {max(newest)} and {behind} at step {min(newest)}, so they cannot go on side by side; "
+        "give each its own command (--seed, --num_seeds=1, one value of --vary), or use another --run_group"
+    )
