@@ -1,0 +1,83 @@
+"""Flow AWAC (FAWAC): advantage-weighted flow matching, the flow form of AWAC (arXiv 2006.09359) in QAM (2601.14234).
+
+One update, on a batch {(s, a, R, s')} of m windows:
+
+    critic      a' ← an Euler sample of v_θ at s';  TD step on Q_φ
+    value       step on (V_ψ(s) − mean_k Q̄_k(s, a))², at the data's action
+    flow        z ~ N(0, I);  step on min(exp(τ_inv (Q_φ(s, a) − V_ψ(s))), 100) · ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
+
+AWAC's V is the mean of Q over the policy's actions, and it does not clamp. What stands here is QAM's code: V_ψ learns
+the value of the data's behaviour from the target critics, without pessimism, and the clamp is that of implicit
+Q-learning. Its value loss is the mean over the members k, which has the same gradient. The weights are not normalised.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from agents import base
+from utils.flow import flow_matching_loss
+from utils.networks import StateValue
+
+W_MAX = 100.0
+
+
+class Agent(base.Agent):
+    """FAWAC."""
+
+    @classmethod
+    def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
+        """Name → module of every network."""
+        return super().networks(config, action_dim) | {"value": StateValue(tuple(config.value_hidden_dims))}
+
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+        """TD loss of the critics, regression of V, and weighted flow matching from independent noise."""
+        critic_key, noise_key, time_key = jax.random.split(key, 3)
+        observations, actions, valid = (batch[k] for k in ("observations", "actions", "valid"))
+        critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
+
+        target_q = self.apply("critic", observations, actions, params=self.targets["critic"]).mean(axis=0)
+        values = self.apply("value", observations, params=params["value"])
+        value_loss = jnp.mean(valid * jnp.square(values - target_q))
+
+        advantages = jax.lax.stop_gradient(qs.mean(axis=0) - values)
+        # The clamp stands inside exp, which so cannot overflow.
+        weights = jnp.exp(jnp.minimum(self.hyper["inv_temp"] * advantages, jnp.log(W_MAX)))
+        flow_loss = flow_matching_loss(
+            lambda x, t: self.apply("flow", observations, x, t, params=params["flow"]),
+            time_key,
+            jax.random.normal(noise_key, actions.shape),
+            actions,
+            (weights * valid)[:, None] * batch["action_mask"],
+        )
+        info |= {"flow/loss": flow_loss, "value/loss": value_loss, "value/v": values.mean()}
+        info |= {"advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
+        return critic_loss + value_loss + flow_loss, info
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Defaults of this agent."""
+    config = base.get_config()
+    config.inv_temp = 0.8  # τ_inv, inverse temperature of the weights
+    return config
+
+
+WEAK, STRONG = {"inv_temp": 0.8}, {"inv_temp": 6.4}
+# QAM's settings.
+PRESETS = base.presets(
+    {
+        "antmaze-large": STRONG,
+        "antmaze-giant": WEAK,
+        "humanoidmaze-medium": STRONG,
+        "humanoidmaze-large": WEAK,
+        "cube-double": WEAK,
+        "cube-triple": WEAK,
+        "cube-quadruple": WEAK,
+        "scene": STRONG,
+        "puzzle-3x3": WEAK,
+        "puzzle-4x4": WEAK,
+    }
+)
+CPU = base.CPU
