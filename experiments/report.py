@@ -29,6 +29,7 @@ from utils.files import atomic_write_bytes, atomic_write_text
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", None, "Where the report goes; default: <first directory>/report.", flag_values=FLAGS)
 flags.DEFINE_integer("last", 3, "Evaluations averaged, the last ones.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "Look at every run as if it ended here.", lower_bound=1, flag_values=FLAGS)
 FLAGS.set_gnu_getopt()  # flags and directories in any order
 
 
@@ -92,13 +93,13 @@ def evaluations_csv(groups: list[Group]) -> str:
     return text.getvalue()
 
 
-def write_report(directories: list[Path], output: Path, last: int) -> str:
-    """Reads all runs in and below `directories` and writes the report; returns its Markdown.
+def write_report(directories: list[Path], output: Path, last: int, step: int | None = None) -> str:
+    """Reads all runs in and below `directories`, up to `step`, and writes the report; returns its Markdown.
 
     Raises:
         UserError: no directory, no run in it, or `output` cannot be written.
     """
-    found, damaged = find_runs(directories)
+    found, damaged = find_runs(directories, step)
     groups = group_runs(found, last)
     names = dict.fromkeys([*labels_of(groups), *(group.method for group in groups)])
     # The project's own method has the first colour, whatever else is there.
@@ -128,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes and prints the report."""
     directories = parse(argv)
     output = Path(FLAGS.output).expanduser() if FLAGS.output else directories[0] / "report"
-    print(write_report(directories, output, FLAGS.last))
+    print(write_report(directories, output, FLAGS.last, FLAGS.step))
     print(f"report: {output / 'report.html'}", file=sys.stderr)
 
 

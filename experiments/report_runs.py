@@ -68,8 +68,8 @@ class Run:
         return (seeds if isinstance(seeds, int) else 1) * (varied.count(",") + 1)
 
 
-def find_runs(directories: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Reads the runs in and below `directories`: the runs, and a line for each one that is damaged.
+def find_runs(directories: Iterable[Path], step: int | None = None) -> tuple[list[Run], list[str]]:
+    """Reads the runs in and below `directories`, up to `step`: the runs, and a line for each one that is damaged.
 
     Raises:
         UserError: a directory is missing, or there is no run that can be read.
@@ -82,7 +82,7 @@ def find_runs(directories: Iterable[Path]) -> tuple[list[Run], list[str]]:
     good, damaged = [], []
     for directory in found:
         try:
-            good.append(read_run(directory))
+            good.append(read_run(directory, step))
         except UserError as error:
             damaged.append(" ".join(str(error).split()))
     if not good:
@@ -92,8 +92,8 @@ def find_runs(directories: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return good, damaged
 
 
-def read_run(directory: Path) -> Run:
-    """Reads a run's files, also while it is still being trained.
+def read_run(directory: Path, step: int | None = None) -> Run:
+    """Reads a run's files, also while it is still being trained; with `step`, as if it ended there.
 
     Raises:
         UserError: a file is damaged.
@@ -103,7 +103,10 @@ def read_run(directory: Path) -> Run:
     planned = None if missing else settings["flags"].get("offline_steps")
     if not isinstance(planned, int):
         raise UserError(f"{directory / 'flags.json'} is damaged (no usable {', '.join(missing) or 'offline_steps'})")
+    planned += settings["flags"].get("online_steps") or 0
     table, timing = (_read_table(directory / f"{name}.csv") for name in ("eval", "timing"))
+    if step is not None and step < planned:
+        planned, table, timing = step, *(_cut(rows, step) for rows in (table, timing))
     summary = _read_json(directory / "summary.json") if (directory / "summary.json").exists() else {}
     metric = "success_rate" if np.isfinite(table.get("success_rate", np.nan)).any() else "return_mean"
     values = table.get(metric, np.empty(0))
@@ -115,8 +118,8 @@ def read_run(directory: Path) -> Run:
         directory=directory,
         settings=settings,
         planned=planned,
-        finished=summary.get("step", -1) >= planned and last >= planned,
-        reached=int(max(last, *timing["step"])) if timing else last,
+        finished=last >= planned and (step is not None or summary.get("step", -1) >= planned),
+        reached=int(max(last, *timing.get("step", ()))) if len(timing.get("step", ())) else last,
         metric=metric,
         steps=steps,
         values=values[shown],
@@ -143,6 +146,11 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
     if table and not ("step" in table and np.all(np.diff(table["step"], prepend=-1) > 0)):
         raise UserError(f"{path} is damaged (its column 'step' does not go up)")
     return table
+
+
+def _cut(table: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
+    """The rows up to `step`."""
+    return {name: column[table["step"] <= step] for name, column in table.items()}
 
 
 def update_rate(timing: dict[str, np.ndarray]) -> float:

@@ -4,8 +4,8 @@ from scipy import stats
 from written_runs import DATA, SCENE, groups_of, row_of, write_run
 
 from experiments import published
-from experiments.report_groups import bootstrap
-from experiments.report_runs import update_rate
+from experiments.report_groups import bootstrap, group_runs
+from experiments.report_runs import find_runs, update_rate
 from experiments.report_tables import Score, aggregate_table, marked, runs_table, success_table
 
 
@@ -237,3 +237,19 @@ def test_cost_stands_beside_success(tmp_path):
     assert rows["FQL"]["NFE"] == "1"
     assert rows["mine"]["NFE"] == "–"  # not recorded, and flow_steps need not be its NFE
     assert rows["OTQL"]["evaluations"] == "3 × 25 episodes" and rows["OTQL"]["updates"] == "24k"
+
+
+def test_runs_can_be_compared_at_a_step_that_all_have_reached(tmp_path):
+    """A longer run, cut at the step where a shorter one ends, is compared with it by its evaluations up to there."""
+    write_run(tmp_path, (0.1, 0.3, 0.5, 0.9))
+    shorter = write_run(tmp_path, (0.2, 0.2, 0.2, 0.2), agent="bc")
+    for name in ("eval", "timing"):
+        lines = (shorter / f"{name}.csv").read_text().splitlines()
+        kept = [lines[0], *(line for line in lines[1:] if int(line.split(",")[0]) <= 18_000)]
+        (shorter / f"{name}.csv").write_text("\n".join(kept) + "\n")
+    runs_at = {run.algorithm: run for run in find_runs([tmp_path], 18_000)[0]}
+    assert all(run.finished and run.planned == 18_000 for run in runs_at.values())
+    assert list(runs_at["OTQL"].values) == [0.1, 0.3, 0.5] and runs_at["OTQL"].reached == 18_000
+    assert not any(group.apart for group in group_runs(runs_at.values(), 3))
+    late = {run.algorithm: run for run in find_runs([tmp_path], 20_000)[0]}
+    assert not late["BC"].finished
