@@ -168,9 +168,9 @@ class Agent(flax.struct.PyTreeNode):
         observations, actions = jnp.asarray(example_batch["observations"]), jnp.asarray(example_batch["actions"])
         config = ml_collections.ConfigDict(config)
         hyper = {k: jnp.asarray(v, jnp.float32) for k, v in config.items() if isinstance(v, float)}
-        static = ml_collections.FrozenConfigDict(
-            {k: v for k, v in config.items() if k not in hyper} | {"action_dim": actions.shape[-1]}
-        )
+        # The class by name: structures of two classes with equal fields compare equal, and jit must not mix them up.
+        fixed = {"action_dim": actions.shape[-1], "algorithm": f"{cls.__module__}.{cls.__qualname__}"}
+        static = ml_collections.FrozenConfigDict({k: v for k, v in config.items() if k not in hyper} | fixed)
         init_key, key = jax.random.split(key)
         # A network is initialised on inputs of the kinds that its __call__ names.
         inputs = {"observations": observations[:1], "actions": actions[:1], "x": actions[:1], "t": actions[:1, :1]}

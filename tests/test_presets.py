@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents import base, bc, otql
+from agents import base, bc, cgql, dsrl, ewfm, fawac, fedit, fql, ifql, otql, qam, qam_e, qam_f, qc, qsm
 from envs.tasks import TABLE1_TASKS, parse_task
 from utils.errors import UserError
 from utils.runs import resolve_config
@@ -30,6 +30,64 @@ TABLE_4 = {
     "puzzle-3x3": (0.4, 10.0, 5, 2),
 }
 
+MODULES = [otql, bc, ewfm, fql, qc, qam, qam_f, qam_e, dsrl, ifql, fawac, fedit, cgql, qsm]
+# QAM's experiments (arXiv 2601.14234): FQL α, QAM τ, QAM-F τ and α, DSRL, FEdit, FAWAC τ, IFQL κ, CGQL's
+# coefficient, QSM τ and α.
+BASELINES = {
+    "puzzle-3x3": (300, 3, 3, 0, 1.0, 0.2, 0.8, 0.95, 0.1, 10, 30),
+    "scene": (300, 1, 1, 300, 0.4, 0.2, 6.4, 0.9, 0.1, 3, 30),
+    "cube-double": (300, 1, 1, 0, 1.0, 0.2, 0.8, 0.9, 0.01, 1, 10),
+    "cube-triple": (30, 3, 10, 300, 1.4, 0.3, 0.8, 0.95, 0.1, 10, 10),
+    "antmaze-large": (3, 10, 3, 30, 0.8, 0.2, 6.4, 0.9, 0.1, 10, 10),
+    "antmaze-giant": (3, 3, 3, 30, 1.2, 0.3, 0.8, 0.8, 0.1, 10, 10),
+    "humanoidmaze-medium": (30, 3, 1, 30, 0.6, 0.5, 6.4, 0.7, 0.01, 10, 30),
+    "humanoidmaze-large": (30, 3, 0.3, 30, 0.8, 0.1, 0.8, 0.8, 0.01, 10, 30),
+}
+# Tables 5 and 6: K, ρ, H, widths, then λ, w_max, N and NFE (α for FQL).
+ONLINE = {
+    otql: {"lam": 1.5, "w_max": 10.0, "flow_steps": 3},
+    qc: {"best_of_n": 32, "flow_steps": 10},
+    fql: {"alpha": 300.0},
+    ewfm: {"lam": 1.0, "w_max": 20.0, "flow_steps": 10, "best_of_n": 1},
+}
+
+
+@pytest.mark.parametrize("domain", BASELINES)
+def test_baselines_have_their_published_settings(domain):
+    """What QAM's authors tuned to on each domain."""
+    found = [
+        resolve_config(module, domain, "paper", {})[0][field]
+        for module, field in [
+            *((fql, "alpha"), (qam, "inv_temp"), (qam_f, "inv_temp"), (qam_f, "fql_alpha"), (dsrl, "noise_scale")),
+            *((fedit, "edit_scale"), (fawac, "inv_temp"), (ifql, "kappa"), (cgql, "guidance_coef")),
+            *((qsm, "inv_temp"), (qsm, "alpha")),
+        ]
+    ]
+    assert tuple(found) == BASELINES[domain]
+    assert resolve_config(cgql, domain, "paper", {})[0].inv_temp == 10
+
+
+@pytest.mark.parametrize("task", ["ArrangeBoxes", "OpenMicrowave"])
+@pytest.mark.parametrize("module", ONLINE)
+def test_online_settings_are_published(module, task):
+    """Tables 5 and 6."""
+    config, sparse, _ = resolve_config(module, task, "paper", {})
+    assert (config.num_qs, config.rho, config.horizon_length, config.discount, sparse) == (2, 0.0, 10, 0.99, False)
+    assert config.actor_hidden_dims == config.value_hidden_dims == (256,) * 4
+    assert all(config[field] == value for field, value in ONLINE[module].items())
+    if module is otql:
+        assert config.best_of_n == (5 if task == "ArrangeBoxes" else 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "field", "wrong"),
+    [(qam, "fql_alpha", "-1"), (dsrl, "noise_scale", "0"), (ifql, "kappa", "1.5"), (qsm, "sampler", "ddim")],
+)
+def test_values_that_no_agent_works_with(module, field, wrong):
+    """Refused in one line, like those of OTQL."""
+    with pytest.raises(UserError, match=f"--agent.{field}={wrong}"):
+        resolve_config(module, "scene", "paper", {field: wrong})
+
 
 def test_there_are_40_tasks():
     """Eight domains of five tasks."""
@@ -38,7 +96,7 @@ def test_there_are_40_tasks():
 
 
 @pytest.mark.parametrize("name", TABLE1_TASKS)
-@pytest.mark.parametrize("module", [otql, bc])
+@pytest.mark.parametrize("module", MODULES)
 def test_resolved_settings_are_published(name, module):
     """Tables 3 and 4, with nothing on the command line."""
     domain = parse_task(name).domain
@@ -50,7 +108,7 @@ def test_resolved_settings_are_published(name, module):
     if module is otql:
         assert (config.lam, config.w_max, config.best_of_n, config.flow_steps) == TABLE_4[domain]
     else:
-        assert (config.best_of_n, config.flow_steps) == (1, 10)
+        assert (config.best_of_n, config.flow_steps) == (32 if module in (qc, ifql) else 1, 10)
 
 
 def test_a_flag_wins_over_the_preset():

@@ -57,7 +57,7 @@ def load_agent(path: str) -> ModuleType:
     return module
 
 
-NOT_AGENTS = {"__init__", "base"}
+NOT_AGENTS = {"__init__", "base", "soft"}
 
 
 def resolve_config(
@@ -141,7 +141,7 @@ def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.Con
             raise UserError(f"--agent.{field}={value}: it must be at least {least}")
         if isinstance(value, float) and not abs(value) < float("inf"):
             raise UserError(f"--agent.{field}={value}: it must be a finite number")
-        if field in ("discount", "tau", "flow_tau") and not 0 <= value <= 1:
+        if field in ("discount", "tau", "flow_tau", "kappa") and not 0 <= value <= 1:
             raise UserError(f"--agent.{field}={value}: it must be between 0 and 1")
         if field in POSITIVE and not value > 0:
             raise UserError(f"--agent.{field}={value}: it must be greater than 0")
@@ -157,12 +157,13 @@ def _integers(value: Any) -> list[int]:
     return [1, *(v for v in (value if isinstance(value, tuple) else (value,)) if type(v) is int)]
 
 
-POSITIVE = ("lr", "epsilon", "w_max")
-NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold")
+POSITIVE = ("lr", "epsilon", "w_max", "noise_scale")
+NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold", "inv_temp", "fql_alpha", "edit_scale", "guidance_coef")
 CHOICES = {
     "window_rule": ("pad", "drop"),
     "coupling": ("ot", "independent"),
     "source_conditions": ("iid", "systematic", "resampled", "weighted"),
+    "sampler": ("estimate", "ddpm"),
 }
 
 

@@ -1,5 +1,7 @@
 """What all agents share: TD loss, best-of-N, Adam and Polyak steps, against NumPy."""
 
+import importlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 from numpy_networks import as_float64, critic, fixed_policy, make_agent, make_batch, velocity
 
-from agents import base, bc, otql
+from agents import base, otql
+from utils import runs
 
 sample_actions = jax.jit(lambda agent, observations, key: agent.sample_actions(observations, key))
 critic_loss = jax.jit(lambda agent, key: agent.critic_loss(agent.params, BATCH, key))
@@ -158,7 +161,7 @@ def test_config_floats_are_leaves():
     agent = otql.Agent.create(jax.random.key(0), BATCH, config)
     assert set(agent.hyper) == {k for k, v in config.items() if isinstance(v, float)}
     assert {"lr", "discount", "tau", "rho", "lam", "w_max", "alpha", "epsilon", "threshold"} <= set(agent.hyper)
-    assert set(agent.config) == {k for k, v in config.items() if not isinstance(v, float)} | {"action_dim"}
+    assert set(agent.config) == {k for k, v in config.items() if not isinstance(v, float)} | {"action_dim", "algorithm"}
     assert agent.config.action_dim == 4
     assert len({id(leaf) for leaf in jax.tree.leaves(agent)} & {id(v) for v in agent.hyper.values()}) == len(
         agent.hyper
@@ -189,9 +192,13 @@ def test_create():
     assert np.abs(qs[0] - qs[1]).max() > 0.01  # members start apart
 
 
-@pytest.mark.parametrize("module", [bc, otql])
-def test_presets_are_valid_settings(module):
+@pytest.mark.parametrize("name", sorted(file.stem for file in Path(base.__file__).parent.glob("*.py")))
+def test_presets_are_valid_settings(name):
     """Every preset names settings that the agent has, with values of the same type."""
+    module = importlib.import_module(f"agents.{name}")
+    if not hasattr(module, "PRESETS"):
+        assert name in runs.NOT_AGENTS
+        return
     for domain, settings in module.PRESETS.items():
         config = ml_collections.ConfigDict(module.get_config())
         known = set(config) | {"sparse"}

@@ -1,0 +1,107 @@
+"""FEdit: a BC flow whose samples are edited by a Gaussian policy, after EXPO (arXiv 2507.07986).
+
+With b the edit scale, v the flow, π the edit policy (a tanh-Gaussian), α the temperature and sg a stop of gradients,
+the policy is
+
+    edit(s, a) = clip(a + b e),  e ~ π(·|s, a),  on samples a = Euler_v(s, z),  z ~ N(0, I)
+
+and one update on a batch of m windows is a step on the sum of
+
+    critic          ‖Q_k(s, a) − y‖²,  a' = edit(s', Euler_v(s', z'))
+    flow            flow matching on (s, a)
+    edit            sg(α) log π(e|s, â) − mean_k Q_k(s, edit(s, â)),  â = Euler_v(s, z)
+    temperature     α (−sg log π(e|s, â) − H̄),  H̄ = −target_entropy · d
+
+This follows the baseline of QAM (arXiv 2601.14234), which departs from EXPO: EXPO acts, and bootstraps, with the best
+by its target critics of N samples with and N without an edit, where this takes one edited sample (`best_of_n` ranks
+edited samples only); its code trains the edit on the data's actions, this on the flow's; and it counts the density of
+b e, this that of e. Unlike in either code, `valid` weights every loss.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from agents import base
+from agents.soft import soft_loss
+from utils.networks import TanhGaussian, Temperature, sample_tanh_gaussian
+
+
+class Agent(base.Agent):
+    """A flow and a policy that edits its samples."""
+
+    @classmethod
+    def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
+        """Name → module of every network."""
+        return super().networks(config, action_dim) | {
+            "edit_actor": TanhGaussian(tuple(config.actor_hidden_dims), action_dim, conditioned=True),
+            "temperature": Temperature(),
+        }
+
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+        """TD loss, flow matching, and the losses of the edit policy on samples of the flow."""
+        critic_key, flow_key, sample_key, edit_key = jax.random.split(key, 4)
+        critic_loss, _, critic_info = self.critic_loss(params, batch, critic_key)
+        flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
+        actions = super().propose(batch["observations"], sample_key)
+        edit_loss, edit_info = self.edit_loss(params, batch, actions, edit_key)
+        return critic_loss + flow_loss + edit_loss, critic_info | flow_info | edit_info
+
+    def edit_loss(
+        self, params: dict[str, Any], batch: base.Batch, actions: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, base.Info]:
+        """Edit policy, on the actions [m, d] of a frozen sampler: ensemble mean of Q, and entropy; temperature."""
+        edited, log_probs = self.edit(batch["observations"], actions, key, params["edit_actor"])
+        q = self.apply("critic", batch["observations"], edited).mean(axis=0)
+        temperature = self.apply("temperature", params=params["temperature"])
+        target_entropy = -self.hyper["target_entropy"] * self.config.action_dim
+        return soft_loss(temperature, log_probs, q, target_entropy, batch["valid"])
+
+    def edit(
+        self, observations: jax.Array, actions: jax.Array, key: jax.Array, params: Any = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """clip(a + b e), e ~ π(·|s, a), and log π(e|s, a): [..., o] and [..., d] → [..., d] and [...]."""
+        edits, log_probs = sample_tanh_gaussian(key, *self.apply("edit_actor", observations, actions, params=params))
+        return jnp.clip(actions + self.hyper["edit_scale"] * edits, -1.0, 1.0), log_probs
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations that a candidate action costs at acting: the flow's and the edit policy's."""
+        return self.config.flow_steps + 1
+
+    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
+        """An edited sample of the flow for each observation: [..., o] → [..., d] in [−1, 1]."""
+        sample_key, edit_key = jax.random.split(key)
+        return self.edit(observations, super().propose(observations, sample_key), edit_key)[0]
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Defaults of this agent."""
+    config = base.get_config()
+    config.update(
+        {
+            "edit_scale": 0.2,  # b, bound on an edit
+            "target_entropy": 0.5,  # H̄ = −target_entropy · d
+        }
+    )
+    return config
+
+
+# QAM, arXiv 2601.14234.
+PRESETS = base.presets(
+    {
+        "puzzle-3x3": {"edit_scale": 0.2},
+        "puzzle-4x4": {"edit_scale": 0.8},
+        "scene": {"edit_scale": 0.2},
+        "cube-double": {"edit_scale": 0.2},
+        "cube-triple": {"edit_scale": 0.3},
+        "cube-quadruple": {"edit_scale": 0.4},
+        "antmaze-large": {"edit_scale": 0.2},
+        "antmaze-giant": {"edit_scale": 0.3},
+        "humanoidmaze-medium": {"edit_scale": 0.5},
+        "humanoidmaze-large": {"edit_scale": 0.1},
+    }
+)
+CPU = base.CPU

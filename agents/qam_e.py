@@ -1,0 +1,34 @@
+"""QAM-E: QAM (agents/qam.py) with an edit policy on its flow's samples, in the settings of arXiv 2601.14234.
+
+Where the scale is 0 its authors' tuning ended at plain QAM.
+"""
+
+import ml_collections
+
+from agents import base, qam
+from agents.qam import CPU, Agent
+
+__all__ = ["CPU", "PRESETS", "Agent", "get_config"]
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """QAM's defaults, with an edit policy."""
+    config = qam.get_config()
+    config.edit_scale = 0.1
+    return config
+
+
+PRESETS = base.presets(
+    {
+        "puzzle-3x3": {"inv_temp": 1.0, "edit_scale": 0.1},
+        "puzzle-4x4": {"inv_temp": 0.1, "edit_scale": 0.9},
+        "scene": {"inv_temp": 1.0, "edit_scale": 0.0},
+        "cube-double": {"inv_temp": 1.0, "edit_scale": 0.0},
+        "cube-triple": {"inv_temp": 3.0, "edit_scale": 0.1},
+        "cube-quadruple": {"inv_temp": 3.0, "edit_scale": 0.1},
+        "antmaze-large": {"inv_temp": 1.0, "edit_scale": 0.1},
+        "antmaze-giant": {"inv_temp": 10.0, "edit_scale": 0.1},
+        "humanoidmaze-medium": {"inv_temp": 3.0, "edit_scale": 0.1},
+        "humanoidmaze-large": {"inv_temp": 3.0, "edit_scale": 0.1},
+    }
+)

@@ -1,0 +1,34 @@
+"""QAM-F: QAM (agents/qam.py) with a one-step policy distilled from its flow, in the settings of arXiv 2601.14234.
+
+Where α is 0 its authors' tuning ended at plain QAM, which acts with `flow_steps` network evaluations.
+"""
+
+import ml_collections
+
+from agents import base, qam
+from agents.qam import CPU, Agent
+
+__all__ = ["CPU", "PRESETS", "Agent", "get_config"]
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """QAM's defaults, with a one-step policy."""
+    config = qam.get_config()
+    config.fql_alpha = 30.0
+    return config
+
+
+PRESETS = base.presets(
+    {
+        "puzzle-3x3": {"inv_temp": 3.0, "fql_alpha": 0.0},
+        "puzzle-4x4": {"inv_temp": 3.0, "fql_alpha": 3.0},
+        "scene": {"inv_temp": 1.0, "fql_alpha": 300.0},
+        "cube-double": {"inv_temp": 1.0, "fql_alpha": 0.0},
+        "cube-triple": {"inv_temp": 10.0, "fql_alpha": 300.0},
+        "cube-quadruple": {"inv_temp": 0.3, "fql_alpha": 30.0},
+        "antmaze-large": {"inv_temp": 3.0, "fql_alpha": 30.0},
+        "antmaze-giant": {"inv_temp": 3.0, "fql_alpha": 30.0},
+        "humanoidmaze-medium": {"inv_temp": 1.0, "fql_alpha": 30.0},
+        "humanoidmaze-large": {"inv_temp": 0.3, "fql_alpha": 30.0},
+    }
+)

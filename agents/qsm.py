@@ -1,0 +1,179 @@
+"""Q-score matching (QSM): a diffusion policy that predicts noise from the data and from the critic's action gradient.
+
+One update, on a batch {(s, a, R, s')} of m windows, with the variance-preserving ᾱ_t of T steps:
+
+    critic     a' ← the sampler below at s';  TD step on Q
+    noise      t ~ U{1, …, T}, ε ~ N(0, I);  x ← sqrt(ᾱ_t) a + sqrt(1 − ᾱ_t) ε
+    denoiser   step on ‖ε_θ(s, x, t) + τ ∇_x Q̄(s, x)‖² + α ‖ε_θ(s, x, t) − ε‖²,  Q̄ the mean of the target critics
+
+Psenka et al., ICML 2024 (arXiv 2312.11752), as the QAM paper's experiments have it (its `agents/dcgql.py`). The second
+regression is theirs: without it nothing ties the policy to the data. The gradient of critics and denoiser together is
+clipped to norm 1. Their loss raises the squared error to the POWER of `valid`, meaning a product; here it is one.
+
+The minimiser is not the noise prediction of p_data(a) exp(τ Q(a)), nor, at α = 0, that of exp(τ Q(a)):
+  - that one is −sqrt(1 − ᾱ_t) × the score of the NOISED density. The published target −τ ∇Q̄ has no such factor, and for
+    that score takes the gradient of the clean Q at noisy actions, where no data trained it;
+  - one network under two regressions is the AVERAGE (α E[ε|x] − τ ∇Q̄) / (1 + α) of their targets, where a product of
+    densities has the sum of scores: τ/α trades value for data, and the data's own score is shrunk by α / (1 + α).
+
+Sampling starts at x ~ N(0, I); for t = T, …, 1, x̂ = (x − sqrt(1 − ᾱ_t) ε_θ) / sqrt(ᾱ_t) estimates the clean action, and
+  'estimate'   (the public code's)  x ← clip(x̂ + 1(t > 1) sqrt(1 − α_t) ξ),  ξ ~ N(0, I);
+  'ddpm'       x ~ q(x_{t−1} | x_t, clip x̂), the posterior of Ho et al. (arXiv 2006.11239).
+As T grows only 'ddpm' tends to the denoiser's distribution. 'estimate' does not return to the noise of step t − 1: it
+is a mean shift of shrinking bandwidth and tends to points in the heaviest mode. At T = 10 the two happen to lie close.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from agents import base
+from utils.networks import CriticEnsemble, Denoiser
+
+BETA_MIN, BETA_MAX = 0.1, 10.0  # rates of the variance-preserving process
+
+
+def signal_powers(num_steps: int) -> np.ndarray:
+    """ᾱ_t = exp(−β_min u − (β_max − β_min) u² / 2) at u = t/T, t = 0 … T, [T + 1]; α_t = ᾱ_t / ᾱ_{t−1}."""
+    u = np.arange(num_steps + 1) / num_steps
+    return np.exp(-BETA_MIN * u - 0.5 * (BETA_MAX - BETA_MIN) * u**2)
+
+
+def reverse_weights(num_steps: int, sampler: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A_t, B_t and C_t of x_{t−1} = A_t x̂ + B_t x_t + C_t ξ, x̂ the clean estimate, ξ ~ N(0, I), t = 1 … T, [T]."""
+    power, before = signal_powers(num_steps)[1:], signal_powers(num_steps)[:-1]
+    alpha = power / before
+    if sampler == "estimate":
+        return np.ones(num_steps), np.zeros(num_steps), np.sqrt(1 - alpha) * (np.arange(num_steps) > 0)
+    if sampler == "ddpm":
+        kept = (1 - before) / (1 - power)
+        return np.sqrt(before) * (1 - alpha) / (1 - power), np.sqrt(alpha) * kept, np.sqrt((1 - alpha) * kept)
+    raise ValueError(f"sampler {sampler!r} is not 'estimate' or 'ddpm'")
+
+
+def denoise(
+    predict: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, key: jax.Array, num_steps: int, sampler: str
+) -> jax.Array:
+    """Runs the reverse process.
+
+    Args:
+        predict: ε(·, ·), maps x [..., d] and the step t [1], from T to 1, to noise [..., d].
+        noise: x_T, [..., d].
+        key: draws the noise of the steps.
+        num_steps: T.
+        sampler: 'estimate' or 'ddpm' (see the module's docstring).
+
+    Returns:
+        x_0 in [−1, 1], [..., d].
+    """
+
+    def step(x: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        t, power, of_clean, of_x, of_noise, key = inputs
+        clean = (x - jnp.sqrt(1 - power) * predict(x, t[None])) / jnp.sqrt(power)
+        if sampler == "ddpm":
+            clean = jnp.clip(clean, -1.0, 1.0)
+        x = of_clean * clean + of_x * x + of_noise * jax.random.normal(key, x.shape)
+        return jnp.clip(x, -1.0, 1.0) if sampler == "estimate" else x, None
+
+    tables = (np.arange(1, num_steps + 1), signal_powers(num_steps)[1:], *reverse_weights(num_steps, sampler))
+    inputs = *(jnp.asarray(table, jnp.float32) for table in tables), jax.random.split(key, num_steps)
+    return jnp.clip(jax.lax.scan(step, noise, inputs, reverse=True)[0], -1.0, 1.0)
+
+
+class Agent(base.Agent):
+    """QSM."""
+
+    TARGETS = {"critic": "tau", "denoiser": "flow_tau"}
+    OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+
+    @classmethod
+    def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
+        """Name → module of every network."""
+        return {
+            "critic": CriticEnsemble(tuple(config.value_hidden_dims), config.num_qs),
+            "denoiser": Denoiser(tuple(config.actor_hidden_dims), action_dim, config.time_dim),
+        }
+
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+        """TD loss of the critics plus the two regressions of the denoiser."""
+        critic_key, denoiser_key = jax.random.split(key)
+        critic_loss, _, info = self.critic_loss(params, batch, critic_key)
+        denoiser_loss, denoiser_info = self.denoiser_loss(params, batch, denoiser_key)
+        return critic_loss + denoiser_loss, info | denoiser_info
+
+    def denoiser_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+        """Mean over all m · d components of weight · ((ε_θ + τ ∇Q̄)² + α (ε_θ − ε)²), one evaluation of ε_θ for both.
+
+        The weight, valid · action_mask, stands on both terms: on one alone it would change their ratio.
+
+        Returns:
+            the loss, and what to log.
+        """
+        cfg, observations, actions = self.cfg, batch["observations"], batch["actions"]
+        time_key, noise_key = jax.random.split(key)
+        t = jax.random.randint(time_key, (len(actions), 1), 1, cfg.flow_steps + 1)
+        noise = jax.random.normal(noise_key, actions.shape)
+        power = jnp.asarray(signal_powers(cfg.flow_steps), jnp.float32)[t]
+        x = jnp.sqrt(power) * actions + jnp.sqrt(1 - power) * noise
+        # The critic is asked at x as it is, not clipped.
+        slope = jax.grad(
+            lambda x: self.apply("critic", observations, x, params=self.targets["critic"]).mean(axis=0).sum()
+        )(x)
+        predicted = self.apply("denoiser", observations, x, t.astype(jnp.float32), params=params["denoiser"])
+        weights = batch["valid"][:, None] * batch["action_mask"]
+        score_loss = jnp.mean(weights * jnp.square(predicted + cfg.inv_temp * slope))
+        bc_loss = jnp.mean(weights * jnp.square(predicted - noise))
+        return score_loss + cfg.alpha * bc_loss, {
+            "denoiser/score_loss": score_loss,
+            "denoiser/bc_loss": bc_loss,
+            "denoiser/q_slope": jnp.sqrt(jnp.mean(jnp.square(slope))),
+        }
+
+    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
+        """One action of the policy for each observation: [..., o] → [..., d] in [−1, 1]."""
+        noise_key, steps_key = jax.random.split(key)
+        return denoise(
+            lambda x, t: self.apply("denoiser", observations, x, t, params=self.targets["denoiser"]),
+            jax.random.normal(noise_key, (*observations.shape[:-1], self.config.action_dim)),
+            steps_key,
+            self.config.flow_steps,
+            self.config.sampler,
+        )
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Defaults of this agent."""
+    config = base.get_config()
+    config.update(
+        {
+            "flow_steps": 10,  # T, steps of the diffusion
+            "time_dim": 64,  # Fourier features of t
+            "inv_temp": 1.0,  # τ, inverse temperature
+            "alpha": 10.0,  # α, weight of the data
+            "sampler": "estimate",  # 'estimate' (the public code's) or 'ddpm'
+        }
+    )
+    return config
+
+
+# The settings of the QAM paper's experiments (arXiv 2601.14234).
+PRESETS = base.presets(
+    {
+        "antmaze-large": {"inv_temp": 10.0, "alpha": 10.0},
+        "antmaze-giant": {"inv_temp": 10.0, "alpha": 10.0},
+        "humanoidmaze-medium": {"inv_temp": 10.0, "alpha": 30.0},
+        "humanoidmaze-large": {"inv_temp": 10.0, "alpha": 30.0},
+        "cube-double": {"inv_temp": 1.0, "alpha": 10.0},
+        "cube-triple": {"inv_temp": 10.0, "alpha": 10.0},
+        "cube-quadruple": {"inv_temp": 1.0, "alpha": 10.0},
+        "scene": {"inv_temp": 3.0, "alpha": 30.0},
+        "puzzle-3x3": {"inv_temp": 10.0, "alpha": 30.0},
+        "puzzle-4x4": {"inv_temp": 10.0, "alpha": 1.0},
+    }
+)
+CPU = base.CPU

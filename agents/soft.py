@@ -1,0 +1,34 @@
+"""Losses of a stochastic policy and its temperature, as in soft actor-critic (arXiv 1812.05905, §5)."""
+
+import jax
+import jax.numpy as jnp
+
+from agents.base import Info
+
+
+def soft_loss(
+    temperature: jax.Array, log_probs: jax.Array, q: jax.Array, target_entropy: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, Info]:
+    """Maximises value and entropy, and moves the temperature so that the entropy becomes `target_entropy`.
+
+    mean of valid · (sg(α) log π − q), for the actor, plus mean of valid · α (−sg(log π) − target), for α.
+
+    Args:
+        temperature: α at the parameters that are trained, a scalar.
+        log_probs: log π of the samples, [m].
+        q: their value, [m].
+        target_entropy: a scalar. valid: [m].
+
+    Returns:
+        the sum of both losses, and what to log.
+    """
+    actor_loss = jnp.mean(valid * (jax.lax.stop_gradient(temperature) * log_probs - q))
+    temperature_loss = temperature * jnp.mean(valid * (-jax.lax.stop_gradient(log_probs) - target_entropy))
+    info = {
+        "actor/loss": actor_loss,
+        "actor/q": q.mean(),
+        "actor/entropy": -log_probs.mean(),
+        "temperature/loss": temperature_loss,
+        "temperature/value": temperature,
+    }
+    return actor_loss + temperature_loss, info
