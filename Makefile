@@ -10,6 +10,8 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# Only its model of the arm is used; what it depends on is neither needed nor compatible with the newest MuJoCo.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gym-hil
 	touch $@
 
 # OTQL and the plain BC flow on OGBench's scene task 1: collects data, trains, evaluates, draws, films, compares.

@@ -57,7 +57,7 @@ def collect(
     recipe = recipes.find_recipe(name)
     episodes = recipe.episodes if episodes is None else episodes
     max_steps = recipe.max_steps if max_steps is None else max_steps
-    workers = _usable_cores() if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     for label, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("max_steps", max_steps, 2)):
         if value < least:
             raise UserError(f"{label} is {value}; it must be at least {least}")
@@ -81,7 +81,7 @@ def collect(
     return train_path
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Returns the number of cores this process may use, which a batch system can make fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -139,7 +139,7 @@ def _make_missing(
     )
     with bar, pool:
         try:
-            with _bare_main(), _sigint_ignored():
+            with bare_main(), sigint_ignored():
                 jobs = [pool.submit(_collect_part, seed, *episode, folder.file(*episode)) for episode in missing]
             for job in futures.as_completed(jobs):
                 job.result()
@@ -160,7 +160,7 @@ def _make_missing(
 
 
 @contextlib.contextmanager
-def _bare_main() -> Iterator[None]:
+def bare_main() -> Iterator[None]:
     """Keeps spawned workers from importing the caller's main module, which may import JAX and need no guard."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -171,7 +171,7 @@ def _bare_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigint_ignored() -> Iterator[None]:
+def sigint_ignored() -> Iterator[None]:
     """Workers started in this block leave Ctrl-C to the parent from their first instruction on."""
     if threading.current_thread() is not threading.main_thread():
         yield

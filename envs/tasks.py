@@ -22,6 +22,7 @@ _DATASET_TYPES: dict[str, tuple[str, ...]] = {
     "scene": ("play", "noisy"),
     **{f"puzzle-{size}": ("play", "noisy") for size in ("3x3", "4x4", "4x5", "4x6")},
 }
+PANDA_TASKS: tuple[str, ...] = ("ArrangeBoxes-v0", "OpenMicrowave-v0")
 _TASK_SUFFIXES = ("", *(f"-task{number}" for number in range(1, 6)))
 _TASK_NAME = re.compile(r"(?P<domain>.+)-(?P<type>[a-z]+)-singletask(?P<task>(?:-task[1-5])?)-v0")
 
@@ -48,7 +49,7 @@ class Task:
 
     Attributes:
         name: as given, such as 'cube-double-play-singletask-task2-v0' or 'gym:Pendulum-v1'.
-        domain: key of the presets, such as 'cube-double'; 'gym' for any other environment.
+        domain: key of the presets, such as 'cube-double' or 'OpenMicrowave'; 'gym' for any other environment.
         kind: 'manipulation', 'pointmaze', 'locomotion' or 'gym'.
         env_id: gymnasium's id, such as 'cube-double-singletask-task2-v0'.
         dataset: OGBench's dataset, such as 'cube-double-play-v0'; None for 'gym'.
@@ -76,7 +77,7 @@ def parse_task(env_name: str) -> Task:
 
     Args:
         env_name: OGBench's name with dataset type and 'singletask' (without a number: OGBench's default task of the
-            domain), or 'gym:' and the id of any gymnasium environment.
+            domain), one of PANDA_TASKS, or 'gym:' and the id of any gymnasium environment.
 
     Raises:
         UserError: unknown, goal-conditioned or image-based name; the message offers names to use.
@@ -85,6 +86,8 @@ def parse_task(env_name: str) -> Task:
         if env_name == "gym:":
             raise UserError("'gym:' needs the id of an environment, for example gym:Pendulum-v1")
         return Task(env_name, "gym", "gym", env_name.removeprefix("gym:"), None)
+    if env_name in PANDA_TASKS:  # Gymnasium imports what stands before the colon, which registers the task.
+        return Task(env_name, env_name.removesuffix("-v0"), "gym", f"envs.panda:{env_name}", None)
     match = _TASK_NAME.fullmatch(env_name)
     if match and match["type"] in _DATASET_TYPES.get(match["domain"], ()):
         domain = match["domain"]
@@ -109,7 +112,7 @@ def _refusal(env_name: str) -> str:
     if "singletask" not in env_name and single in task_names():
         numbered = single.replace("singletask", "singletask-task1")
         return f"'{env_name}' is goal-conditioned; use {single} or {numbered} to -task5-v0"
-    near = difflib.get_close_matches(env_name, task_names(), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(env_name, [*task_names(), *PANDA_TASKS], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "use a name such as scene-play-singletask-task1-v0"
     return f"there is no environment '{env_name}'; {hint} (or gym:<id> for another gymnasium environment)"
 

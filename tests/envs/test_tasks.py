@@ -165,3 +165,16 @@ def test_renders():
     except Exception as error:  # A machine without OpenGL; mujoco has no common class for that.
         pytest.skip(f"no off-screen rendering here: {error}")
     assert frame.shape == (32, 48, 3)
+
+
+def test_panda_tasks_have_domains_of_their_own():
+    """Their names are known without gym-hil, and a misspelling finds them."""
+    task = parse_task("OpenMicrowave-v0")
+    assert (task.domain, task.kind, task.env_id, task.dataset) == (
+        "OpenMicrowave",
+        "gym",
+        "envs.panda:OpenMicrowave-v0",
+        None,
+    )
+    with pytest.raises(UserError, match="did you mean ArrangeBoxes-v0"):
+        parse_task("ArrangeBox-v0")

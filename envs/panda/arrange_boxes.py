@@ -1,0 +1,86 @@
+"""`ArrangeBoxes-v0`: two boxes, each to be put on the plane of its colour."""
+
+import numpy as np
+
+from envs.panda.arm import PandaEnv
+
+COLOURS = {"red": "0.85 0.15 0.12", "blue": "0.15 0.36 0.92"}
+HALF = 0.02  # m, half an edge of a box
+PLANES = {"red": (0.56, -0.13), "blue": (0.56, 0.13)}  # centres (m); half an edge is 5 cm
+REGION = np.array([[0.33, -0.22], [0.45, 0.22]])  # where boxes start (m)
+APART = 0.12  # m between the boxes at the start: room for the open gripper
+MAX_YAW = 0.3  # rad, of a box at the start
+ON_PLANE = 0.03  # m, from the plane's centre
+AT_REST = 0.05  # m/s
+
+
+def _scene() -> str:
+    """MJCF of the boxes, the planes and the camera."""
+    bodies = ""
+    for name, colour in COLOURS.items():
+        x, y = PLANES[name]
+        bodies += f"""
+        <geom name="{name}_plane" type="box" pos="{x} {y} 0.0005" size="0.05 0.05 0.0005" contype="0" conaffinity="0"
+          rgba="{colour} 0.55"/>
+        <body name="{name}" pos="0.4 {y} {HALF}">
+          <freejoint name="{name}"/>
+          <geom name="{name}" type="box" size="{HALF} {HALF} {HALF}" mass="0.1" rgba="{colour} 1"/>
+        </body>"""
+    camera = '<camera name="view" pos="1.25 -0.42 0.70" xyaxes="0.452 0.892 0 -0.484 0.245 0.840" fovy="32"/>'
+    return f"<worldbody>{camera}{bodies}</worldbody>"
+
+
+class ArrangeBoxes(PandaEnv):
+    """Solved when both boxes lie still on their planes and the hand touches neither.
+
+    Observation, after the arm's 25 numbers (see `PandaEnv`), for the red and then the blue box: position (3, m),
+    the same relative to the hand (3, m), the place on its plane relative to it (3, m), rotation (6: the first two
+    columns of its matrix), velocity (3, m/s) and, in its own frame, angular velocity (3, rad/s).
+    """
+
+    NAME = "ArrangeBoxes"
+    SCENE = _scene()
+    START = ((0.36, -0.06, 0.18), (0.44, 0.06, 0.26))
+    MAX_STEPS = 200
+
+    def place_objects(self, random: np.random.Generator) -> None:
+        """Boxes anywhere in REGION, APART from each other, turned by up to MAX_YAW."""
+        while True:
+            places = random.uniform(*REGION, (2, 2))
+            if np.linalg.norm(places[0] - places[1]) >= APART:
+                break
+        for name, place, yaw in zip(COLOURS, places, random.uniform(-MAX_YAW, MAX_YAW, 2), strict=True):
+            quaternion = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+            self.data.joint(name).qpos[:] = *place, HALF, *quaternion
+
+    def observe_objects(self) -> np.ndarray:
+        parts = []
+        for name in COLOURS:
+            position, body = self.box(name), self.data.body(name)
+            rotation = body.xmat.reshape(3, 3)[:, :2].T.ravel()
+            parts += [position, position - self.hand, self.plane(name) - position, rotation, self.data.joint(name).qvel]
+        return np.concatenate(parts)
+
+    def solved(self) -> bool:
+        return not self._touched() and all(map(self.placed, COLOURS))
+
+    def box(self, name: str) -> np.ndarray:
+        """Position of a box's centre [3] (m)."""
+        return self.data.body(name).xpos.copy()
+
+    def plane(self, name: str) -> np.ndarray:
+        """Where the centre of a box that lies in the middle of its plane is [3] (m)."""
+        return np.array([*PLANES[name], HALF])
+
+    def placed(self, name: str) -> bool:
+        """Whether a box lies still on its plane, no further than ON_PLANE from the middle."""
+        offset = self.box(name) - self.plane(name)
+        still = np.linalg.norm(self.data.joint(name).qvel[:3]) < AT_REST
+        return bool(np.linalg.norm(offset[:2]) <= ON_PLANE and abs(offset[2]) < HALF / 4 and still)
+
+    def _touched(self) -> bool:
+        """Whether the arm or the gripper touches a box."""
+        boxes = [self.model.geom(name).id for name in COLOURS]
+        resting_on = [*boxes, self.model.geom("table").id]
+        pairs = self.data.contact.geom
+        return bool((np.isin(pairs, boxes).any(axis=1) & ~np.isin(pairs, resting_on).all(axis=1)).any())

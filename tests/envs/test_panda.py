@@ -1,0 +1,460 @@
+"""The Panda tasks: control law, physics, rewards, saved states, experts and demonstrations."""
+
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import types
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+
+import envs.panda
+from envs.datasets import load_file
+from envs.panda import TASKS, demonstrate
+from envs.tasks import make_env, parse_task
+from utils import cli
+from utils.errors import UserError
+from utils.video import rendering_backend
+
+IDLE = np.array([0, 0, 0, -1], np.float32)
+needs_model = pytest.mark.skipif(importlib.util.find_spec("gym_hil") is None, reason="gym-hil is not installed")
+
+
+def make(name, **kwargs):
+    return gymnasium.make(name, **kwargs).unwrapped
+
+
+@pytest.fixture
+def boxes():
+    return make("ArrangeBoxes-v0")
+
+
+@pytest.fixture
+def microwave():
+    return make("OpenMicrowave-v0")
+
+
+def random_actions(seed, count, hold=5):
+    """Random corners of the action space, each held for some steps: as wild as a policy can be."""
+    return np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], (count // hold + 1, 4)).repeat(hold, axis=0)[:count]
+
+
+def run(env, actions):
+    return np.stack([env.step(action)[0] for action in actions])
+
+
+def put(env, name, offset):
+    """Puts a box at an offset (m) from the place on its plane."""
+    env.data.joint(name).qpos[:] = [*(env.plane(name) + offset), 1, 0, 0, 0]
+    env.data.joint(name).qvel[:] = 0
+    mujoco.mj_forward(env.model, env.data)
+
+
+def test_without_gym_hil(monkeypatch):
+    monkeypatch.setattr(envs.panda.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="install it: pip install") as caught:
+        make_env("gym:ArrangeBoxes-v0")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="gym-hil"):
+        demonstrate.demonstrate("ArrangeBoxes-v0", dataset_dir="/nowhere")
+
+
+@needs_model
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m")
+@pytest.mark.parametrize("name", TASKS)
+def test_gymnasiums_checker(name):
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(make(name), skip_render_check=True)
+    env = make_env(f"gym:{name}")
+    assert (env.action_space.shape, env.action_space.low.min(), env.action_space.high.max()) == ((4,), -1, 1)
+    assert env.observation_space.dtype == np.float32
+
+
+@needs_model
+def test_control_law_is_gym_hils(boxes):
+    """With their own function as the reference, in which MuJoCo 4's change of mj_fullM is undone."""
+    spec = importlib.util.spec_from_file_location(
+        "reference", envs.panda.gym_hil_assets().parent / "controllers/opspace.py"
+    )
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+
+    def full_inertia(model, matrix, _):
+        for column, unit in zip(matrix.T, np.eye(model.nv), strict=True):
+            result = np.empty(model.nv)
+            mujoco.mj_mulM(model, boxes.data, result, unit)
+            column[:] = result
+
+    reference.mujoco = types.SimpleNamespace(mj_jacSite=mujoco.mj_jacSite, mj_fullM=full_inertia)
+    boxes.reset(seed=0)
+    for i, action in enumerate(random_actions(0, 12, hold=1)):
+        boxes.step(action)
+        target = boxes.hand + np.random.default_rng(i).normal(0, 0.05, 3)
+        data = types.SimpleNamespace(qM=None)
+        for field in ("site_xpos", "site_xmat", "qpos", "qvel", "qfrc_bias"):
+            setattr(data, field, getattr(boxes.data, field))
+        reference.mujoco.mj_jacSite = lambda m, _, *args: mujoco.mj_jacSite(m, boxes.data, *args)
+        expected = reference.opspace(
+            boxes.model,
+            data,
+            boxes.model.site("pinch").id,
+            np.arange(7),
+            pos=target,
+            ori=np.array([0, 1, 0, 0]),
+            joint=np.array([0, -0.785, 0, -2.35, 0, 1.57, np.pi / 4]),
+        )
+        np.testing.assert_allclose(boxes.torques(target), expected, rtol=1e-6, atol=1e-6)
+
+
+@needs_model
+def test_actions_move_the_hand_and_the_gripper(boxes):
+    boxes.reset(seed=0)
+    for axis, sign, steps in ((0, 1, 6), (1, -1, 6), (2, 1, 4)):
+        start, action = boxes.hand, np.array([0, 0, 0, 1.0])
+        action[axis] = sign
+        run(boxes, [action] * steps + [action * [0, 0, 0, 1]] * 8)
+        np.testing.assert_allclose(boxes.hand - start, 0.02 * steps * action[:3], atol=1e-3)
+    closed = run(boxes, [[0, 0, 0, 1]])[-1, 23]
+    opened = run(boxes, [IDLE] * 8)[-1, 23]
+    half = run(boxes, [[0, 0, 0, 0]] * 8)[-1, 23]
+    assert closed > 0.95 and opened < 0.05 and 0.3 < half < 0.7
+    with pytest.raises(ValueError, match="4 finite numbers"):
+        boxes.step([0, 0, np.nan, 0])
+
+
+@needs_model
+def test_the_command_stays_near_the_hand_and_in_the_workspace(microwave):
+    microwave.reset(seed=0)
+    run(microwave, [[0, 0, -1, 1]] * 12 + [[1, 0, 0, 1]] * 25)  # Down, and against the oven.
+    lead = microwave.target - microwave.hand
+    assert 0.04 < lead[0] < 0.062 and microwave.hand[0] < 0.66
+    for action in random_actions(1, 60):
+        microwave.step(action)
+        assert (microwave.target >= microwave.BOUNDS[0] - 0.06).all()
+        assert (microwave.target <= microwave.BOUNDS[1] + 0.06).all()
+
+
+@needs_model
+def test_observations(boxes, microwave):
+    observation, info = boxes.reset(seed=3)
+    assert info == {"success": False} and observation.shape == (67,)
+    before = boxes.hand
+    observation = run(boxes, [[1, 0.5, -0.5, -1]] * 3)[-1]
+    data = boxes.data
+    np.testing.assert_allclose(observation[:14], np.concatenate([data.qpos[:7], data.qvel[:7]]), atol=1e-5)
+    np.testing.assert_allclose(observation[14:17], boxes.hand, atol=1e-6)
+    assert observation[17] > 0.1 and observation[19] < -0.05  # Velocity of the hand, m/s.
+    np.testing.assert_allclose(observation[20:23], boxes.target - boxes.hand, atol=1e-6)
+    np.testing.assert_allclose(boxes.target - before, [0.06, 0.03, -0.03], atol=1e-6)
+    for name, part in zip(("red", "blue"), observation[25:].reshape(2, 21), strict=True):
+        np.testing.assert_allclose(part[:3], data.joint(name).qpos[:3], atol=1e-6)
+        np.testing.assert_allclose(part[3:6], boxes.box(name) - boxes.hand, atol=1e-6)
+        np.testing.assert_allclose(part[6:9], boxes.plane(name) - boxes.box(name), atol=1e-6)
+        matrix = np.column_stack([part[9:12], part[12:15], np.cross(part[9:12], part[12:15])])
+        np.testing.assert_allclose(matrix, data.body(name).xmat.reshape(3, 3), atol=1e-6)
+        np.testing.assert_allclose(part[15:], 0, atol=1e-3)
+
+    microwave.reset(seed=3)
+    microwave.data.joint("door").qpos[:] = 0.4
+    observation = run(microwave, [IDLE])[-1]
+    bar = microwave.data.geom_xpos[microwave.model.geom("bar").id]
+    np.testing.assert_allclose(observation[25:27], [0.4, 0], atol=2e-3)
+    np.testing.assert_allclose(observation[27:29], bar[:2], atol=1e-5)
+    np.testing.assert_allclose(observation[30:33], observation[27:30] - observation[14:17], atol=1e-5)
+    np.testing.assert_allclose(observation[33:35], microwave.data.body("microwave").xpos[:2], atol=1e-6)
+    front = microwave.data.body("microwave").xmat.reshape(3, 3)[:, 0]
+    np.testing.assert_allclose(observation[35], np.arctan2(front[1], front[0]), atol=1e-6)
+
+
+@needs_model
+def test_boxes_are_solved_after_the_step_that_solves_them(boxes):
+    boxes.reset(seed=0)
+    put(boxes, "red", [0.02, 0.02, 0])
+    put(boxes, "blue", [0, 0.035, 0])
+    assert boxes.step(IDLE)[1:] == (-1.0, False, False, {"success": False})
+    put(boxes, "blue", [0, 0.025, 0.03])
+    assert not boxes.solved()  # In the air: it lands within a step or two.
+    results = [boxes.step(IDLE)[1:] for _ in range(3)]
+    assert results[-1] == (0.0, True, False, {"success": True})
+    put(boxes, "red", boxes.plane("blue") - boxes.plane("red"))  # Each on the other's plane.
+    put(boxes, "blue", boxes.plane("red") - boxes.plane("blue"))
+    assert not boxes.step(IDLE)[2]
+
+
+@needs_model
+def test_boxes_are_not_solved_in_the_hand(boxes):
+    from envs.panda.experts import BoxArranger
+
+    boxes.reset(seed=0)
+    put(boxes, "red", np.zeros(3))
+    put(boxes, "blue", np.zeros(3))
+    expert = BoxArranger(boxes, np.random.default_rng(0))
+    for action in expert.move(lambda: boxes.box("blue"), -1, 0.005):
+        assert boxes.step(action)[2]
+    for _ in range(8):
+        solved = boxes.step([0, 0, 0, 1])[2]
+    assert boxes.placed("red") and boxes.placed("blue") and not solved
+    for _ in range(4):
+        solved = boxes.step(IDLE)[2]
+    assert solved
+
+
+@needs_model
+def test_the_door_is_solved_after_the_step_that_solves_it(microwave):
+    microwave.reset(seed=0)
+    microwave.data.joint("door").qpos[:], microwave.data.joint("door").qvel[:] = 0.9, 0.5
+    assert microwave.step(IDLE)[1:] == (-1.0, False, False, {"success": False})
+    microwave.data.joint("door").qvel[:] = 3
+    assert not microwave.solved()
+    assert microwave.step(IDLE)[1:] == (0.0, True, False, {"success": True})
+
+
+@needs_model
+def test_step_limit(microwave):
+    env = make("OpenMicrowave-v0", max_steps=4)
+    env.reset(seed=0)
+    assert [env.step(IDLE)[3] for _ in range(4)] == [False] * 3 + [True]
+    env.reset()
+    assert not env.step(IDLE)[3]
+    assert microwave.max_steps == 150
+
+
+@needs_model
+@pytest.mark.parametrize("name", TASKS)
+def test_an_episode_is_a_function_of_seed_and_actions(name):
+    first, second = make(name), make(name)
+    second.reset(seed=9)
+    run(second, random_actions(9, 5))
+    rollouts = [(env.reset(seed=3)[0], run(env, random_actions(0, 15)), env.reset()[0]) for env in (first, second)]
+    for ours, theirs in zip(*rollouts, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    starts = np.stack([first.reset(seed=seed)[0] for seed in range(8)])
+    assert len(np.unique(starts[:, 14])) == len(np.unique(starts[:, 25:], axis=0)) == 8
+    low, high = first.START
+    assert (starts[:, 14:17] > np.array(low) - 1e-4).all() and (starts[:, 14:17] < np.array(high) + 1e-4).all()
+
+
+@needs_model
+@pytest.mark.parametrize("name", TASKS)
+def test_a_saved_state_goes_on_exactly(name):
+    env = make(name)
+    env.reset(seed=4)
+    run(env, random_actions(2, 30))
+    file = io.BytesIO()
+    np.savez(file, **env.get_state())
+    file.seek(0)
+    state = dict(np.load(file, allow_pickle=False))
+    observation, rest = env._observe(), random_actions(3, 20)
+
+    other = gymnasium.make(name)
+    other.reset(seed=77)
+    np.testing.assert_array_equal(other.unwrapped.set_state(state), observation)
+    np.testing.assert_array_equal(run(other, rest), run(env, rest))
+    assert other.unwrapped._steps == env._steps == 50
+    np.testing.assert_array_equal(other.reset()[0], env.reset()[0])
+
+
+@needs_model
+def test_what_is_not_touched_stays(boxes, microwave):
+    for angle in (0.0, 0.5):
+        microwave.reset(seed=1)
+        microwave.data.joint("door").qpos[:] = angle
+        run(microwave, [IDLE] * 30)
+        assert abs(microwave.angle - angle) < 2e-3
+    boxes.reset(seed=1)
+    before = [*(boxes.box(name) for name in ("red", "blue")), boxes.hand]
+    run(boxes, [IDLE] * 60)
+    after = [*(boxes.box(name) for name in ("red", "blue")), boxes.hand]
+    np.testing.assert_allclose(after, before, atol=1e-3)
+
+
+@needs_model
+def test_a_wild_policy_breaks_nothing(boxes, microwave):
+    for env in (boxes, microwave):
+        limits = env.model.jnt_range[:7]
+        for seed in range(3):
+            env.reset(seed=seed)
+            for action in random_actions(seed, 60):
+                env.step(action - [0, 0, 0.3, 0])
+                angles = env.data.qpos[:7]
+                assert (angles > limits[:, 0]).all() and (angles < limits[:, 1]).all()
+                assert env.data.contact.dist.min(initial=0) > -0.01
+                if env is boxes:
+                    assert all(np.linalg.norm(env.data.joint(name).qvel[:3]) < 2 for name in ("red", "blue"))
+                    assert all(0.01 < env.box(name)[2] < 0.5 for name in ("red", "blue"))
+                else:
+                    assert -0.02 < env.angle < 1.95
+        assert not any(warning.number for warning in env.data.warning)
+
+
+@needs_model
+def test_a_grip_holds(boxes):
+    from envs.panda.experts import BoxArranger
+
+    boxes.reset(seed=0)
+    expert = BoxArranger(boxes, np.random.default_rng(0))
+    for action in expert.move(lambda: boxes.box("red"), -1, 0.005):
+        boxes.step(action)
+    run(boxes, [[0, 0, 0, 1]] * 5 + [[0, 0, 1, 1]] * 6)
+    held = boxes.box("red") - boxes.hand
+    assert boxes.box("red")[2] > 0.1 and boxes._touched()
+    run(boxes, random_actions(0, 60) * [1, 1, 0.5, 0] + [0, 0, 0, 1])
+    np.testing.assert_allclose(boxes.box("red") - boxes.hand, held, atol=2e-3)
+
+
+@needs_model
+@pytest.mark.parametrize("name", TASKS)
+def test_experts_solve_the_tasks_in_their_ways(name):
+    from envs.panda.experts import EXPERTS
+
+    env, ways = make(name), {}
+    for seed in range(20):
+        expert = EXPERTS[name](env, np.random.default_rng(seed))
+        way = expert.hooks if name == "OpenMicrowave-v0" else expert.order[0]
+        if way in ways:
+            continue
+        env.reset(seed=seed)
+        for action in expert.actions():
+            assert action.shape == (4,) and np.abs(action).max() <= 1
+            _, reward, success, truncated, _ = env.step(action)
+            if success or truncated:
+                ways[way] = success, reward, env._steps
+                break
+    assert len(ways) == 2
+    assert all(success and reward == 0 and steps < 0.9 * env.max_steps for success, reward, steps in ways.values())
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("demonstrations")
+    return demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=1, dataset_dir=directory)
+
+
+@needs_model
+def test_demonstrations_load_and_end_in_successes(demonstrations):
+    assert sorted(path.name for path in demonstrations.parent.iterdir()) == [
+        "OpenMicrowave-v0-3ep.json",
+        "OpenMicrowave-v0-3ep.npz",
+    ]
+    dataset = load_file(parse_task("gym:OpenMicrowave-v0"), demonstrations)
+    last = np.flatnonzero(dataset["terminals"])
+    assert len(last) == 3 and last[-1] == len(dataset["terminals"]) - 1
+    np.testing.assert_array_equal(np.flatnonzero(dataset["masks"] == 0), last - 1)
+    np.testing.assert_array_equal(np.flatnonzero(dataset["rewards"] == 0), np.sort([*last, *(last - 1)]))
+    assert (dataset["observations"][last, 25] >= 1).all() and (dataset["observations"][last - 1, 25] < 1).all()
+    assert set(np.unique(dataset["rewards"])) == {-1, 0}
+
+
+@needs_model
+def test_demonstrations_are_rollouts(demonstrations):
+    rows, env = np.load(demonstrations), make("OpenMicrowave-v0")
+    length = int(np.flatnonzero(rows["terminals"])[0])
+    seed = np.random.SeedSequence(0, spawn_key=(0, 0)).generate_state(2)[0]
+    np.testing.assert_array_equal(env.reset(seed=int(seed))[0], rows["observations"][0])
+    np.testing.assert_array_equal(run(env, rows["actions"][:length]), rows["observations"][1 : length + 1])
+    np.testing.assert_allclose(env.data.qpos, rows["qpos"][length], atol=1e-6)
+    np.testing.assert_allclose(env.data.qvel, rows["qvel"][length], atol=1e-5)
+
+
+@needs_model
+def test_demonstrations_do_not_depend_on_workers_or_stops(demonstrations, tmp_path, monkeypatch):
+    make_part, made = demonstrate._make_part, []
+
+    def stop_at_second(job):
+        if made:
+            raise KeyboardInterrupt
+        made.append(make_part(job))
+
+    output = tmp_path / "new" / "mine.npz"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(demonstrate, "_make_part", stop_at_second)
+        demonstrate.demonstrate("OpenMicrowave-v0", episodes=2, workers=1, output=output)
+    assert not output.exists()
+    demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=2, output=output)
+    ours, theirs = np.load(output), np.load(demonstrations)
+    assert sorted(ours.files) == sorted(theirs.files)
+    for key in ours.files:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    assert demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=1, output=output) == output
+    with pytest.raises(UserError, match="holds something else"):
+        demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, seed=1, workers=1, output=output)
+
+
+@needs_model
+def test_failures_are_drawn_again(monkeypatch):
+    rollout, seeds = demonstrate.rollout, []
+
+    def fail_first(env, expert, seed):
+        seeds.append(seed)
+        return rollout(env, expert, seed) if len(seeds) > 1 else ({}, False)
+
+    monkeypatch.setattr(demonstrate, "rollout", fail_first)
+    rows = demonstrate.episode("OpenMicrowave-v0", 5, 2)
+    assert rows["failed"] == [1] and seeds[0] != seeds[1]
+    monkeypatch.setattr(demonstrate, "rollout", lambda *_: ({}, False))
+    with pytest.raises(UserError, match="100 attempts"):
+        demonstrate.episode("OpenMicrowave-v0", 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--env_name is missing"),
+        (["--env_name=OpenFridge-v0"], "use ArrangeBoxes-v0 or OpenMicrowave-v0"),
+        (["--env_name=OpenMicrowave-v0", "--episodes=0"], "episodes is 0"),
+        (["--env_name=OpenMicrowave-v0", "--seed=-1"], "seed is -1"),
+        (["--env_name=OpenMicrowave-v0", "--agent.lam=1"], "--agent.lam"),
+        (["--env_name=OpenMicrowave-v0", "--output=demos.txt"], ".npz"),
+    ],
+)
+def test_wrong_command_lines(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(demonstrate, "gym_hil_assets", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["demonstrate", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(demonstrate.main)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@needs_model
+def test_no_opengl_before_a_picture_is_asked_for():
+    code = (
+        "import sys, gymnasium, envs.panda\n"
+        "assert 'mujoco' not in sys.modules\n"
+        "env = gymnasium.make('ArrangeBoxes-v0', render_mode='rgb_array')\n"
+        "env.reset(seed=0); env.step(env.action_space.sample())\n"
+        "assert 'OpenGL' not in sys.modules and 'pygame' not in sys.modules and 'gym_hil' not in sys.modules\n"
+    )
+    environ = os.environ | {"MUJOCO_GL": "disable", "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_model
+def test_renders(tmp_path):
+    backend = rendering_backend()
+    if backend is None:
+        pytest.skip("no off-screen rendering here")
+    code = (
+        "import os, numpy as np, envs.panda\n"
+        "from envs.tasks import make_env\n"
+        "for name in envs.panda.TASKS:\n"
+        "    env = make_env(f'gym:{name}', render_mode='rgb_array', width=96, height=64)\n"
+        "    quality = env.unwrapped.model.vis.quality\n"
+        "    quality.offsamples, quality.shadowsize = 0, 256\n"
+        "    env.reset(seed=0)\n"
+        "    np.save(name, env.render())\n"
+        "    env.close()\n"
+        "os._exit(0)\n"  # Without the interpreter's teardown: OpenGL contexts fail noisily in it.
+    )
+    environ = os.environ | {"MUJOCO_GL": backend, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    frames = [np.load(tmp_path / f"{name}.npy") for name in TASKS]
+    assert all(frame.shape == (64, 96, 3) and frame.std() > 20 for frame in frames)
