@@ -201,7 +201,7 @@ def test_a_run_is_extended_but_never_cut_short(pointmaze, interrupt_at, tmp_path
     directory = run_dir(tmp_path)
     before = contents(directory)
     outcome = call(*flags, "--offline_steps=25")
-    assert outcome.code == 2 and "at step 30 already; give --offline_steps=30 or more" in outcome.err
+    assert outcome.code == 2 and "at step 30 already; give 30 steps or more in all" in outcome.err
     assert contents(directory).keys() == before.keys()
     assert all(before[name] == data for name, data in contents(directory).items() if name != "flags.json")
     run_main(*flags, "--offline_steps=40")

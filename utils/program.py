@@ -176,7 +176,7 @@ class Program:
         self.step, self.restored = found or (0, None)
         if self.step > self.total:
             directory = self.lanes[0].spec.directory
-            raise UserError(f"{directory} is at step {self.step} already; a run cannot end before that")
+            raise UserError(f"{directory} is at step {self.step} already; give {self.step} steps or more in all")
         if self.restored:
             states = [from_state_dict(lane(agents, i), state["agent"]) for i, state in enumerate(self.restored)]
             agents = stack(states)
