@@ -1,10 +1,17 @@
-"""Speed, as ratios taken side by side in one run: python -m experiments.bench
+"""Speed, as ratios taken side by side in one run: python -m experiments.bench --public=DIR --public_python=PYTHON
+
+Updates: updates a second of every agent in agents/ with paper networks on made-up data, beside those of the public QAM
+code in DIR (a checkout of github.com/ColinQiyangLi/qam), where it has that agent. PYTHON is one that the checkout runs
+under, for example with jax 0.5.3, tensorflow-probability 0.25, distrax, flax, ml_collections and optax. Without
+--public, ours alone. --agent.<field>=<value> changes a setting of all agents, and of theirs where both have it.
 
 Evaluation: the batched evaluator against the public code bases' loop, which steps one environment and asks the policy
 at every step, with the same policy at the paper's settings.
 """
 
 import functools
+import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,65 +21,118 @@ import numpy as np
 from absl import flags
 
 from envs.tasks import make_env, parse_task
+from experiments import bench_updates
 from utils import cli, runs
 from utils.evaluation import Evaluator
+from utils.plotting import wilson_interval
 from utils.training import act, stack
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("agent", "agents/otql.py", "Agent file.", flag_values=FLAGS)
-flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Task.", flag_values=FLAGS)
-flags.DEFINE_integer("episodes", 8, "Episodes a round of the evaluator; the loop runs a quarter.", flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 2, "Rounds, the two in turn.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_enum("part", "all", ["all", "updates", "evaluation"], "What to measure.", flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 2, "Rounds, the two sides in turn.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("cores", None, "Cores to run on; default: all.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list("agents", [], "Updates: agents to measure; default: all in agents/.", flag_values=FLAGS)
+flags.DEFINE_string("public", None, "Updates: a checkout of github.com/ColinQiyangLi/qam.", flag_values=FLAGS)
+flags.DEFINE_string("public_python", sys.executable, "Updates: a Python that runs it.", flag_values=FLAGS)
+flags.DEFINE_float("seconds", 20.0, "Updates: length of a measurement.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_enum(
+    *("matmul_precision", "float32", ["float32", "tensorfloat32", "bfloat16"]),
+    "Updates: precision of matrix products, on both sides; a processor knows float32 alone.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("agent", "agents/otql.py", "Evaluation: agent file.", flag_values=FLAGS)
+flags.DEFINE_string("run", None, "Evaluation: directory of a run whose agent acts.", flag_values=FLAGS)
+flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Evaluation: task.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "episodes", 8, "Evaluation: episodes a round of the evaluator; the loop runs a quarter.", flag_values=FLAGS
+)
 
 
-def loop_one_environment(policy: Any, env: Any, horizon: int, num_episodes: int) -> None:
-    """Runs episodes one by one, asking for a chunk at every step and using it when the last one is executed."""
-    for episode in range(num_episodes):
+def loop_one_environment(policy: Any, env: Any, horizon: int, num_episodes: int, first: int = 0) -> list[float]:
+    """Runs episodes one by one, asking for a chunk at every step and using it when the last one is executed.
+
+    Returns:
+        whether each episode succeeded.
+    """
+    successes = []
+    for episode in range(first, first + num_episodes):
         observation, _ = env.reset(seed=episode)
-        queue, done, chunk = [], False, 0
+        queue, done, step, info = [], False, 0, {}
         while not done:
-            row = np.full(1, chunk, np.int32)
-            actions = np.asarray(policy(observation[None].astype(np.float32), row, row))
+            numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)
+            actions = np.asarray(policy(observation[None].astype(np.float32), *numbers))
             queue = queue or list(actions.reshape(horizon, -1))
-            observation, _, terminated, truncated, _ = env.step(np.clip(queue.pop(0), -1, 1))
-            done, chunk = terminated or truncated, chunk + 1
+            observation, _, terminated, truncated, info = env.step(np.clip(queue.pop(0), -1, 1))
+            done, step = terminated or truncated, step + 1
+        successes.append(float(info.get("success", np.nan)))
+    return successes
+
+
+def evaluated_agent() -> tuple[Any, Any]:
+    """The agent of --run, or an untrained one at the paper's settings, as the only one of a stack; makes its task."""
+    if FLAGS.run:
+        agent, settings, _ = runs.load_run(FLAGS.run)
+        return stack([agent]), functools.partial(make_env, settings["env_name"])
+    module, make = runs.load_agent(FLAGS.agent), functools.partial(make_env, FLAGS.env_name)
+    config, env = runs.resolve_config(module, parse_task(FLAGS.env_name).domain, "paper", {})[0], make()
+    actions = np.zeros((1, config.horizon_length * env.action_space.shape[0]), np.float32)
+    example = {"observations": env.observation_space.sample()[None], "actions": actions}
+    return stack([module.Agent.create(jax.random.PRNGKey(0), example, config)]), make
 
 
 def bench_evaluation() -> None:
-    """Prints episodes a minute of both, and their ratio."""
-    module, task = runs.load_agent(FLAGS.agent), parse_task(FLAGS.env_name)
-    config, _, _ = runs.resolve_config(module, task.domain, "paper", {})
-    make = functools.partial(make_env, FLAGS.env_name)
-    env, horizon = make(), config.horizon_length
-    observation, width = env.observation_space.sample()[None], env.action_space.shape[0]
-    example = {"observations": observation, "actions": np.zeros((1, horizon * width), np.float32)}
-    agents = stack([module.Agent.create(jax.random.PRNGKey(0), example, config)])
-    key = jax.random.PRNGKey(1)
+    """Prints episodes a minute of both, their ratio and, where it is known, their success."""
+    (agents, make), key = evaluated_agent(), jax.random.PRNGKey(1)
+    env, horizon = make(), agents.config.horizon_length
 
     def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> Any:
         return act(agents, 0, observations, key, episodes, chunks)
 
     seconds, counts = {"loop": 0.0, "batched": 0.0}, {"loop": max(1, FLAGS.episodes // 4), "batched": FLAGS.episodes}
+    successes: dict[str, list[float]] = {"loop": [], "batched": []}
     with Evaluator(make, horizon) as evaluator:
         # Compilation and the start of the workers are paid before the clock runs.
         evaluator.evaluate(policy, evaluator.batch_size, 0)
         loop_one_environment(policy, env, horizon, 1)
-        for _ in range(FLAGS.rounds):
+        for turn in range(FLAGS.rounds):
             start = time.perf_counter()
-            loop_one_environment(policy, env, horizon, counts["loop"])
+            successes["loop"] += loop_one_environment(policy, env, horizon, counts["loop"], turn * counts["loop"])
             middle = time.perf_counter()
-            evaluator.evaluate(policy, counts["batched"], 0)
+            result = evaluator.evaluate(policy, counts["batched"], turn)
             seconds["loop"] += middle - start
             seconds["batched"] += time.perf_counter() - middle
+            successes["batched"] += list(result.get("success", []))
     rate = {name: 60 * FLAGS.rounds * counts[name] / seconds[name] for name in seconds}
-    print(f"evaluation, episodes a minute: loop {rate['loop']:.1f}, batched {rate['batched']:.1f}")
-    print(f"ratio {rate['batched'] / rate['loop']:.2f}")
+    print(f"## Evaluation\n\nEpisodes a minute, batched over one by one: **{rate['batched'] / rate['loop']:.2f}**")
+    print(f"({rate['batched']:.1f} and {rate['loop']:.1f} on this machine).")
+    for name, outcomes in successes.items():
+        if outcomes and np.isfinite(outcomes).all():
+            low, high = wilson_interval(np.mean(outcomes), len(outcomes))
+            print(f"Success, {name}: {np.mean(outcomes):.2f} ({low:.2f} to {high:.2f}) over {len(outcomes)} episodes.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the benchmark."""
-    cli.parse(argv, FLAGS)
-    bench_evaluation()
+    """Runs the parts asked for and prints them as Markdown; progress goes to stderr."""
+    overrides = cli.parse(argv, FLAGS)
+    if FLAGS.cores:
+        # Of this process, and of all that it starts.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.cores])
+    complete = True
+    if FLAGS.part in ("all", "updates"):
+        text, complete = bench_updates.compare(
+            FLAGS.agents,
+            overrides,
+            FLAGS.public,
+            FLAGS.public_python,
+            FLAGS.rounds,
+            FLAGS.seconds,
+            FLAGS.matmul_precision,
+        )
+        print(text, flush=True)
+    if FLAGS.part in ("all", "evaluation"):
+        bench_evaluation()
+    if not complete:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

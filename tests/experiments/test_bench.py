@@ -1,0 +1,172 @@
+"""The update benchmark: what is measured on either side, and how it is reported."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import bench, bench_updates, public_updates
+from utils import datasets, runs
+from utils.errors import UserError
+
+TINY = ("--agent.actor_hidden_dims=8", "--agent.value_hidden_dims=8", "--agent.num_qs=2", "--agent.batch_size=4")
+# A stand-in for the public code: same calls, an update that checks what it is given and how it is called.
+AGENTS = """
+import flax, jax, jax.numpy as jnp, ml_collections
+
+def get_config():
+    place = ml_collections.config_dict.placeholder
+    return ml_collections.ConfigDict(dict(
+        agent_name="fql", batch_size=256, horizon_length=place(int), discount=0.5, alpha=1.0,
+        actor_hidden_dims=(512,), action_chunking=False))
+
+class Agent(flax.struct.PyTreeNode):
+    count: jax.Array
+    config: dict = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def create(cls, seed, observation, action, config):
+        assert observation.shape == (37,) and action.shape == (5,) and config["action_chunking"], config
+        assert config["discount"] == 0.99 and config["actor_hidden_dims"] == (8,), config
+        return cls(jnp.zeros(()), flax.core.FrozenDict(**config))
+
+    @jax.jit
+    def update(self, batch):
+        assert batch["actions"].shape == (4, 5, 5), batch["actions"].shape
+        return self.replace(count=self.count + 1), {"critic/critic_loss": self.count, "v": self.count}
+
+agents = {"fql": Agent}
+"""
+DATASETS = """
+class Dataset(dict):
+    @classmethod
+    def create(cls, **fields):
+        return cls(fields)
+
+    def sample(self, size):
+        return {k: v[0] for k, v in self.items()}
+
+    def sample_sequence(self, batch_size, sequence_length, discount):
+        return {"actions": self["actions"][: batch_size * sequence_length].reshape(batch_size, sequence_length, -1)}
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A directory laid out as the public code."""
+    files = {"agents/__init__.py": AGENTS, "agents/fql.py": "from agents import get_config\n"}
+    for name, text in (files | {"utils/__init__.py": "", "utils/datasets.py": DATASETS}).items():
+        path = tmp_path / "checkout" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def cores():
+    """Gives back the cores that a benchmark took from this process."""
+    before = os.sched_getaffinity(0)
+    yield before
+    os.sched_setaffinity(0, before)
+
+
+def run_bench(*flags):
+    for name in bench.FLAGS:
+        bench.FLAGS[name].unparse()
+    bench.main(["bench", "--part=updates", *flags])
+
+
+def test_both_sides(checkout, capsys, cores):
+    run_bench(*TINY, "--agents=fql", f"--public={checkout}", "--rounds=2", "--seconds=0.01", "--cores=1")
+    out, err = capsys.readouterr()
+    (row,) = [row.split(" | ") for row in out.splitlines() if row.startswith("| fql ")]
+    _, ratio, _, ours, theirs, _, loss = row
+    assert float(ratio.strip("*")) == pytest.approx(float(ours) / float(theirs), abs=0.01)
+    # After the warm-up and as many updates again, one call each, the last is the fourth.
+    assert loss == "3 |"
+    assert f"geometric mean {ratio.strip('*')}" in out and out.count("device 1 CPU cores") == 2
+    assert [line.split(":")[0] for line in err.splitlines()] == ["fql, ours", "fql, theirs"] * 2
+
+
+def test_agents_that_they_lack_are_measured_alone(checkout):
+    config, _, _ = runs.resolve_config(runs.load_agent("agents/fql.py"), "scene", "paper", {"num_qs": "2"})
+    side = bench_updates.public_side(str(checkout), sys.executable, dict(os.environ), {"bc": config, "fql": config})
+    assert list(side.specs) == ["fql"]
+    settings = side.specs["fql"]["settings"]
+    assert settings["num_qs"] == 2 and settings["alpha"] == 300.0 and settings["horizon_length"] == 5
+    side.measure("bc", "nowhere", 1.0)
+    assert side.results == side.failures == {}
+
+
+def test_failed_measurement_leaves_the_others(checkout, capsys):
+    with (checkout / "agents" / "fql.py").open("a") as file:
+        file.write("raise ValueError('broken')\n")
+    with pytest.raises(SystemExit, match="1"):
+        run_bench(*TINY, "--agents=fql", f"--public={checkout}", "--rounds=1", "--seconds=0.01")
+    out = capsys.readouterr().out
+    assert "fql, theirs, failed: exit code 1, ValueError: broken" in out and "geometric" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--agents=fqll"], "there is no agent file agents/fqll.py; there are bc, "),
+        (["--agent.num_q=2"], "this agent has no setting 'num_q'"),
+        (["--public=nowhere"], "--public=nowhere is no checkout of github.com/ColinQiyangLi/qam: it has no agents/"),
+        (["--public_python=/no/python"], "--public_python=/no/python cannot import"),
+        (["--public_python=/bin/false"], "exit code 1, it wrote nothing to stderr; it needs jax 0.5.3"),
+    ],
+)
+def test_mistakes(flags, message, checkout):
+    with pytest.raises(UserError) as error:
+        run_bench("--agents=fql", f"--public={checkout}", *flags)
+    assert message in str(error.value)
+
+
+def test_python_without_jax_ends_in_one_line(checkout, tmp_path):
+    (tmp_path / "jax.py").write_text("raise ModuleNotFoundError(\"No module named 'jax'\")\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}:$PYTHONPATH exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    command = [sys.executable, "-m", "experiments.bench", "--part=updates", "--agents=fql"]
+    command += [f"--public={checkout}", f"--public_python={python}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert "No module named 'jax'; it needs jax 0.5.3" in done.stderr
+
+
+def test_public_transitions_are_the_same_windows():
+    states = bench_updates.make_states(episodes=2, length=6)
+    rows, data = public_updates.transitions(states), datasets.prepare(states, 3, False)
+    assert len(rows["rewards"]) == 10 and rows["terminals"].tolist() == [0, 0, 0, 0, 1] * 2
+    windows = datasets.gather(data, np.arange(3), 3)
+    np.testing.assert_array_equal(rows["observations"][:3], windows["observations"])
+    np.testing.assert_array_equal(rows["actions"][np.arange(3)[:, None] + np.arange(3)], windows["actions"])
+    np.testing.assert_array_equal(rows["next_observations"][2:5], windows["next_observations"])
+    # The second episode begins where the first one's final state was left out.
+    np.testing.assert_array_equal(rows["observations"][5], states["observations"][6])
+    np.testing.assert_array_equal(rows["next_observations"][4], states["observations"][5])
+
+
+def test_timed_counts_by_speed():
+    calls = []
+    result = public_updates.timed(lambda count: calls.append(count) or {"loss": sum(calls)}, 1e-9)
+    assert calls == [2, 2, 4] and result["updates"] == 4 and result["losses"] == {"loss": 4}
+
+
+def test_report_means_are_geometric():
+    versions = {"versions": {"jax": "0"}}
+    rounds = [{"rate": rate, "losses": {"critic/loss": 1.0}} | versions for rate in (1.0, 4.0)]
+    others = [{"rate": rate, "losses": {"critic/critic_loss": 2.0}} | versions for rate in (1.0, 1.0)]
+    ours = bench_updates.Side("ours", [], {}, {}, {"a": rounds, "b": [rounds[0]] * 2})
+    theirs = bench_updates.Side("theirs", [], {}, {}, {"a": others, "b": [others[0]] * 2})
+    text = bench_updates.report(["a", "b"], [ours, theirs])
+    assert "| a | **2.00** | 1.00 to 4.00 | 2 | 1 | 1 | 2 |" in text
+    assert "geometric mean 1.41**\nover 2 agents, least 1.00 (b)" in text
+
+
+def test_every_public_agent_is_compared():
+    """A renamed agent file would lose its comparison without a word."""
+    assert set(bench_updates.PUBLIC) <= set(bench_updates.find_agents())
