@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-WARM_UP = 2  # updates before the clock runs, compilation among them
+WARM_UP = 3  # updates before the clock runs; public agents with a temperature compile in each of these
 
 
 def timed(run, seconds):

@@ -19,9 +19,12 @@ import numpy as np
 
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 MAX_WORKERS, DEFAULT_BATCH = 16, 8
-# Ctrl-C is the parent's business, from the first line on. A program of its own, not multiprocessing's spawn, because
-# that imports the main program, and with it JAX, in each worker.
-WORKER = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from {module} import _serve; _serve({fd})"
+# Ctrl-C and SIGTERM, which may reach the whole group, are the parent's business, from the first line on. A program of
+# its own, not multiprocessing's spawn, because that imports the main program, and with it JAX, in each worker.
+WORKER = (
+    "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]; "
+    "from {module} import _serve; _serve({fd})"
+)
 
 
 class WorkerError(RuntimeError):

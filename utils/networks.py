@@ -101,8 +101,9 @@ class TanhGaussian(nn.Module):
 
 def sample_tanh_gaussian(key: jax.Array, mean: jax.Array, log_std: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Draws tanh(u), u ~ N(mean, exp(log_std)²), [..., d], and its log-density, [...]."""
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-    log_prob = jax.scipy.stats.norm.logpdf(u, mean, jnp.exp(log_std))
+    noise = jax.random.normal(key, mean.shape)
+    u = mean + jnp.exp(log_std) * noise
+    log_prob = jax.scipy.stats.norm.logpdf(noise) - log_std
     # log(1 − tanh²u), in a form that does not underflow.
     log_prob -= 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
     return jnp.tanh(u), log_prob.sum(axis=-1)

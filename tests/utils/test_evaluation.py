@@ -143,6 +143,7 @@ def test_workers_ignore_ctrl_c_and_end_on_close():
     processes = [worker._process for worker in evaluator._workers.values()]
     for process in processes:
         process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
     assert len(evaluator.evaluate(policy, 4, seed=0)["return"]) == 4
     assert [worker._process for worker in evaluator._workers.values()] == processes  # reused
     evaluator.close()
