@@ -1,7 +1,6 @@
 """Offline RL, then online: python main.py --agent=agents/otql.py --env_name=cube-double-play-singletask-task2-v0"""
 
 import functools
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from absl import flags
 from envs import datasets as env_datasets
 from envs.tasks import Task, make_env, parse_task
 from utils import cli
-from utils.datasets import ShardRotation, prepare
+from utils.datasets import ShardRotation, describe, prepare
 from utils.errors import UserError
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
@@ -64,14 +63,7 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
             with_val=False,
         )
         data, name, origin = prepared(raw), str(info.path), info.origin
-    description = {
-        "file": Path(name).name,
-        "episodes": int(data["terminals"].sum()),
-        "transitions": int((data["terminals"] == 0).sum()),
-        "checksum": functools.reduce(
-            lambda crc, name: zlib.crc32(data[name], crc), ("observations", "actions", "rewards", "masks"), 0
-        ),
-    } | ({"shards": len(rotation.paths)} if rotation else {})
+    description = describe(data, Path(name).name) | ({"shards": len(rotation.paths)} if rotation else {})
     print(f"dataset: {name} ({origin}), {description['episodes']} episodes, {description['transitions']} transitions")
     return data, rotation, description
 

@@ -142,6 +142,8 @@ class Agent(flax.struct.PyTreeNode):
 
     # Networks that have a Polyak copy → the setting that is its rate.
     TARGETS = {"critic": "tau", "flow": "flow_tau"}
+    # Networks that take the place of a pre-trained flow.
+    FLOWS = ("flow",)
     # What gradients pass through before they are scaled by lr.
     OPTIMISER = optax.scale_by_adam()
 
@@ -215,6 +217,23 @@ class Agent(flax.struct.PyTreeNode):
             for name, rate in self.TARGETS.items()
         }
         return self.replace(params=params, targets=targets, opt_state=opt_state, step=self.step + 1), info
+
+    def with_flow(self, params: Any) -> "Agent":
+        """The agent with the parameters of a pre-trained flow in its own flow and that one's average (θ ← θ̄)."""
+        flows = {name: params for name in self.FLOWS}
+        averages = {name: params for name in self.FLOWS if name in self.TARGETS}
+        # A copy for each: a donated buffer must stand once.
+        copied = jax.tree.map(jnp.copy, {"params": self.params | flows, "targets": self.targets | averages})
+        return self.replace(**copied)
+
+    @property
+    def distilled(self) -> tuple[str, ...]:
+        """Networks that `distill_loss` fits to a pre-trained flow before the agent acts for the first time."""
+        return ()
+
+    def distill_loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Info]:
+        """What is minimised to that end, and what to log."""
+        raise NotImplementedError
 
     def loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Info]:
         """The sum of all losses at `params`, and what to log."""

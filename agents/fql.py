@@ -48,16 +48,35 @@ class Agent(base.Agent):
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
 
-        observations, valid = batch["observations"], batch["valid"]
-        noise = jax.random.normal(noise_key, batch["actions"].shape)
-        actions = self.apply("one_step", observations, noise, params=params["one_step"])
-        # Neither the flow nor the critic is given `params`: the gradient reaches the one-step policy alone.
-        distill_loss = jnp.mean(valid[:, None] * jnp.square(actions - self.flow_actions(observations, noise)))
-        q = self.apply("critic", observations, jnp.clip(actions, -1.0, 1.0)).mean(axis=0)
-        q_loss = -jnp.mean(valid * q)
+        one_step_loss, one_step_info = self.one_step_loss(params, batch, noise_key, self.hyper["alpha"])
+        return critic_loss + flow_loss + one_step_loss, info | flow_info | one_step_info
 
-        info |= flow_info | {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
-        return critic_loss + flow_loss + self.hyper["alpha"] * distill_loss + q_loss, info
+    def one_step_loss(
+        self, params: dict[str, Any], batch: base.Batch, key: jax.Array, alpha: jax.Array
+    ) -> tuple[jax.Array, base.Info]:
+        """α · mean (μ_ω(s, z) − b)² − mean Q_φ(s, clip μ_ω(s, z)), and what to log."""
+        distill_loss, actions = self.distillation(params, batch, key)
+        # The critic is not given `params`: the gradient reaches the one-step policy alone.
+        q = self.apply("critic", batch["observations"], jnp.clip(actions, -1.0, 1.0)).mean(axis=0)
+        info = {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
+        return alpha * distill_loss - jnp.mean(batch["valid"] * q), info
+
+    def distillation(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """mean (μ_ω(s, z) − clip Euler(v_θ, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
+        noise = jax.random.normal(key, batch["actions"].shape)
+        actions = self.apply("one_step", batch["observations"], noise, params=params["one_step"])
+        errors = jnp.square(actions - self.flow_actions(batch["observations"], noise))
+        return jnp.mean(batch["valid"][:, None] * errors), actions
+
+    @property
+    def distilled(self) -> tuple[str, ...]:
+        """The one-step policy."""
+        return ("one_step",)
+
+    def distill_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+        """The one-step policy's distance to its flow."""
+        loss, _ = self.distillation(params, batch, key)
+        return loss, {"one_step/distill_loss": loss}
 
 
 def get_config() -> ml_collections.ConfigDict:

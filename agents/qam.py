@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from agents import base, fedit
+from agents import base, fedit, fql
 from utils.errors import UserError
 from utils.networks import OneStepPolicy, TanhGaussian, Temperature, VectorField
 
@@ -39,7 +39,10 @@ class Agent(base.Agent):
 
     TARGETS = base.Agent.TARGETS | {"slow": "tau"}
     OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+    FLOWS = ("flow", "slow")
     edit, edit_loss = fedit.Agent.edit, fedit.Agent.edit_loss
+    one_step_loss, distillation = fql.Agent.one_step_loss, fql.Agent.distillation
+    distill_loss = fql.Agent.distill_loss
 
     @classmethod
     def create(cls, key: jax.Array, example_batch: base.Batch, config: ml_collections.ConfigDict) -> "Agent":
@@ -63,6 +66,11 @@ class Agent(base.Agent):
         return networks
 
     @property
+    def distilled(self) -> tuple[str, ...]:
+        """QAM-F's one-step policy."""
+        return ("one_step",) if self.config.one_step else ()
+
+    @property
     def nfe(self) -> int:
         """Network evaluations that a candidate action costs at acting."""
         return 1 if self.config.one_step else self.config.flow_steps + self.config.edits
@@ -82,7 +90,7 @@ class Agent(base.Agent):
         loss, _, info = self.critic_loss(params, batch, critic_key)
         parts = [self.bc_loss(params, batch, slow_key, "slow"), self.adjoint_loss(params, batch, path_key)]
         if self.config.one_step:
-            parts.append(self.one_step_loss(params, batch, sample_key))
+            parts.append(self.one_step_loss(params, batch, sample_key, self.hyper["fql_alpha"]))
         if self.config.edits:
             actions = super().propose(batch["observations"], sample_key)
             parts.append(self.edit_loss(params, batch, actions, edit_key))
@@ -137,16 +145,6 @@ class Agent(base.Agent):
         """The flow `name` at observations [m, o] and points x [m, d] at a time [1, 1], or [T, m, d] at [T, 1, 1]."""
         observations, t = (jnp.broadcast_to(y, (*x.shape[:-1], y.shape[-1])) for y in (observations, t))
         return self.apply(name, observations, x, t, params=params)
-
-    def one_step_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
-        """α · mean (μ(s, z) − clip Euler_v_fast(s, z))² − mean Q(s, clip μ(s, z)), and what to log."""
-        observations, valid = batch["observations"], batch["valid"]
-        noise = jax.random.normal(key, batch["actions"].shape)
-        actions = self.apply("one_step", observations, noise, params=params["one_step"])
-        distill_loss = jnp.mean(valid[:, None] * jnp.square(actions - self.flow_actions(observations, noise)))
-        q = self.apply("critic", observations, jnp.clip(actions, -1.0, 1.0)).mean(axis=0)
-        loss = self.hyper["fql_alpha"] * distill_loss - jnp.mean(valid * q)
-        return loss, {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
 
 
 def schedule(num_steps: int) -> tuple[jax.Array, jax.Array]:

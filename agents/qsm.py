@@ -89,6 +89,7 @@ class Agent(base.Agent):
     """QSM."""
 
     TARGETS = {"critic": "tau", "denoiser": "flow_tau"}
+    FLOWS = ()  # A diffusion policy: no flow's parameters fit it.
     OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
     @classmethod

@@ -4,7 +4,6 @@ Collects play data with OGBench's oracles (no download), trains both agents with
 rates side by side. Start it again after an interruption and it goes on where it was.
 """
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from absl import flags
 
 from envs.recipes import DEFAULT_DATASET_DIR
 from utils import cli
-from utils.errors import UserError
 from utils.logging import read_csv
 from utils.plotting import learning_curve, wilson_interval
 from utils.runs import ROOT
@@ -44,8 +42,7 @@ def main(argv: Sequence[str]) -> None:
             *(f"--dataset_dir={FLAGS.dataset_dir}", f"--video_episodes={videos}"),
         ]
         print(" ".join(command), flush=True)
-        if code := subprocess.run(command, check=False).returncode:
-            raise UserError(f"main.py ended with exit code {code}; start the same command again to go on")
+        cli.run_program(command, "main.py")
     print(f"\n{FLAGS.env_name}, {FLAGS.offline_steps} updates, success rate of the final policy over 50 episodes")
     directories = {}
     for agent in AGENTS:

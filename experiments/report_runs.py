@@ -100,10 +100,9 @@ def read_run(directory: Path, step: int | None = None) -> Run:
     """
     settings = _read_json(directory / "flags.json")
     missing = [name for name, kind in SETTINGS.items() if not isinstance(settings.get(name), kind)]
-    planned = None if missing else settings["flags"].get("offline_steps")
+    planned = None if missing else settings.get("steps", settings["flags"].get("offline_steps"))
     if not isinstance(planned, int):
-        raise UserError(f"{directory / 'flags.json'} is damaged (no usable {', '.join(missing) or 'offline_steps'})")
-    planned += settings["flags"].get("online_steps") or 0
+        raise UserError(f"{directory / 'flags.json'} is damaged (no usable {', '.join(missing) or 'steps'})")
     table, timing = (_read_table(directory / f"{name}.csv") for name in ("eval", "timing"))
     if step is not None and step < planned:
         planned, table, timing = step, *(_cut(rows, step) for rows in (table, timing))

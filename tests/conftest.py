@@ -1,6 +1,7 @@
 """Small datasets and processes for the tests of the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,3 +64,22 @@ def start(tmp_path):
     for process in processes:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Returns a function that lets the next run get a SIGTERM when it logs a row of train.csv at or after a step."""
+    from utils import program
+
+    log = program.Run.log
+
+    def arm(step: int, of: str = "train") -> None:
+        def log_and_raise(run, name, at, row):
+            log(run, name, at, row)
+            if name == of and at >= step:
+                monkeypatch.setattr(program.Run, "log", log)
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(program.Run, "log", log_and_raise)
+
+    return arm

@@ -6,9 +6,11 @@ import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
+import main
 from utils import checkpoints, cli
 from utils.logging import read_csv
 
@@ -38,17 +40,15 @@ class Outcome:
     err: str
 
 
-def call(*flags: str) -> Outcome:
-    """Runs main.py in this process, where what is compiled is shared; every flag that is not given has its default."""
-    import main
-
-    for name in main.FLAGS:
-        main.FLAGS[name].unparse()
+def call(*flags: str, program: ModuleType = main) -> Outcome:
+    """Runs main.py, or another, in this process, with defaults for flags not given; what is compiled is shared."""
+    for name in program.FLAGS:
+        program.FLAGS[name].unparse()
     out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
-    sys.argv = ["main.py", *flags]
+    sys.argv = [f"{program.__name__}.py", *flags]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.run(main.main)
+            cli.run(program.main)
     except SystemExit as end:
         code = end.code
     finally:
@@ -57,16 +57,16 @@ def call(*flags: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def run_main(*flags: str) -> Outcome:
+def run_main(*flags: str, program: ModuleType = main) -> Outcome:
     """`call` that must succeed."""
-    outcome = call(*flags)
+    outcome = call(*flags, program=program)
     assert outcome.code == 0, outcome.err
     return outcome
 
 
-def refused(*flags: str) -> str:
+def refused(*flags: str, program: ModuleType = main) -> str:
     """`call` that must end in one line on stderr and exit code 2; returns the line."""
-    outcome = call(*flags)
+    outcome = call(*flags, program=program)
     assert outcome.code == 2, outcome
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and outcome.err.endswith("\n"), outcome
     return outcome.err

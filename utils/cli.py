@@ -1,6 +1,7 @@
 """The command line: flags with one-line errors, and signals that end a run cleanly."""
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,6 +69,24 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
     if stray:
         raise UserError(f"stray argument '{stray[0]}'; flags are written --name=value")
     return overrides
+
+
+def run_program(command: Sequence[str], name: str) -> None:
+    """Runs another program of the project to its end; SIGTERM is handed on to it.
+
+    Raises:
+        UserError: it failed; it has said why. Interrupted: it was ended by a signal.
+    """
+    with subprocess.Popen(command) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if code < 0 or code > 128:
+        raise Interrupted(-code if code < 0 else code - 128)
+    if code:
+        raise UserError(f"{name} ended with exit code {code}; start the same command again to go on")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

@@ -14,6 +14,8 @@ Arrays of a dataset hold one row a state (N rows): `observations` [N, o], `actio
 and `terminals` [N], 1 on the last row of an episode: a state from which nothing was executed.
 """
 
+import functools
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,6 +43,17 @@ def prepare(dataset: dict[str, np.ndarray], horizon: int, terminates: bool) -> d
     return {k: dataset[k] for k in ("observations", "actions", "rewards", "masks", "terminals")} | {
         "terminated": (after_terminal * dataset["terminals"] * float(terminates)).astype(np.float32),
         "starts": np.flatnonzero(dataset["terminals"][: size - horizon] == 0).astype(np.int32),
+    }
+
+
+def describe(data: dict[str, np.ndarray], name: str) -> dict[str, Any]:
+    """What a run records of prepared data from the file `name`: sizes, and a checksum."""
+    values = (data[key] for key in ("observations", "actions", "rewards", "masks"))
+    return {
+        "file": name,
+        "episodes": int(data["terminals"].sum()),
+        "transitions": int((data["terminals"] == 0).sum()),
+        "checksum": functools.reduce(lambda crc, array: zlib.crc32(array, crc), values, 0),
     }
 
 

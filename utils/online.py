@@ -47,7 +47,7 @@ class Online:
 
         def policy(observation: np.ndarray, episode: int, step: int) -> np.ndarray:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)
-            chunk = np.asarray(act(program.agents, index, observation[None], key, *numbers))
+            chunk = np.asarray(act(program.actors, index, observation[None], key, *numbers))
             return chunk.reshape(horizon, -1)
 
         for outcome in self.explorers[index].act(steps, policy):
@@ -57,7 +57,7 @@ class Online:
         """Acts and trains to the program's end: one chunk executed, then its updates, in turn.
 
         Args:
-            start_training: environment steps before the first update. utd_ratio: updates an environment step.
+            start_training: environment steps without updates. utd_ratio: updates an environment step after them.
             balanced: half of each batch from the dataset, half from the lane's experience; else uniform over both.
         """
         program = self.program
@@ -67,7 +67,8 @@ class Online:
             steps, info, updates = until - program.step, {}, 0
             for index in range(len(self.explorers)):
                 self._act(index, steps, until)
-            if self.explorers[0].transitions >= start_training and self.replay.counts.min() > 0:
-                updates = steps * utd_ratio
+            learnt_from = min(steps, self.explorers[0].transitions - start_training)
+            if learnt_from > 0 and self.replay.counts.min() > 0:
+                updates = learnt_from * utd_ratio
                 program.agents, info = self.trainer.train_online(program.agents, self.replay, updates, balanced)
             program.advance(until, info, updates)

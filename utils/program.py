@@ -98,6 +98,7 @@ class Program:
         flags: of the command line. config: the first lane's. sparse: whether rewards are to be made sparse.
         lanes: the runs that are not finished. agents: stacked along a lane axis. step: steps done.
         ends: steps at which a phase ends; what happens at intervals happens there too.
+        base, base_steps: what acts and is evaluated before step `base_steps`, stacked as the agents are.
         extra: what a phase adds to the checkpoint of a lane, as a function of the lane's index.
         restored: the state of each lane's checkpoint, or None for a new run.
     """
@@ -130,7 +131,8 @@ class Program:
         # Two agent files of one name share a directory, but never a run.
         name = self.module.__name__
         settings["agent_module"] = name if name.startswith("agents.") else self.module.__file__
-        settings["flags"] = values.flag_values_dict()
+        settings |= {"flags": values.flag_values_dict(), "steps": self.total}
+        self.base, self.base_steps = None, 0
         lanes = [Run(spec, settings) for spec in runs.make_lanes(self.config, seeds, values.vary, root, agent)]
         finished = [run for run in lanes if run.files.finished(self.total) and not self._lacks_video(run)]
         self.lanes = [run for run in lanes if run not in finished]
@@ -212,6 +214,11 @@ class Program:
             directory = self.lanes[0].spec.directory
             raise UserError(f"{directory} is at step {self.step}, in another phase; give the same steps as before")
 
+    @property
+    def actors(self) -> Any:
+        """What acts at this step: the agents, or before them the base."""
+        return self.base if self.step < self.base_steps else self.agents
+
     def due(self, interval: int) -> bool:
         """Whether what happens every `interval` steps (0: only at the end) is due at this step."""
         return self.step in self.ends or bool(interval and self.step and self.step % interval == 0)
@@ -283,7 +290,7 @@ class Program:
 
     def _policy(self, index: int, episodes: int) -> tuple[Callable, int, int]:
         """One lane's policy for the evaluator, the number of episodes and their seed: functions of (seed, step)."""
-        seed, agents = self.lanes[index].spec.seed, self.agents
+        seed, agents = self.lanes[index].spec.seed, self.actors
         key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 1), self.step)
         episode_seed = int(np.random.SeedSequence((seed, self.step)).generate_state(1)[0])
         return lambda *inputs: act(agents, index, inputs[0], key, *inputs[1:]), episodes, episode_seed

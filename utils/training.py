@@ -25,40 +25,53 @@ def lane(tree: Any, index: int | jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _updates(agents: Any, num_updates: jax.Array, rows_at: Callable[[Any, jax.Array], Arrays]) -> tuple[Any, Arrays]:
-    """Runs `num_updates` (traced, so one program serves any length) updates of all lanes.
+def _over_lanes(function: Callable[..., Any], *stacked: Any) -> Any:
+    """Maps `function` over the lane axis.
+
+    On a processor one lane after the other: a batch axis makes its matrix products slower, and so each lane gets, bit
+    for bit, what it gets alone.
+    """
+    lanes = len(jax.tree.leaves(stacked)[0])
+    if lanes == 1:
+        return jax.tree.map(lambda leaf: leaf[None], function(*lane(stacked, 0)))
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda inputs: function(*inputs), stacked)
+    return jax.vmap(function)(*stacked)
+
+
+def _updates(agent: Any, num_updates: jax.Array, rows_at: Callable[[Any, jax.Array], Arrays]) -> tuple[Any, Arrays]:
+    """Runs `num_updates` (traced, so one program serves any length) updates of one agent.
 
     Args:
-        agents: agents stacked along a lane axis.
-        rows_at: (index of the update, steps [lanes]) → gathered windows [lanes, m, ...].
+        rows_at: (index of the update, the agent's step) → gathered windows [m, ...].
 
     Returns:
-        the agents, and their infos [lanes] averaged over the updates.
+        the agent, and its infos averaged over the updates.
     """
 
-    def one(agent: Any, rows: Arrays) -> tuple[Any, Arrays]:
-        return agent.update(assemble(rows, agent.hyper["discount"], agent.config.window_rule))
+    def update(i: jax.Array, agent: Any) -> tuple[Any, Arrays]:
+        return agent.update(assemble(rows_at(i, agent.step), agent.hyper["discount"], agent.config.window_rule))
 
     def body(i: jax.Array, carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
-        agents, total = carry
-        agents, info = jax.vmap(one)(agents, rows_at(i, agents.step))
-        return agents, jax.tree.map(jnp.add, total, info)
+        agent, info = update(i, carry[0])
+        return agent, jax.tree.map(jnp.add, carry[1], info)
 
-    _, info = jax.eval_shape(lambda: jax.vmap(one)(agents, rows_at(0, agents.step)))
+    _, info = jax.eval_shape(update, 0, agent)
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), info)
-    agents, total = jax.lax.fori_loop(0, num_updates, body, (agents, total))
-    return agents, jax.tree.map(lambda leaf: leaf / num_updates, total)
+    agent, total = jax.lax.fori_loop(0, num_updates, body, (agent, total))
+    return agent, jax.tree.map(lambda leaf: leaf / num_updates, total)
 
 
 @partial(jax.jit, donate_argnums=0)
 def _train_on_device(agents: Any, data: Arrays, keys: jax.Array, num_updates: jax.Array) -> Any:
-    sample = jax.vmap(sample_starts, (0, 0, None, None))
+    def one(agent: Any, key: jax.Array) -> Any:
+        def rows_at(_: jax.Array, step: jax.Array) -> Arrays:
+            positions = sample_starts(key, step, agent.config.batch_size, len(data["starts"]))
+            return gather(data, data["starts"][positions], agent.config.horizon_length)
 
-    def rows_at(_: jax.Array, steps: jax.Array) -> Arrays:
-        positions = sample(keys, steps, agents.config.batch_size, len(data["starts"]))
-        return gather(data, data["starts"][positions], agents.config.horizon_length)
+        return _updates(agent, num_updates, rows_at)
 
-    return _updates(agents, num_updates, rows_at)
+    return _over_lanes(one, agents, keys)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=6)
@@ -72,31 +85,40 @@ def _train_online(
     balanced: bool,
 ) -> Any:
     size, horizon, offline = agents.config.batch_size, agents.config.horizon_length, len(data["starts"])
+    # All lanes' rows in one array, so that a lane reads its own where they lie.
+    lanes, length = replay["terminals"].shape
+    experience = {name: leaf.reshape(lanes * length, *leaf.shape[2:]) for name, leaf in replay.items()}
 
-    def one(key: jax.Array, step: jax.Array, own: Arrays, count: jax.Array) -> Arrays:
-        """The rows of one lane's batch: half from each, or uniform over both together."""
-        if balanced:
-            positions = sample_starts(key, step, size // 2, offline)
-            own_positions = sample_starts(jax.random.fold_in(key, 1), step, size - size // 2, count)
-        else:
-            own_positions = sample_starts(key, step, size, offline + count) - offline
-            positions = jnp.minimum(own_positions + offline, offline - 1)
-        rows = gather(data, data["starts"][positions], horizon)
-        own_rows = gather(own, own["starts"][jnp.maximum(own_positions, 0)], horizon)
-        if balanced:
-            return jax.tree.map(lambda *parts: jnp.concatenate(parts), rows, own_rows)
+    def one(agent: Any, key: jax.Array, index: jax.Array, count: jax.Array) -> Any:
+        def rows_at(_: jax.Array, step: jax.Array) -> Arrays:
+            """The rows of a batch: half from each, or uniform over both together."""
+            if balanced:
+                positions = sample_starts(key, step, size // 2, offline)
+                own_positions = sample_starts(jax.random.fold_in(key, 1), step, size - size // 2, count)
+            else:
+                own_positions = sample_starts(key, step, size, offline + count) - offline
+                positions = jnp.minimum(own_positions + offline, offline - 1)
+            own_starts = experience["starts"][index * length + jnp.maximum(own_positions, 0)]
+            rows = gather(data, data["starts"][positions], horizon)
+            own_rows = gather(experience, index * length + own_starts, horizon)
+            if balanced:
+                return jax.tree.map(lambda *parts: jnp.concatenate(parts), rows, own_rows)
 
-        def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-            return jnp.where((own_positions < 0).reshape(-1, *[1] * (a.ndim - 1)), a, b)
+            def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+                return jnp.where((own_positions < 0).reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-        return jax.tree.map(choose, rows, own_rows)
+            return jax.tree.map(choose, rows, own_rows)
 
-    return _updates(agents, num_updates, lambda _, steps: jax.vmap(one)(keys, steps, replay, counts))
+        return _updates(agent, num_updates, rows_at)
+
+    return _over_lanes(one, agents, keys, jnp.arange(lanes), counts)
 
 
 @partial(jax.jit, donate_argnums=0)
 def _train_on_rows(agents: Any, rows: Arrays, num_updates: jax.Array) -> Any:
-    return _updates(agents, num_updates, lambda i, _: lane(rows, i))
+    """`rows` [updates, lanes, m, ...]."""
+    by_lane = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
+    return _over_lanes(lambda agent, own: _updates(agent, num_updates, lambda i, _: lane(own, i)), agents, by_lane)
 
 
 @partial(jax.jit, static_argnums=2)

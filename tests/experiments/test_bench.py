@@ -150,8 +150,9 @@ def test_public_transitions_are_the_same_windows():
     np.testing.assert_array_equal(rows["next_observations"][4], states["observations"][5])
 
 
-def test_timed_counts_by_speed():
+def test_timed_counts_by_speed(monkeypatch):
     calls = []
+    monkeypatch.setattr(public_updates, "WARM_UP", 2)
     result = public_updates.timed(lambda count: calls.append(count) or {"loss": sum(calls)}, 1e-9)
     assert calls == [2, 2, 4] and result["updates"] == 4 and result["losses"] == {"loss": 4}
 

@@ -181,7 +181,8 @@ def test_plan_agrees_with_pot_sinkhorn(size, width, marginal, alpha, epsilon):
 def test_small_epsilon_agrees_with_linear_programming(width, marginal):
     """The plan's cost comes within 1 % of the exact optimum of POT's network simplex, and not below it."""
     arrays = problem(48, width, marginal)
-    plan, info = solve(*arrays, alpha=0.7, epsilon=2e-3, max_iterations=20_000, threshold=1e-4)
+    # Potentials are 1 / ε = 500 times ε, and so are float32's errors in log Γ: about 1e-4 is the least to be had.
+    plan, info = solve(*arrays, alpha=0.7, epsilon=2e-3, max_iterations=20_000, threshold=5e-4)
     action_cost, condition_cost = costs(*arrays[:4])
     cost = action_cost + 0.49 * condition_cost
     optimum = np.sum(cost * ot.emd(np.full(48, 1 / 48), normalised(arrays[-1]), cost))

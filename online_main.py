@@ -1,0 +1,166 @@
+"""Post-trains a pre-trained flow online: python online_main.py --agent=agents/otql.py --env_name=OpenMicrowave-v0
+
+    base        a BC flow of the demonstrations, trained here first, or that of --base_checkpoint (the run of any agent
+                with a flow); the agent's flow starts from its averaged parameters
+    rollouts    --rollout_steps of the base itself: the same for every agent of a seed
+    online      --online_steps with --utd_ratio updates each, half of every batch from the demonstrations
+
+An agent that acts by a one-step policy distils it from the base first. Evaluations before the end of the rollouts are
+of the base.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from envs import datasets as env_datasets
+from envs.files import only_one
+from envs.panda import TASKS
+from envs.panda.demonstrate import demonstrate
+from envs.tasks import Task, make_env, parse_task
+from utils import cli, runs
+from utils.datasets import describe, prepare
+from utils.errors import UserError
+from utils.logging import ProgressBar
+from utils.online import Online
+from utils.program import Program, define_flag, define_flags
+from utils.training import SEGMENT, Trainer, stack
+
+FLAGS = flags.FlagValues()
+define_flags(FLAGS, env_name="OpenMicrowave-v0", log=500, evaluate=1_000, save=1_000)
+_flag = functools.partial(define_flag, FLAGS)
+_flag("integer", "rollout_steps", 2_000, "Environment steps of the base.", lower_bound=0)
+_flag("integer", "online_steps", 8_000, "Environment steps after them.", lower_bound=1)
+_flag("integer", "utd_ratio", 10, "Updates an environment step.", lower_bound=1)
+_flag("bool", "balanced_sampling", True, "Half of a batch from the demonstrations; else uniform over all.")
+_flag("string", "dataset", None, "An .npz file of demonstrations; default: made by the scripted expert.")
+_flag("integer", "demonstrations", 30, "How many to make.", lower_bound=1)
+_flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where they go.")
+_flag("string", "base_checkpoint", None, "Directory of the run whose flow is the base; default: trained here.")
+_flag("integer", "base_steps", 20_000, "Updates of the base.", lower_bound=1)
+_flag("integer", "base_seed", 0, "Seed of the base, which all agents and seeds share.", lower_bound=0)
+_flag("integer", "distill_steps", 10_000, "Updates of a one-step policy before it acts.", lower_bound=1)
+
+
+def find_demonstrations(task: Task) -> Path:
+    """The file of demonstrations, made if need be."""
+    if FLAGS.dataset:
+        return Path(FLAGS.dataset).expanduser()
+    if task.name not in TASKS:
+        raise UserError(f"there is no scripted expert for {task.name}; give demonstrations by --dataset=<file.npz>")
+    return demonstrate(task.name, episodes=FLAGS.demonstrations, dataset_dir=FLAGS.dataset_dir)
+
+
+def find_base(program: Program, demonstrations: Path) -> Path:
+    """The directory of the base's run, which is trained if it is not there or not finished."""
+    if FLAGS.base_checkpoint:
+        return Path(FLAGS.base_checkpoint).expanduser()
+    # Beside the agent's runs: <group>/<env_name>/bc/sd<seed>.
+    directory = program.lanes[0].spec.directory.parent.parent / "bc" / f"sd{FLAGS.base_seed}"
+    config = program.config
+    command = [
+        *(sys.executable, str(runs.ROOT / "main.py"), "--agent=agents/bc.py", f"--env_name={FLAGS.env_name}"),
+        *(f"--dataset={demonstrations}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.base_seed}"),
+        *(f"--save_dir={FLAGS.save_dir}", f"--run_group={FLAGS.run_group}", f"--offline_steps={FLAGS.base_steps}"),
+        *(f"--eval_interval={-(-FLAGS.base_steps // 4)}", f"--eval_episodes={FLAGS.eval_episodes}"),
+        *(f"--save_interval={-(-FLAGS.base_steps // 4)}", f"--horizon_length={config.horizon_length}"),
+        *(f"--log_interval={-(-FLAGS.base_steps // 20)}", f"--video_episodes={FLAGS.video_episodes}"),
+        f"--agent.actor_hidden_dims={','.join(map(str, config.actor_hidden_dims))}",
+        *([f"--eval_workers={FLAGS.eval_workers}"] if FLAGS.eval_workers else []),
+    ]
+    print("base:", " ".join(command[1:]), flush=True)
+    with only_one(directory.with_name(f".{directory.name}.lock")):
+        cli.run_program(command, "main.py, for the base,")
+    return directory
+
+
+def load_base(directory: Path, config: Any, chunk_dim: int, observation_dim: int) -> tuple[Any, dict[str, Any]]:
+    """The base agent, and what a run records of it.
+
+    Raises:
+        UserError: there is no run, or its flow does not fit the agent.
+    """
+    base, settings, step = runs.load_run(directory)
+    if "flow" not in base.targets:
+        raise UserError(f"{directory} is a run of {settings['agent']}, which has no flow to start from")
+    wanted = {
+        "horizon_length": config.horizon_length,
+        "actor_hidden_dims": tuple(config.actor_hidden_dims),
+        "chunk_dim": chunk_dim,
+        "observation_dim": observation_dim,
+    }
+    had = settings["config"] | {key: settings[key] for key in ("chunk_dim", "observation_dim")}
+    for key, value in wanted.items():
+        own = tuple(had[key]) if isinstance(value, tuple) else had[key]
+        if own != value:
+            raise UserError(f"the base in {directory} has {key} = {own}, the agent {value}; they must be equal")
+    leaves = jax.tree.leaves(jax.device_get(base.targets["flow"]))
+    checksum = float(sum(np.abs(leaf, dtype=np.float64).sum() for leaf in leaves))
+    return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": round(checksum, 6)}
+
+
+def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
+    """Fits the agents' one-step policies, if they have such, to their flow."""
+    names = agents.distilled
+    if not names:
+        return agents
+    kind = type(agents)
+
+    class Distilling(kind):
+        """The agent with another loss."""
+
+        loss = kind.distill_loss
+
+    # Jit's cache tells classes apart by what is in the static config.
+    config = ml_collections.FrozenConfigDict({**agents.config, "algorithm": f"{agents.config.algorithm}, distilling"})
+    copied = jax.tree.map(jax.numpy.copy, agents)
+    student = Distilling(**{name: getattr(copied, name) for name in kind.__dataclass_fields__} | {"config": config})
+    with ProgressBar(num_updates, description="distillation") as bar:
+        for step in range(0, num_updates, SEGMENT):
+            student, info = trainer.train(student, step, min(SEGMENT, num_updates - step))
+            bar.update(min(SEGMENT, num_updates - step), {key: float(value[0]) for key, value in info.items()})
+    return agents.replace(params=agents.params | {name: student.params[name] for name in names})
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepares the base, post-trains, evaluates and records; resumes what was begun before."""
+    overrides = cli.parse(argv, FLAGS)
+    task = parse_task(FLAGS.env_name)
+    ends = FLAGS.rollout_steps, FLAGS.rollout_steps + FLAGS.online_steps
+    program = Program(FLAGS, task, overrides, ends, logs=("online",))
+    if not program.lanes:
+        return
+    if not program.module.Agent.FLOWS:
+        raise UserError(f"{FLAGS.agent} has no flow that a base could take the place of; see FLOWS in agents/base.py")
+    path = find_demonstrations(task)
+    raw, _, info = env_datasets.load_dataset(task, dataset_path=path, sparse=program.sparse, with_val=False)
+    env_datasets.check_horizon(raw, program.config.horizon_length)
+    data = prepare(raw, program.config.horizon_length, terminates=task.kind == "gym")
+    print(f"demonstrations: {info}")
+    agents = program.new_agents(data)
+    widths = agents.config.action_dim, data["observations"].shape[-1]
+    base, origin = load_base(find_base(program, path), program.config, *widths)
+    dataset = describe(data, path.name) | {"base": origin}
+    program.start(agents, dataset, data["observations"][0], functools.partial(make_env, FLAGS.env_name))
+    program.base, program.base_steps = stack([base] * len(program.lanes)), FLAGS.rollout_steps
+    keys = [jax.random.fold_in(jax.random.PRNGKey(run.spec.seed), 2) for run in program.lanes]
+    trainer = Trainer(np.stack(keys), "device")
+    trainer.set_data(data)
+    if not program.restored:
+        flow = program.base.targets["flow"]
+        program.agents = distil(program.agents.with_flow(flow), trainer, FLAGS.distill_steps)
+    with program:
+        Online(program, trainer, 0).train(FLAGS.rollout_steps, FLAGS.utd_ratio, FLAGS.balanced_sampling)
+        program.visit()
+        program.finish()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,165 @@
+"""Online post-training: the base, what every agent starts from, and what it learns."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from fork_env import RIGHT, write_demonstrations
+from tiny_runs import assert_same_run, assert_same_tree, call, refused, run_dirs, run_main
+
+import online_main
+from utils import checkpoints, runs
+from utils.datasets import example_batch, prepare
+from utils.logging import read_csv
+from utils.training import Trainer, lane, stack
+
+FORK = "gym:fork_env:Fork-v0"
+NETWORKS = ("--agent.actor_hidden_dims=(64,64)", "--agent.value_hidden_dims=(64,64)", "--agent.num_qs=2")
+LEARNING = (
+    *(
+        *NETWORKS,
+        "--agent.rho=0",
+        "--agent.batch_size=128",
+        "--agent.lr=1e-3",
+        "--agent.tau=0.02",
+        "--horizon_length=2",
+    ),
+    *("--rollout_steps=200", "--online_steps=600", "--utd_ratio=4", "--base_steps=1500", "--distill_steps=1500"),
+    *("--eval_interval=0", "--eval_episodes=150", "--eval_workers=1", "--log_interval=200", "--save_interval=0"),
+)
+SHORT = (
+    *("--agent.actor_hidden_dims=(8,8)", "--agent.value_hidden_dims=(8,8)", "--agent.num_qs=2"),
+    *("--agent.batch_size=8", "--horizon_length=2", "--rollout_steps=20", "--online_steps=20", "--utd_ratio=1"),
+    *("--base_steps=5", "--distill_steps=5", "--eval_interval=10", "--eval_episodes=2", "--eval_workers=1"),
+    *("--log_interval=10", "--save_interval=20"),
+)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Lets the base's program, a process of its own, find the environment."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    return write_demonstrations(tmp_path_factory.mktemp("fork") / "fork.npz")
+
+
+@pytest.fixture(scope="module")
+def base(demonstrations, tmp_path_factory):
+    """The base of all learning runs: a BC flow, made by the first command that needs one."""
+    save_dir = tmp_path_factory.mktemp("base")
+    flags = ("--agent=agents/bc.py", f"--env_name={FORK}", f"--dataset={demonstrations}", "--offline_steps=1500")
+    shared = [flag for flag in LEARNING if not flag.startswith(("--rollout", "--online", "--utd", "--base", "--dist"))]
+    run_main(*flags, *(flag for flag in shared if "value_hidden" not in flag), f"--save_dir={save_dir}")
+    return run_dirs(save_dir)[0]
+
+
+@pytest.fixture
+def fork(demonstrations, tmp_path):
+    return f"--env_name={FORK}", f"--dataset={demonstrations}", f"--save_dir={tmp_path}"
+
+
+def run_online(*flags):
+    return run_main(*flags, program=online_main)
+
+
+@pytest.mark.parametrize(
+    ("agent", "own"),
+    [("otql", ("--agent.lam=1.5", "--agent.flow_steps=3")), ("fql", ("--agent.alpha=3",)), ("ewfm", ())],
+)
+def test_better_way_is_learnt(agent, own, base, fork, tmp_path):
+    """From a base that takes the right way in three of ten episodes, every agent comes to take it."""
+    run_online(*fork, *LEARNING, *own, f"--agent=agents/{agent}.py", f"--base_checkpoint={base}")
+    evaluation = read_csv(run_dirs(tmp_path)[0] / "eval.csv")
+    start, end = evaluation["success_rate"]
+    assert evaluation["step"].tolist() == [200, 800]
+    # Before the first update: as good as the base, at whatever NFE the agent has, and no better.
+    assert abs(start - RIGHT) < 0.17
+    assert end > 0.9
+
+
+def test_base_is_trained_once_and_shared(fork, tmp_path):
+    """The base's run stands beside the agents', and they begin with its averaged flow and its rollouts."""
+    outputs = [run_online(*fork, *SHORT, f"--agent=agents/{agent}.py").out for agent in ("fql", "qam")]
+    assert all("base: " in out for out in outputs)
+    directories = {directory.parent.name: directory for directory in run_dirs(tmp_path)}
+    assert sorted(directories) == ["bc", "fql", "qam"]
+    assert read_csv(directories["bc"] / "train.csv")["step"].tolist() == [1, 2, 3, 4, 5]
+    rows = {}
+    for name in ("fql", "qam"):
+        steps = read_csv(directories[name] / "eval.csv")["step"].tolist()
+        assert steps == [10, 20, 30, 40]
+        state = checkpoints.load(checkpoints.path_of(directories[name] / "checkpoints", 20))
+        base_state = checkpoints.load_latest(directories["bc"] / "checkpoints")[1]
+        flow = base_state["agent"]["targets"]["flow"]
+        for network in ("flow", "slow") if name == "qam" else ("flow",):
+            assert_same_tree(state["agent"]["params"][network], flow)
+            assert_same_tree(state["agent"]["targets"][network], flow)
+        assert state["agent"]["step"] == 0
+        rows[name] = state["explorer"]["rows"]
+    assert_same_tree(rows["fql"], rows["qam"])
+
+
+def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
+    """Distilling brings μ(s, z) to the base's samples from the same noise, and touches nothing else."""
+    module = runs.load_agent("agents/fql.py")
+    flow, settings, _ = runs.load_run(base)
+    values = {key: settings["config"][key] for key in ("actor_hidden_dims", "horizon_length", "lr", "flow_steps")}
+    config, _, _ = runs.resolve_config(module, "gym", "none", values | {"value_hidden_dims": (8,), "num_qs": 2})
+    with np.load(demonstrations) as file:
+        data = prepare(dict(file), config.horizon_length, True)
+    agent = module.Agent.create(jax.random.PRNGKey(0), example_batch(data, config.horizon_length), config)
+    agents = stack([agent.with_flow(flow.targets["flow"])])
+    trainer = Trainer(jax.random.PRNGKey(1)[None], "device")
+    trainer.set_data(data)
+    distilled = online_main.distil(agents, trainer, 1500)
+    noise = jax.random.normal(jax.random.PRNGKey(2), (200, 4))
+    observations = np.tile(data["observations"][:1], (200, 1))
+
+    def error(agents):
+        agent = lane(agents, 0)
+        errors = agent.apply("one_step", observations, noise) - agent.flow_actions(observations, noise)
+        return float(np.square(errors).mean())
+
+    assert error(distilled) < 0.05 * error(agents)
+    same = {name: params for name, params in distilled.params.items() if name != "one_step"}
+    assert_same_tree(jax.device_get(same), jax.device_get({name: agents.params[name] for name in same}))
+    assert_same_tree(jax.device_get(distilled.targets), jax.device_get(agents.targets))
+    assert type(distilled) is type(agents) and distilled.config == agents.config
+
+
+@pytest.mark.parametrize("at", [10, 30])
+def test_resumes_exactly(at, fork, tmp_path, interrupt_at):
+    """Interrupted while the base acts or while the agent learns, the run ends in the same agent, rows and buffer."""
+    flags = (*fork[:2], *SHORT, "--agent=agents/fql.py", "--num_seeds=2")
+    run_online(*flags, f"--save_dir={tmp_path / 'unbroken'}")
+    interrupt_at(at, of="eval")
+    broken = (*flags, f"--save_dir={tmp_path / 'broken'}")
+    assert call(*broken, program=online_main).code == 143
+    run_online(*broken)
+    pairs = list(zip(run_dirs(tmp_path / "unbroken"), run_dirs(tmp_path / "broken"), strict=True))
+    assert [one.parent.name + one.name for one, _ in pairs] == ["bcsd0", "fqlsd0", "fqlsd1"]
+    for one, other in pairs:
+        assert_same_run(one, other)
+    for one, other in pairs[1:]:
+        states = [checkpoints.load_latest(d / "checkpoints")[1]["explorer"] for d in (one, other)]
+        assert_same_tree(*({"explorer": state["rows"]} for state in states))
+        assert states[0]["transitions"] == states[1]["transitions"] == 40
+        assert (one / "online.csv").read_bytes() == (other / "online.csv").read_bytes()
+
+
+def test_refusals(fork, base, tmp_path):
+    """What cannot be done ends in one line."""
+
+    def line(*flags):
+        return refused(*flags, program=online_main)
+
+    assert "no flow that a base could" in line(*fork, *SHORT, "--agent=agents/qsm.py")
+    other = (*fork, *SHORT, "--agent=agents/otql.py", f"--base_checkpoint={base}")
+    assert "actor_hidden_dims = (64, 64), the agent (8, 8)" in line(*other)
+    assert "horizon_length = 2, the agent 4" in line(*other, "--horizon_length=4", "--agent.actor_hidden_dims=(64,64)")
+    assert "not the directory of a run" in line(*fork, *SHORT, f"--base_checkpoint={tmp_path}")
+    assert "give demonstrations by --dataset" in line(f"--env_name={FORK}", f"--save_dir={tmp_path}", *SHORT)
