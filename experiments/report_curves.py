@@ -58,7 +58,8 @@ def draw_curves(env_name: str, groups: list[Group], styles: dict[str, dict[str, 
             _draw_group(panels[0], group, styles.get(group.label) or styles[group.method])
         for method, curve in curves.items():
             _draw_published(panels[-1], method, curve, drawn, styles)
-        _label_axes(panels, env_name, metric, split)
+        online = all(group.runs[0].rollout_steps is not None for group in drawn)
+        _label_axes(panels, env_name, metric, split, "Environment steps" if online else "Training steps")
         figure.legend(handles=_legend(panels[0], bool(curves), drawn, curves), loc="outside right upper")
         png = io.BytesIO()
         FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
@@ -93,11 +94,11 @@ def _draw_published(
     axes.plot(curve.steps, curve.mean, "--", color=colour, linewidth=width, zorder=order, clip_on=False)
 
 
-def _label_axes(panels: np.ndarray, env_name: str, metric: str, split: bool) -> None:
+def _label_axes(panels: np.ndarray, env_name: str, metric: str, split: bool, steps: str) -> None:
     """Titles, limits and labels."""
     success = metric == "success_rate"
     for axes in panels:
-        axes.set_xlabel("Training steps")
+        axes.set_xlabel(steps)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if success:

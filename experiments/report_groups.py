@@ -214,6 +214,10 @@ def _notes(group: Group, last: int) -> list[str]:
     if used < last:
         result.append(f"{used or 'no'} evaluation{'s' if used != 1 else ''}, not {last}")
     episodes = {int(count) for run in group.runs for count in run.episodes[-last:] if np.isfinite(count)}
+    if group.runs[0].rollout_steps is not None:
+        evaluated = [run.values[run.steps < run.rollout_steps] for run in group.runs]
+        base = f"; of the base: {np.mean(evaluated):.2f}" if evaluated[0].size else ""
+        result.append(f"environment steps, not updates{base}")
     if len(episodes) > 1:
         result.append(f"{' and '.join(map(str, sorted(episodes)))} episodes an evaluation")
     return result

@@ -61,6 +61,11 @@ class Run:
         return self.settings.get("nfe", self.settings["config"].get("flow_steps") if known else None)
 
     @property
+    def rollout_steps(self) -> int | None:
+        """Of a run of online_main.py, whose steps are the environment's: those before which the base was evaluated."""
+        return self.settings["flags"].get("rollout_steps")
+
+    @property
     def lanes(self) -> int:
         """Runs trained side by side in one program, which `rate` is the speed of."""
         flags = self.settings["flags"]

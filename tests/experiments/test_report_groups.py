@@ -253,3 +253,13 @@ def test_runs_can_be_compared_at_a_step_that_all_have_reached(tmp_path):
     assert not any(group.apart for group in group_runs(runs_at.values(), 3))
     late = {run.algorithm: run for run in find_runs([tmp_path], 20_000)[0]}
     assert not late["BC"].finished
+
+
+def test_online_runs_are_said_to_be_such_with_their_base(tmp_path):
+    """The steps of online_main.py are the environment's, and what it evaluates before the rollouts' end is the base."""
+    flags, steps = {"offline_steps": None, "rollout_steps": 2_000}, (0, 1_000, 2_000, 3_000)
+    for seed, values in enumerate([(0.2, 0.4, 0.5, 0.9), (0.3, 0.5, 0.5, 0.7)]):
+        write_run(tmp_path, values, env="OpenMicrowave-v0", steps=steps, seed=seed, flags=flags, total=3_000)
+    (group,) = groups_of(tmp_path, last=1)
+    assert not group.apart and group.mean == pytest.approx(0.8)
+    assert "environment steps, not updates; of the base: 0.35" in group.notes

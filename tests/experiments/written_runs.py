@@ -27,6 +27,7 @@ def write_run(
     metric: str = "success_rate",
     episodes: int = 25,
     seconds: float = 10.0,
+    total: int | None = None,
     **settings,
 ) -> Path:
     """Writes the directory of a run whose evaluations at `steps` are `values`."""
@@ -37,6 +38,7 @@ def write_run(
     content |= {"dataset": DATA, "sparse": True, "preset": "preset cpu", "domain": "scene"}
     content["config"] = {"flow_steps": 2, "best_of_n": 5, "lam": 1.0} | (config or {})
     content["flags"] = {"offline_steps": planned, "eval_interval": 6_000, "num_seeds": 1, "vary": None} | (flags or {})
+    content |= {} if total is None else {"steps": total}
     (directory / "flags.json").write_text(json.dumps(content | settings))
     rows = [f"{step},{episodes}.0,{value}" for step, value in zip(steps, values, strict=True)]
     (directory / "eval.csv").write_text("\n".join([f"step,episodes,{metric}", *rows]) + "\n")
