@@ -44,6 +44,7 @@ _flag("string", "dataset", None, "An .npz file of demonstrations; default: made 
 _flag("integer", "demonstrations", 30, "How many to make.", lower_bound=1)
 _flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where they go.")
 _flag("string", "base_checkpoint", None, "Directory of the run whose flow is the base; default: trained here.")
+_flag("string", "base_group", None, "Run group of the base that is trained here; default: this run's.")
 _flag("integer", "base_steps", 20_000, "Updates of the base.", lower_bound=1)
 _flag("integer", "base_seed", 0, "Seed of the base, which all agents and seeds share.", lower_bound=0)
 _flag("integer", "distill_steps", 10_000, "Updates of a one-step policy before it acts.", lower_bound=1)
@@ -62,13 +63,14 @@ def find_base(program: Program, demonstrations: Path) -> Path:
     """The directory of the base's run, which is trained if it is not there or not finished."""
     if FLAGS.base_checkpoint:
         return Path(FLAGS.base_checkpoint).expanduser()
-    # Beside the agent's runs: <group>/<env_name>/bc/sd<seed>.
-    directory = program.lanes[0].spec.directory.parent.parent / "bc" / f"sd{FLAGS.base_seed}"
-    config = program.config
+    # <save_dir>/<group>/<env_name>/bc/sd<seed>, as the agent's are.
+    task_name, config = program.lanes[0].spec.directory.parents[1].name, program.config
+    group = FLAGS.base_group or FLAGS.run_group
+    directory = Path(FLAGS.save_dir).expanduser() / group / task_name / "bc" / f"sd{FLAGS.base_seed}"
     command = [
         *(sys.executable, str(runs.ROOT / "main.py"), "--agent=agents/bc.py", f"--env_name={FLAGS.env_name}"),
         *(f"--dataset={demonstrations}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.base_seed}"),
-        *(f"--save_dir={FLAGS.save_dir}", f"--run_group={FLAGS.run_group}", f"--offline_steps={FLAGS.base_steps}"),
+        *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}", f"--offline_steps={FLAGS.base_steps}"),
         *(f"--eval_interval={-(-FLAGS.base_steps // 4)}", f"--eval_episodes={FLAGS.eval_episodes}"),
         *(f"--save_interval={-(-FLAGS.base_steps // 4)}", f"--horizon_length={config.horizon_length}"),
         *(f"--log_interval={-(-FLAGS.base_steps // 20)}", f"--video_episodes={FLAGS.video_episodes}"),

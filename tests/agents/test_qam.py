@@ -145,7 +145,8 @@ def test_policy_loss_vanishes_at_the_base():
         agent = agent.replace(params=agent.params | {"flow": agent.targets["slow"]}) if same else agent
         for value in at(agent):
             assert value >= least
-            assert least or value < 1e-9
+            # v_fast is evaluated along the whole path at once, v̄_slow too, and rounds as the compiler likes.
+            assert least or value < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,0 +1,78 @@
+"""Sweeps by name: agents × environments × settings × seeds, as a table or a figure of the paper needs them."""
+
+from dataclasses import dataclass, field
+
+from envs.tasks import PANDA_TASKS, TABLE1_TASKS
+
+# What a program does if not told otherwise: flag → steps, whose sum is where a run ends.
+STEPS = {
+    "main.py": {"offline_steps": 1_000_000, "online_steps": 0},
+    "online_main.py": {"rollout_steps": 2_000, "online_steps": 8_000},
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A declared sweep.
+
+    Attributes:
+        agents: names of files in agents/, or paths. env_names: tasks. seeds: 0 … seeds − 1 of each.
+        program: main.py or online_main.py. flags: of every command.
+        settings: name → flags that tell it from the others; '' is the grid's own run group, others stand beside it.
+    """
+
+    agents: tuple[str, ...]
+    env_names: tuple[str, ...]
+    seeds: int
+    program: str = "main.py"
+    flags: tuple[str, ...] = ()
+    settings: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
+
+
+def tasks(*domains: str) -> tuple[str, ...]:
+    """Table 1's tasks of some domains."""
+    return tuple(name for name in TABLE1_TASKS if name.startswith(domains))
+
+
+# In a sweep, λ's values are lanes of one program; N and NFE change the program.
+ABLATION = {
+    "": ("--vary=agent.lam=0.1,0.4,0.75,1,1.5,4",),
+    **{f"N{n}": (f"--agent.best_of_n={n}",) for n in (1, 5, 32)},
+    **{f"NFE{n}": (f"--agent.flow_steps={n}",) for n in (1, 2, 3, 10)},
+}
+CPU = ("--preset=cpu", "--eval_interval=6000", "--eval_episodes=25", "--log_interval=1000", "--save_interval=6000")
+
+GRIDS: dict[str, Grid] = {
+    # Table 1: ten methods, 40 tasks; 12 seeds as in QAM's released data.
+    "table1": Grid(
+        ("fawac", "dsrl", "qsm", "cgql", "fedit", "qam", "ifql", "fql", "qam_f", "otql"), TABLE1_TASKS, seeds=12
+    ),
+    "fig2": Grid(
+        ("dsrl", "fql", "qam_f", "otql"),
+        tasks("cube-double", "humanoidmaze-medium"),
+        seeds=12,
+        flags=("--offline_steps=500000", "--online_steps=500000"),
+    ),
+    "fig3": Grid(("otql", "qc", "fql", "ewfm", "dsrl"), PANDA_TASKS, seeds=5, program="online_main.py"),
+    "fig6": Grid(
+        ("otql",),
+        ("OpenMicrowave-v0",),
+        seeds=5,
+        program="online_main.py",
+        flags=("--base_group=fig6",),
+        settings=ABLATION,
+    ),
+    # The table of the README's laptop scale, and all methods on one task.
+    "laptop": Grid(
+        ("otql", "bc"),
+        ("scene-play-singletask-task1-v0", "cube-single-play-singletask-task1-v0", "scene-play-singletask-task4-v0"),
+        seeds=3,
+        flags=("--offline_steps=30000", "--dataset_source=collect", "--dataset_episodes=200", *CPU),
+    ),
+    "laptop_methods": Grid(
+        ("otql", "bc", "fql", "qam", "dsrl", "ifql"),
+        ("scene-play-singletask-task1-v0",),
+        seeds=3,
+        flags=("--offline_steps=18000", "--dataset_source=collect", "--dataset_episodes=200", *CPU),
+    ),
+}

@@ -1,0 +1,225 @@
+"""A sweep of runs, here or on Slurm: python -m experiments.sweep --grid=table1 --backend=slurm [status | report]
+
+Grids are declared in experiments/grids.py, or in a file of your own that defines GRID. Start the same command again at
+any time: what is finished is left out, what is half done goes on, and nothing runs twice at once. `status` lists what
+is done, running, queued, stopped and failed, with the last line of each failure; `report` compares what there is.
+
+    python -m experiments.sweep --grid=laptop --jobs=2                     two at a time, each with half of the cores
+    python -m experiments.sweep --grid=table1 --gpus=0,1,2,3 --jobs=8      eight at a time on four GPUs
+    python -m experiments.sweep --grid=table1 --backend=slurm --seeds_per_job=4 --partition=gpu --gpus_per_job=1
+"""
+
+import importlib.util
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from envs.files import only_one
+from envs.tasks import parse_task
+from experiments.grids import GRIDS, STEPS, Grid
+from experiments.sweep_jobs import Job, live_ids, run_here, submit
+from utils import cli, runs
+from utils.errors import UserError
+from utils.files import atomic_write_text
+
+FLAGS = flags.FlagValues()
+ACTIONS = ("start", "status", "report")
+
+
+def _flag(kind: str, name: str, default: object, text: str, **bounds: object) -> None:
+    getattr(flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=FLAGS, **bounds)
+
+
+_flag("string", "grid", None, f"{', '.join(GRIDS)}, or a Python file that defines GRID.")
+_flag("string", "save_dir", "exp", "Runs are kept in <save_dir>/<grid>[-<setting>]/…")
+_flag("list", "agents", None, "These of the grid's agents alone.")
+_flag("list", "env_names", None, "These of its tasks alone.")
+_flag("integer", "seeds", None, "Seeds; default: the grid's.", lower_bound=1)
+_flag("integer", "seeds_per_job", 1, "Seeds trained side by side in one job.", lower_bound=1)
+_flag("list", "flags", [], "Flags of every command after the grid's, without dashes: offline_steps=500000,sparse.")
+_flag("enum", "backend", "local", "Where jobs run.", enum_values=["local", "slurm"])
+_flag("bool", "dry_run", False, "Only print the commands that would be started.")
+_flag("integer", "jobs", 1, "local: jobs at a time.", lower_bound=1)
+_flag("list", "gpus", [], "local: GPUs dealt out to the jobs, such as 0,1; none: the cores are.")
+_flag("string", "partition", None, "slurm: partition.")
+_flag("integer", "minutes", 24 * 60, "slurm: time limit of a job, which then goes on in a new one.", lower_bound=1)
+_flag("integer", "gpus_per_job", 0, "slurm: GPUs of a job.", lower_bound=0)
+_flag("integer", "cpus_per_job", 4, "slurm: cores of a job.", lower_bound=1)
+_flag("integer", "memory_gb", None, "slurm: memory of a job.", lower_bound=1)
+_flag("integer", "array_parallelism", 64, "slurm: jobs of the array at a time.", lower_bound=1)
+_flag("integer", "signal_seconds", 120, "slurm: time to save in, before the limit.", lower_bound=1)
+FLAGS.set_gnu_getopt()  # flags and the action in any order
+
+
+def load_grid(name: str | None) -> tuple[str, Grid]:
+    """A grid and its name: one of GRIDS, or of a file.
+
+    Raises:
+        UserError: there is none of that name, or the file defines none.
+    """
+    if name in GRIDS:
+        return name, GRIDS[name]
+    path = Path(name or "").expanduser()
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"--grid={name} is none of {', '.join(GRIDS)}, and no Python file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # Whatever a user's file may raise.
+        raise UserError(f"{path} does not import: {type(error).__name__}: {error}") from error
+    if not isinstance(getattr(module, "GRID", None), Grid):
+        raise UserError(f"{path} defines no GRID of type experiments.grids.Grid")
+    return path.stem, module.GRID
+
+
+def chosen(asked: list[str] | None, known: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """The part of `known` that was asked for."""
+    if unknown := set(asked or ()) - set(known):
+        raise UserError(f"--{what}: the grid has no {min(unknown)}; it has {', '.join(known)}")
+    return tuple(name for name in known if not asked or name in asked)
+
+
+def make_jobs(name: str, grid: Grid) -> list[Job]:
+    """One job for each block of seeds of each agent, task and setting.
+
+    Raises:
+        UserError: an unknown agent, task or setting of an agent.
+    """
+    seeds, jobs = FLAGS.seeds or grid.seeds, []
+    if grid.program not in STEPS:
+        raise UserError(f"the grid's program is {grid.program}; it must be one of {', '.join(STEPS)}")
+    for setting, own in grid.settings.items():
+        group = f"{name}-{setting}" if setting else name
+        given = (*grid.flags, *own, *(f"--{flag}" for flag in FLAGS.flags))
+        values = dict(text.removeprefix("--").partition("=")[::2] for text in given)
+        try:
+            total = sum(int(values.get(flag, steps)) for flag, steps in STEPS[grid.program].items())
+        except ValueError as error:
+            raise UserError(f"the steps in {' '.join(given)} are no whole numbers") from error
+        for env_name in chosen(FLAGS.env_names, grid.env_names, "env_names"):
+            for agent in chosen(FLAGS.agents, grid.agents, "agents"):
+                path = agent if agent.endswith(".py") else f"agents/{agent}.py"
+                for first in range(0, seeds, FLAGS.seeds_per_job):
+                    block = range(first, min(first + FLAGS.seeds_per_job, seeds))
+                    command = (
+                        *(str(runs.ROOT / grid.program), f"--agent={path}", f"--env_name={env_name}", *given),
+                        *(f"--seed={first}", f"--num_seeds={len(block)}"),
+                        *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"),
+                    )
+                    directories = run_directories(path, env_name, group, block, values)
+                    parts = [Path(agent).stem, env_name.replace("/", "_").replace(":", "_"), setting, f"sd{first}"]
+                    label = "-".join(part for part in parts if part)
+                    folder = Path(FLAGS.save_dir).expanduser() / name / ".sweep"
+                    jobs.append(Job(label, command, folder, directories, total))
+    return jobs
+
+
+def run_directories(path: str, env_name: str, group: str, seeds: range, values: dict[str, str]) -> tuple[Path, ...]:
+    """Where a command's runs are: as the program itself places them."""
+    root = Path(FLAGS.save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
+    overrides = {k.removeprefix("agent."): v for k, v in values.items() if k.startswith("agent.")}
+    domain, preset = parse_task(env_name).domain, values.get("preset", "paper")
+    config, _, _ = runs.resolve_config(runs.load_agent(path), domain, preset, overrides)
+    lanes = runs.make_lanes(config, seeds, values.get("vary"), root, Path(path).stem)
+    return tuple(lane.directory for lane in lanes)
+
+
+def queued(folder: Path) -> set[str]:
+    """Names of the jobs that Slurm has."""
+    path, live = folder / "submitted.json", live_ids()
+    ids = runs.read_json(path) if path.exists() else {}
+    return {name for name, job_id in ids.items() if job_id in live}
+
+
+def start(jobs: list[Job], folder: Path) -> None:
+    """Starts what is neither finished nor under way."""
+    states = {job: job.state(job.name in queued(folder))[0] for job in jobs}
+    due = [job for job in jobs if states[job] not in ("done", "running", "queued")]
+    counts = Counter(states.values())
+    print(", ".join(f"{count} {state}" for state, count in counts.items()) + f"; {len(due)} to start", file=sys.stderr)
+    if FLAGS.dry_run:
+        for job in due:
+            print("python", " ".join(job.command))
+    elif due and FLAGS.backend == "slurm":
+        parameters = {
+            "job_name": folder.parent.name,
+            "time": FLAGS.minutes,
+            "cpus_per_task": FLAGS.cpus_per_job,
+            "array_parallelism": FLAGS.array_parallelism,
+            "signal_delay_s": FLAGS.signal_seconds,
+            # The job's own process imports this package, wherever it is started from.
+            "setup": [f"export PYTHONPATH={runs.ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"],
+            **({"partition": FLAGS.partition} if FLAGS.partition else {}),
+            **({"gpus_per_node": FLAGS.gpus_per_job} if FLAGS.gpus_per_job else {}),
+            **({"mem": f"{FLAGS.memory_gb}GB"} if FLAGS.memory_gb else {}),
+        }
+        ids = submit(due, folder, parameters)
+        path = folder / "submitted.json"
+        old = runs.read_json(path) if path.exists() else {}
+        new = {job.name: job_id for job, job_id in zip(due, ids, strict=True)}
+        atomic_write_text(path, json.dumps(old | new, indent=1) + "\n")
+        print(f"submitted {len(due)} jobs, {ids[0]} to {ids[-1]}")
+    elif due:
+        failed = []
+        for job in tqdm(run_here(due, FLAGS.jobs, FLAGS.gpus), total=len(due), unit="job"):
+            state, note = job.state()
+            if state != "done":
+                failed.append(job)
+                tqdm.write(f"{job.name}: {state} {note} ({job.log})")
+        if failed:
+            raise UserError(f"{len(failed)} of {len(due)} jobs did not finish; see above, and start again to go on")
+
+
+def status(jobs: list[Job], folder: Path) -> None:
+    """Prints a line a job that is not done, and the numbers of each state."""
+    names = queued(folder)
+    states = {job: job.state(job.name in names) for job in jobs}
+    width = max(len(job.name) for job in jobs)
+    for job, (state, note) in states.items():
+        if state != "done":
+            print(f"{job.name:{width}s}  {state:8s} {note}")
+    print(", ".join(f"{count} {state}" for state, count in Counter(s for s, _ in states.values()).items()))
+
+
+def report(name: str, grid: Grid) -> None:
+    """Writes the report of what there is, and prints it."""
+    from experiments.report import write_report
+
+    groups = [Path(FLAGS.save_dir).expanduser() / (f"{name}-{s}" if s else name) for s in grid.settings]
+    output = groups[0].parent / name / "report"
+    print(write_report([group for group in groups if group.is_dir()] or groups[:1], output, last=3))
+    print(f"report: {output / 'report.html'}", file=sys.stderr)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does what was asked for."""
+    if {"--help", "-h"}.intersection(argv):
+        cli.parse(argv, FLAGS)
+    try:
+        actions = FLAGS(list(argv))[1:] or ["start"]
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if len(actions) > 1 or actions[0] not in ACTIONS:
+        raise UserError(f"'{' '.join(actions)}' is none of {', '.join(ACTIONS)}")
+    name, grid = load_grid(FLAGS.grid)
+    folder = Path(FLAGS.save_dir).expanduser() / name / ".sweep"
+    if actions[0] == "report":
+        report(name, grid)
+        return
+    jobs = make_jobs(name, grid)
+    if actions[0] == "status":
+        status(jobs, folder)
+        return
+    # Of two that are started at once, the second sees what the first has submitted, or waits for its local jobs.
+    with only_one(folder.with_suffix(".lock")):
+        start(jobs, folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)

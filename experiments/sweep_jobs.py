@@ -1,0 +1,229 @@
+"""The jobs of a sweep: one command each, run here or by Slurm, with a log and an outcome that say what became of it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoints, runs
+from utils.cli import Signals
+from utils.errors import UserError
+from utils.files import atomic_write_text, disk_errors
+
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Attributes:
+        name: unique in the sweep. command: without the interpreter. folder: of log and outcome.
+        directories: of the runs that it makes. total: step at which they end.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    directories: tuple[Path, ...]
+    total: int
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def outcome(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    def progress(self) -> float:
+        """The share of its steps that are saved, 1 if it is finished."""
+        return sum(min(_saved(directory, self.total), self.total) for directory in self.directories) / (
+            self.total * len(self.directories)
+        )
+
+    def state(self, queued: bool = False) -> tuple[str, str]:
+        """'done', 'running', 'queued', 'failed', 'stopped' or 'waiting', and what there is to say of it."""
+        if all(_finished(directory, self.total) for directory in self.directories):
+            return "done", ""
+        note = f"{self.progress():.0%}" if self.progress() else ""
+        if any(_locked(directory) for directory in self.directories):
+            return "running", note
+        if queued:
+            return "queued", note
+        if self.outcome.exists():
+            outcome = runs.read_json(self.outcome)
+            if outcome["code"] not in (0, *INTERRUPTED):
+                return "failed", outcome["line"]
+        return ("stopped" if self.progress() else "waiting"), note
+
+    def start(self, environment: dict[str, str] | None = None, cores: Iterable[int] = ()) -> subprocess.Popen:
+        """Starts the command, with its output in the log."""
+
+        def before() -> None:
+            # Slurm sends the signal that asks for a checkpoint to every process of a job; ours passes on SIGTERM.
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+            if cores:
+                os.sched_setaffinity(0, cores)
+
+        with disk_errors(self.log):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = self.log.open("ab")
+        with log:
+            return subprocess.Popen(
+                [sys.executable, *self.command],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | (environment or {}),
+                preexec_fn=before,
+            )
+
+    def record(self, code: int) -> None:
+        """Writes the outcome: the exit code, and the last line of the log."""
+        lines = [line for line in self.log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+        outcome = {"code": code, "line": lines[-1].strip() if lines else "no output"}
+        atomic_write_text(self.outcome, json.dumps(outcome) + "\n")
+
+
+def _finished(directory: Path, total: int) -> bool:
+    summary = directory / "summary.json"
+    return summary.exists() and runs.read_json(summary)["step"] >= total
+
+
+def _saved(directory: Path, total: int) -> int:
+    """The newest checkpoint's step, or where the run ended."""
+    if _finished(directory, total):
+        return total
+    return max(checkpoints.saved_steps(runs.checkpoint_dir(directory)), default=0)
+
+
+def _locked(directory: Path) -> bool:
+    """Whether a process works in the directory."""
+    try:
+        with (directory / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+# Here
+
+
+def run_here(jobs: Sequence[Job], slots: int, gpus: Sequence[str]) -> Iterator[Job]:
+    """Runs jobs on this machine, `slots` at a time; yields each one as it ends.
+
+    Args:
+        gpus: what the slots get in turn as CUDA_VISIBLE_DEVICES; none: the cores are dealt out instead.
+
+    Raises:
+        Interrupted: a signal came; the running jobs were told and have saved.
+    """
+    waiting, running, free = list(jobs), {}, list(range(slots))
+    cores = sorted(os.sched_getaffinity(0))
+    signals = Signals()
+    try:
+        while waiting or running:
+            while waiting and free:
+                slot, job = free.pop(0), waiting.pop(0)
+                environment = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+                # As many slots as cores or more: a core each.
+                own = () if gpus or slots == 1 else cores[slot % len(cores) :: min(slots, len(cores))]
+                running[slot] = job, job.start(environment, own)
+            time.sleep(0.2)
+            signals.check()
+            for slot, (job, process) in list(running.items()):
+                if process.poll() is not None:
+                    job.record(process.returncode)
+                    del running[slot]
+                    free.append(slot)
+                    yield job
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for job, process in running.values():
+            job.record(process.wait())
+        signals.release()
+
+
+# Slurm
+
+
+class SlurmJob:
+    """What Slurm runs for a job: submitit calls it, and at a timeout or a preemption its `checkpoint`."""
+
+    def __init__(self, job: Job):
+        self.job, self.process = job, None
+
+    def __call__(self) -> int:
+        """Runs the command to its end; returns its exit code.
+
+        Raises:
+            RuntimeError: it failed, so that Slurm knows it too.
+        """
+        self.process = self.job.start()
+        while self.process.poll() is None:  # The handler of signals must find no lock held for long.
+            time.sleep(0.2)
+        self.job.record(self.process.returncode)
+        if self.process.returncode:
+            raise RuntimeError(f"{self.job.name} ended with exit code {self.process.returncode}; see {self.job.log}")
+        return 0
+
+    def checkpoint(self) -> Any:
+        """Lets the command save and end; Slurm then starts it again."""
+        import submitit
+
+        if self.process:
+            self.process.terminate()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.process.pid, 0)
+        return submitit.helpers.DelayedSubmission(SlurmJob(self.job))
+
+
+def submit(jobs: Sequence[Job], folder: Path, parameters: dict[str, Any]) -> list[str]:
+    """Submits the jobs as one array; returns Slurm's ids in the same order.
+
+    Args:
+        parameters: submitit's for its SlurmExecutor.
+
+    Raises:
+        UserError: submitit or Slurm is not there, or refuses.
+    """
+    submitit = _submitit()
+    try:
+        # No limit on how often a job that meets its time limit is put back: each time it has come further.
+        executor = submitit.SlurmExecutor(folder=folder / "slurm", max_num_timeout=10_000)
+        executor.update_parameters(**parameters)
+        with executor.batch():
+            submitted = [executor.submit(SlurmJob(job)) for job in jobs]
+        return [job.job_id for job in submitted]
+    except Exception as error:  # submitit has no class of its own for what sbatch says.
+        raise UserError(f"Slurm takes no jobs: {' '.join(str(error).split())}") from error
+
+
+def live_ids() -> set[str]:
+    """Slurm's ids of this user's jobs that wait or run, '123_4' for one of an array; empty where there is no Slurm."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    try:
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    except (OSError, subprocess.CalledProcessError):
+        return set()
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--backend=slurm needs submitit: pip install submitit") from error
+    return submitit

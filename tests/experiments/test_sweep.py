@@ -1,0 +1,176 @@
+"""Sweeps: what is started, what is left out, and that a run that was cut short ends as an unbroken one."""
+
+import importlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slurm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_runs import BC, POINTMAZE, assert_same_run, call, refused, run_main
+
+import main
+import online_main
+from experiments import sweep
+from experiments.grids import GRIDS, STEPS
+from utils import checkpoints, runs
+
+SHARED = (*BC, "--log_interval=2", "--save_interval=2")
+
+
+@pytest.fixture
+def write_grid(pointmaze, tmp_path):
+    """Returns a function that writes a grid of tiny runs, two seeds of each setting, as a file; returns its flags."""
+
+    def write(flags=("--offline_steps=4",), settings=None, seeds=2):
+        given = [flag for flag in SHARED if not flag.startswith("--agent=")]
+        path = tmp_path / "small.py"
+        path.write_text(
+            "from experiments.grids import Grid\n"
+            f"GRID = Grid(('bc',), ('{POINTMAZE}',), {seeds}, flags={(*given, f'--dataset={pointmaze}', *flags)},\n"
+            f"            settings={settings or {'': ()}})\n"
+        )
+        return f"--grid={path}", f"--save_dir={tmp_path / 'exp'}"
+
+    return write
+
+
+def run_sweep(*flags):
+    return call(*flags, program=sweep)
+
+
+def states(*flags):
+    """Job → state, from `status`, of those that are not done."""
+    outcome = run_sweep(*flags, "status")
+    assert outcome.code == 0, outcome.err
+    return dict(re.findall(r"^(\S+-\S+) +(waiting|running|queued|stopped|failed)", outcome.out, re.MULTILINE))
+
+
+@pytest.mark.parametrize("program", [main, online_main])
+def test_known_steps_are_those_of_the_programs(program):
+    for flag, steps in STEPS[f"{program.__name__}.py"].items():
+        assert program.FLAGS[flag].default == steps
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_declared_grids_are_sound(name, tmp_path):
+    """Every command's flags are known to its program, and names and directories are each job's own."""
+    sweep.FLAGS.unparse_flags()
+    sweep.FLAGS(["sweep", f"--save_dir={tmp_path}", "--seeds=2"])
+    jobs = sweep.make_jobs(name, GRIDS[name])
+    assert len({job.name for job in jobs}) == len(jobs)
+    directories = [directory for job in jobs for directory in job.directories]
+    assert len(set(directories)) == len(directories)
+    program = importlib.import_module(GRIDS[name].program.removesuffix(".py"))
+    for command in {tuple(re.sub(r"=.*", "", text) for text in job.command[1:]) for job in jobs}:
+        assert {text.removeprefix("--") for text in command if not text.startswith("--agent.")} <= set(program.FLAGS)
+
+
+def test_table_1_is_ten_methods_on_forty_tasks(tmp_path):
+    out = run_sweep("--grid=table1", "--dry_run", f"--save_dir={tmp_path}", "--seeds_per_job=4").out
+    lines = out.splitlines()
+    assert len(lines) == 10 * 40 * 3 and all("--num_seeds=4" in line for line in lines)
+    wanted = "--agent=agents/otql.py --env_name=cube-double-play-singletask-task2-v0 --seed=8 --num_seeds=4"
+    assert sum(wanted in line for line in lines) == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_local_sweep_finishes_and_leaves_out_what_is_done(write_grid, tmp_path):
+    """A failure is shown with its last line and tried again; what is done is not started again."""
+    flags = write_grid(settings={"": (), "lr": ("--agent.lr=1e-3",)})
+    wrong = (*flags, "--flags=video_frame_skip=0")
+    outcome = run_sweep(*wrong)
+    assert outcome.code == 2 and "4 of 4 jobs did not finish" in outcome.err
+    failed = run_sweep(*wrong, "status").out
+    assert "4 failed" in failed and failed.count("error: flag --video_frame_skip=0: 0 is not a positive integer") == 4
+
+    outcome = run_sweep(*flags, "--jobs=2")
+    assert outcome.code == 0, outcome.err
+    made = sorted(str(path.parent.relative_to(tmp_path / "exp")) for path in tmp_path.rglob("summary.json"))
+    assert made == [f"{group}/{POINTMAZE}/bc/sd{seed}" for group in ("small-lr", "small") for seed in (0, 1)]
+    assert states(*flags) == {} and "4 done" in run_sweep(*flags, "status").out
+    assert "4 done; 0 to start" in run_sweep(*flags).err
+    assert "| " in run_sweep(*flags, "report").out
+
+
+def test_interrupted_sweep_goes_on(write_grid, pointmaze, tmp_path):
+    """SIGTERM lets the jobs save; started again, the run ends as an unbroken one."""
+    own = ("--offline_steps=20000", "--save_interval=500", "--log_interval=500")
+    flags = write_grid(own, seeds=1)
+    program = subprocess.Popen([sys.executable, "-m", "experiments.sweep", *flags], cwd=runs.ROOT)
+    directory = tmp_path / "exp" / "small" / POINTMAZE / "bc" / "sd0"
+    wait_for(lambda: checkpoints.saved_steps(directory / "checkpoints"))
+    assert states(*flags) == {f"bc-{POINTMAZE}-sd0": "running"}
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(timeout=60) == 128 + signal.SIGTERM
+    assert states(*flags) == {f"bc-{POINTMAZE}-sd0": "stopped"}
+    assert run_sweep(*flags).code == 0
+    unbroken = tmp_path / "unbroken"
+    run_main(*SHARED, *own, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={unbroken}")
+    assert_same_run(directory, unbroken / "debug" / POINTMAZE / "bc" / "sd0")
+
+
+def test_refusals(write_grid, tmp_path):
+    flags = write_grid()
+    for wrong, text in [
+        (("--grid=nothing",), "none of table1"),
+        (("--agents=otql",), "the grid has no otql; it has bc"),
+        (("--flags=offline_steps=many",), "no whole numbers"),
+        (("--flags=agent.lm=3",), "no setting 'lm'"),
+        (("stop",), "'stop' is none of start, status, report"),
+    ]:
+        assert text in refused(*flags, *wrong, program=sweep)
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    assert "defines no GRID" in refused(f"--grid={tmp_path / 'empty.py'}", program=sweep)
+
+
+def wait_for(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.5)
+
+
+def start(*flags):
+    """The sweep as a program: submitit resets Python's logging, which pytest's capture does not survive."""
+    command = [sys.executable, "-m", "experiments.sweep", *flags]
+    return subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing() or "Slurm is there")
+def test_slurm_array(write_grid, pointmaze, tmp_path, monkeypatch):
+    """Six jobs: one is cancelled and submitted again, one is cut by its time limit and put back; all end as unbroken.
+
+    Slurm asks for a checkpoint 10 to 40 s after the start of a job with a minute to live.
+    """
+    steps = {"cut": 450_000, "cancelled": 60_000}
+    settings = {name: (f"--offline_steps={steps.get(name, 4)}",) for name in ("a", "b", "c", "d", *steps)}
+    flags = (*write_grid(("--save_interval=10000", "--log_interval=10000"), settings, seeds=1), "--backend=slurm")
+    flags += ("--minutes=1", "--signal_seconds=20", "--cpus_per_job=1")
+
+    def directory(setting):
+        return tmp_path / "exp" / f"small-{setting}" / POINTMAZE / "bc" / "sd0"
+
+    with slurm.running(tmp_path / "slurm") as environment:
+        monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+        assert "submitted 6 jobs" in start(*flags).stdout
+        assert "6 queued; 0 to start" in start(*flags).stderr.replace("running", "queued")
+        wait_for(lambda: checkpoints.saved_steps(directory("cancelled") / "checkpoints"))
+        ids = runs.read_json(tmp_path / "exp" / "small" / ".sweep" / "submitted.json")
+        subprocess.run(["scancel", ids[f"bc-{POINTMAZE}-cancelled-sd0"]], check=True)
+        # What was cancelled is submitted again, unless the time limit's signal came first and Slurm put it back itself.
+        wait_for(lambda: start(*flags).returncode == 0 and not states(*flags), 600)
+    logs = "".join(path.read_text() for path in (tmp_path / "exp" / "small" / ".sweep" / "slurm").glob("*log.*"))
+    assert "Requeued job" in logs and "CANCELLED AT" in logs
+    for name, total in steps.items():
+        save_dir = tmp_path / f"unbroken_{name}"
+        run_main(*SHARED, "--save_interval=10000", "--log_interval=10000", f"--env_name={POINTMAZE}", "--seed=0",
+                 f"--dataset={pointmaze}", f"--offline_steps={total}", f"--save_dir={save_dir}")  # fmt: skip
+        assert_same_run(directory(name), save_dir / "debug" / POINTMAZE / "bc" / "sd0")
+        log = tmp_path / "exp" / "small" / ".sweep" / f"bc-{POINTMAZE}-{name}-sd0.log"
+        assert "resuming at step" in log.read_text()
