@@ -139,7 +139,8 @@ def queued(folder: Path) -> set[str]:
 
 def start(jobs: list[Job], folder: Path) -> None:
     """Starts what is neither finished nor under way."""
-    states = {job: job.state(job.name in queued(folder))[0] for job in jobs}
+    names = queued(folder)
+    states = {job: job.state(job.name in names)[0] for job in jobs}
     due = [job for job in jobs if states[job] not in ("done", "running", "queued")]
     counts = Counter(states.values())
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f"; {len(due)} to start", file=sys.stderr)

@@ -1,5 +1,7 @@
 """A small environment with a right and a wrong way, and demonstrations that mostly take the wrong one."""
 
+import os
+import time
 from pathlib import Path
 
 import gymnasium
@@ -9,7 +11,10 @@ RIGHT = 0.3  # share of demonstrations
 
 
 class Fork(gymnasium.Env):
-    """Four steps of at most a quarter; solved, and over, once x exceeds 0.4. Observation: x, y and the step."""
+    """Four steps of at most a quarter; solved, and over, once x exceeds 0.4. Observation: x, y and the step.
+
+    A step takes FORK_SECONDS, of the environment's variables, to make a run last.
+    """
 
     observation_space = gymnasium.spaces.Box(-4, 4, (3,))
     action_space = gymnasium.spaces.Box(-1, 1, (2,))
@@ -20,6 +25,7 @@ class Fork(gymnasium.Env):
         return self._observation(), {}
 
     def step(self, action):
+        time.sleep(float(os.environ.get("FORK_SECONDS", 0)))
         self.steps, self.position = self.steps + 1, self.position + 0.25 * action
         solved = bool(self.position[0] > 0.4)
         return self._observation(), float(solved) - 1, solved, self.steps == 4, {"success": solved}

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,12 +231,16 @@ class RunFiles:
         with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another process is working on {directory}; wait for it, or use another --run_group"
-            ) from error
+        for trial in range(5):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                # Who only looks whether a run is under way holds the lock for a moment.
+                if trial == 4:
+                    advice = "wait for it, or use another --run_group"
+                    raise UserError(f"another process is working on {directory}; {advice}") from error
+                time.sleep(0.1)
         self._refuse_other(settings)
 
     def settle(self, settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import slurm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from fork_env import write_demonstrations
 from tiny_runs import BC, POINTMAZE, assert_same_run, call, refused, run_main
 
 import main
@@ -27,12 +28,12 @@ SHARED = (*BC, "--log_interval=2", "--save_interval=2")
 def write_grid(pointmaze, tmp_path):
     """Returns a function that writes a grid of tiny runs, two seeds of each setting, as a file; returns its flags."""
 
-    def write(flags=("--offline_steps=4",), settings=None, seeds=2):
+    def write(flags=("--offline_steps=4",), settings=None, seeds=2, env_name=POINTMAZE, data=pointmaze):
         given = [flag for flag in SHARED if not flag.startswith("--agent=")]
         path = tmp_path / "small.py"
         path.write_text(
             "from experiments.grids import Grid\n"
-            f"GRID = Grid(('bc',), ('{POINTMAZE}',), {seeds}, flags={(*given, f'--dataset={pointmaze}', *flags)},\n"
+            f"GRID = Grid(('bc',), ('{env_name}',), {seeds}, flags={(*given, f'--dataset={data}', *flags)},\n"
             f"            settings={settings or {'': ()}})\n"
         )
         return f"--grid={path}", f"--save_dir={tmp_path / 'exp'}"
@@ -143,34 +144,35 @@ def start(*flags):
 
 
 @pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing() or "Slurm is there")
-def test_slurm_array(write_grid, pointmaze, tmp_path, monkeypatch):
+def test_slurm_array(write_grid, tmp_path, monkeypatch):
     """Six jobs: one is cancelled and submitted again, one is cut by its time limit and put back; all end as unbroken.
 
-    Slurm asks for a checkpoint 10 to 40 s after the start of a job with a minute to live.
+    Slurm asks for a checkpoint 10 to 40 s after the start of a job with a minute to live, less 20 s to save in.
     """
-    steps = {"cut": 450_000, "cancelled": 60_000}
-    settings = {name: (f"--offline_steps={steps.get(name, 4)}",) for name in ("a", "b", "c", "d", *steps)}
-    flags = (*write_grid(("--save_interval=10000", "--log_interval=10000"), settings, seeds=1), "--backend=slurm")
-    flags += ("--minutes=1", "--signal_seconds=20", "--cpus_per_job=1")
-
-    def directory(setting):
-        return tmp_path / "exp" / f"small-{setting}" / POINTMAZE / "bc" / "sd0"
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    online, data = {"cut": 240, "cancelled": 80}, write_demonstrations(tmp_path / "fork.npz")
+    settings = {name: (f"--online_steps={online.get(name, 0)}",) for name in ("a", "b", "c", "d", *online)}
+    own = ("--offline_steps=4", "--start_training=10", "--horizon_length=2", "--save_interval=10")
+    flags = (*write_grid(own, settings, 1, "gym:fork_env:Fork-v0", data), "--backend=slurm", "--minutes=1")
+    flags += ("--signal_seconds=20", "--cpus_per_job=1")
+    name, place = "bc-gym_fork_env_Fork-v0-{}-sd0", Path("gym_fork_env_Fork-v0", "bc", "sd0")
+    sweep_dir = tmp_path / "exp" / "small" / ".sweep"
 
     with slurm.running(tmp_path / "slurm") as environment:
         monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+        monkeypatch.setenv("FORK_SECONDS", "0.25")  # so that `cut` lasts a minute
         assert "submitted 6 jobs" in start(*flags).stdout
         assert "6 queued; 0 to start" in start(*flags).stderr.replace("running", "queued")
-        wait_for(lambda: checkpoints.saved_steps(directory("cancelled") / "checkpoints"))
-        ids = runs.read_json(tmp_path / "exp" / "small" / ".sweep" / "submitted.json")
-        subprocess.run(["scancel", ids[f"bc-{POINTMAZE}-cancelled-sd0"]], check=True)
+        wait_for(lambda: checkpoints.saved_steps(tmp_path / "exp" / "small-cancelled" / place / "checkpoints"))
+        subprocess.run(["scancel", runs.read_json(sweep_dir / "submitted.json")[name.format("cancelled")]], check=True)
         # What was cancelled is submitted again, unless the time limit's signal came first and Slurm put it back itself.
         wait_for(lambda: start(*flags).returncode == 0 and not states(*flags), 600)
-    logs = "".join(path.read_text() for path in (tmp_path / "exp" / "small" / ".sweep" / "slurm").glob("*log.*"))
+        monkeypatch.delenv("FORK_SECONDS")
+    logs = "".join(path.read_text() for path in (sweep_dir / "slurm").glob("*log.*"))
     assert "Requeued job" in logs and "CANCELLED AT" in logs
-    for name, total in steps.items():
-        save_dir = tmp_path / f"unbroken_{name}"
-        run_main(*SHARED, "--save_interval=10000", "--log_interval=10000", f"--env_name={POINTMAZE}", "--seed=0",
-                 f"--dataset={pointmaze}", f"--offline_steps={total}", f"--save_dir={save_dir}")  # fmt: skip
-        assert_same_run(directory(name), save_dir / "debug" / POINTMAZE / "bc" / "sd0")
-        log = tmp_path / "exp" / "small" / ".sweep" / f"bc-{POINTMAZE}-{name}-sd0.log"
-        assert "resuming at step" in log.read_text()
+    for setting, steps in online.items():
+        save_dir = tmp_path / f"unbroken_{setting}"
+        flags = (*SHARED, *own, "--env_name=gym:fork_env:Fork-v0", f"--dataset={data}", f"--online_steps={steps}")
+        run_main(*flags, f"--save_dir={save_dir}")
+        assert_same_run(tmp_path / "exp" / f"small-{setting}" / place, save_dir / "debug" / place)
+        assert "resuming at step" in (sweep_dir / f"{name.format(setting)}.log").read_text()
