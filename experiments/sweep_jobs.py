@@ -67,24 +67,16 @@ class Job:
 
     def start(self, environment: dict[str, str] | None = None, cores: Iterable[int] = ()) -> subprocess.Popen:
         """Starts the command, with its output in the log."""
-
-        def before() -> None:
-            # Slurm sends the signal that asks for a checkpoint to every process of a job; ours passes on SIGTERM.
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            if cores:
-                os.sched_setaffinity(0, cores)
-
         with disk_errors(self.log):
             self.folder.mkdir(parents=True, exist_ok=True)
             log = self.log.open("ab")
-        with log:
+        with log, _inherited(cores):
             return subprocess.Popen(
                 [sys.executable, *self.command],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | (environment or {}),
-                preexec_fn=before,
             )
 
     def record(self, code: int) -> None:
@@ -92,6 +84,22 @@ class Job:
         lines = [line for line in self.log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
         outcome = {"code": code, "line": lines[-1].strip() if lines else "no output"}
         atomic_write_text(self.outcome, json.dumps(outcome) + "\n")
+
+
+@contextlib.contextmanager
+def _inherited(cores: Iterable[int]) -> Iterator[None]:
+    """Gives processes that are started in the block these cores, and a deaf ear for SIGUSR2.
+
+    Slurm sends the signal that asks for a checkpoint to every process of a job; the job's own passes on SIGTERM.
+    """
+    before = os.sched_getaffinity(0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    os.sched_setaffinity(0, set(cores) or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
 
 
 def _finished(directory: Path, total: int) -> bool:
