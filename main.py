@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -93,8 +92,7 @@ def main(argv: Sequence[str]) -> None:
     make = functools.partial(make_env, FLAGS.env_name)
     program.start(program.new_agents(data), dataset, data["observations"][0], make)
     program.check_phase("explorer", FLAGS.offline_steps)
-    seeds = [run.spec.seed for run in program.lanes]
-    trainer = Trainer(np.stack([jax.random.fold_in(jax.random.PRNGKey(s), 2) for s in seeds]), FLAGS.dataset_placement)
+    trainer = Trainer(program.batch_keys(), FLAGS.dataset_placement)
     trainer.set_data(rotation.at(program.step) if rotation else data)
     with program:
         train_offline(program, trainer, rotation)

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags
 
 from envs import datasets as env_datasets
@@ -26,7 +25,7 @@ from envs.panda import TASKS
 from envs.panda.demonstrate import demonstrate
 from envs.tasks import Task, make_env, parse_task
 from utils import cli, runs
-from utils.datasets import describe, prepare
+from utils.datasets import checksum, describe, prepare
 from utils.errors import UserError
 from utils.logging import ProgressBar
 from utils.online import Online
@@ -63,10 +62,8 @@ def find_base(program: Program, demonstrations: Path) -> Path:
     """The directory of the base's run, which is trained if it is not there or not finished."""
     if FLAGS.base_checkpoint:
         return Path(FLAGS.base_checkpoint).expanduser()
-    # <save_dir>/<group>/<env_name>/bc/sd<seed>, as the agent's are.
-    task_name, config = program.lanes[0].spec.directory.parents[1].name, program.config
-    group = FLAGS.base_group or FLAGS.run_group
-    directory = Path(FLAGS.save_dir).expanduser() / group / task_name / "bc" / f"sd{FLAGS.base_seed}"
+    config, group = program.config, FLAGS.base_group or FLAGS.run_group
+    directory = runs.run_root(FLAGS.save_dir, group, FLAGS.env_name) / "bc" / f"sd{FLAGS.base_seed}"
     command = [
         *(sys.executable, str(runs.ROOT / "main.py"), "--agent=agents/bc.py", f"--env_name={FLAGS.env_name}"),
         *(f"--dataset={demonstrations}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.base_seed}"),
@@ -103,9 +100,8 @@ def load_base(directory: Path, config: Any, chunk_dim: int, observation_dim: int
         own = tuple(had[key]) if isinstance(value, tuple) else had[key]
         if own != value:
             raise UserError(f"the base in {directory} has {key} = {own}, the agent {value}; they must be equal")
-    leaves = jax.tree.leaves(jax.device_get(base.targets["flow"]))
-    checksum = float(sum(np.abs(leaf, dtype=np.float64).sum() for leaf in leaves))
-    return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": round(checksum, 6)}
+    crc = checksum(jax.tree.leaves(jax.device_get(base.targets["flow"])))
+    return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": crc}
 
 
 def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
@@ -152,8 +148,7 @@ def main(argv: Sequence[str]) -> None:
     dataset = describe(data, path.name) | {"base": origin}
     program.start(agents, dataset, data["observations"][0], functools.partial(make_env, FLAGS.env_name))
     program.base, program.base_steps = stack([base] * len(program.lanes)), FLAGS.rollout_steps
-    keys = [jax.random.fold_in(jax.random.PRNGKey(run.spec.seed), 2) for run in program.lanes]
-    trainer = Trainer(np.stack(keys), "device")
+    trainer = Trainer(program.batch_keys(), "device")
     trainer.set_data(data)
     if not program.restored:
         flow = program.base.targets["flow"]

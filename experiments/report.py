@@ -30,7 +30,6 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", None, "Where the report goes; default: <first directory>/report.", flag_values=FLAGS)
 flags.DEFINE_integer("last", 3, "Evaluations averaged, the last ones.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "Look at every run as if it ended here.", lower_bound=1, flag_values=FLAGS)
-FLAGS.set_gnu_getopt()  # flags and directories in any order
 
 
 def parse(argv: Sequence[str]) -> list[Path]:
@@ -39,12 +38,7 @@ def parse(argv: Sequence[str]) -> list[Path]:
     Raises:
         UserError: an unknown flag, or no directory.
     """
-    if {"--help", "-h"}.intersection(argv):
-        cli.parse(argv, FLAGS)
-    try:
-        directories = [Path(argument).expanduser() for argument in FLAGS(list(argv))[1:]]
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+    directories = [Path(argument).expanduser() for argument in cli.parse_arguments(argv, FLAGS)]
     if not directories:
         raise UserError("give one or more directories of runs, such as exp/debug")
     return directories

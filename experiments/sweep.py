@@ -9,12 +9,14 @@ is done, running, queued, stopped and failed, with the last line of each failure
     python -m experiments.sweep --grid=table1 --backend=slurm --seeds_per_job=4 --partition=gpu --gpus_per_job=1
 """
 
-import importlib.util
+import functools
+import itertools
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -26,15 +28,12 @@ from experiments.sweep_jobs import Job, live_ids, run_here, submit
 from utils import cli, runs
 from utils.errors import UserError
 from utils.files import atomic_write_text
+from utils.program import define_flag
 
 FLAGS = flags.FlagValues()
 ACTIONS = ("start", "status", "report")
 
-
-def _flag(kind: str, name: str, default: object, text: str, **bounds: object) -> None:
-    getattr(flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=FLAGS, **bounds)
-
-
+_flag = functools.partial(define_flag, FLAGS)
 _flag("string", "grid", None, f"{', '.join(GRIDS)}, or a Python file that defines GRID.")
 _flag("string", "save_dir", "exp", "Runs are kept in <save_dir>/<grid>[-<setting>]/…")
 _flag("list", "agents", None, "These of the grid's agents alone.")
@@ -53,7 +52,6 @@ _flag("integer", "cpus_per_job", 4, "slurm: cores of a job.", lower_bound=1)
 _flag("integer", "memory_gb", None, "slurm: memory of a job.", lower_bound=1)
 _flag("integer", "array_parallelism", 64, "slurm: jobs of the array at a time.", lower_bound=1)
 _flag("integer", "signal_seconds", 120, "slurm: time to save in, before the limit.", lower_bound=1)
-FLAGS.set_gnu_getopt()  # flags and the action in any order
 
 
 def load_grid(name: str | None) -> tuple[str, Grid]:
@@ -67,21 +65,17 @@ def load_grid(name: str | None) -> tuple[str, Grid]:
     path = Path(name or "").expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--grid={name} is none of {', '.join(GRIDS)}, and no Python file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # Whatever a user's file may raise.
-        raise UserError(f"{path} does not import: {type(error).__name__}: {error}") from error
+    module = runs.import_file(path, f"grid_{path.stem}", str(path))
     if not isinstance(getattr(module, "GRID", None), Grid):
         raise UserError(f"{path} defines no GRID of type experiments.grids.Grid")
     return path.stem, module.GRID
 
 
-def chosen(asked: list[str] | None, known: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """The part of `known` that was asked for."""
+def chosen(flag: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The part of `known` that the flag asks for."""
+    asked = FLAGS[flag].value
     if unknown := set(asked or ()) - set(known):
-        raise UserError(f"--{what}: the grid has no {min(unknown)}; it has {', '.join(known)}")
+        raise UserError(f"--{flag}: the grid has no {min(unknown)}; it has {', '.join(known)}")
     return tuple(name for name in known if not asked or name in asked)
 
 
@@ -91,43 +85,43 @@ def make_jobs(name: str, grid: Grid) -> list[Job]:
     Raises:
         UserError: an unknown agent, task or setting of an agent.
     """
-    seeds, jobs = FLAGS.seeds or grid.seeds, []
+    seeds, jobs = range(FLAGS.seeds or grid.seeds), []
     if grid.program not in STEPS:
         raise UserError(f"the grid's program is {grid.program}; it must be one of {', '.join(STEPS)}")
-    for setting, own in grid.settings.items():
+    folder = Path(FLAGS.save_dir).expanduser() / name / ".sweep"
+    env_names, agents = chosen("env_names", grid.env_names), chosen("agents", grid.agents)
+    for (setting, own), env_name, agent in itertools.product(grid.settings.items(), env_names, agents):
         group = f"{name}-{setting}" if setting else name
         given = (*grid.flags, *own, *(f"--{flag}" for flag in FLAGS.flags))
         values = dict(text.removeprefix("--").partition("=")[::2] for text in given)
-        try:
-            total = sum(int(values.get(flag, steps)) for flag, steps in STEPS[grid.program].items())
-        except ValueError as error:
-            raise UserError(f"the steps in {' '.join(given)} are no whole numbers") from error
-        for env_name in chosen(FLAGS.env_names, grid.env_names, "env_names"):
-            for agent in chosen(FLAGS.agents, grid.agents, "agents"):
-                path = agent if agent.endswith(".py") else f"agents/{agent}.py"
-                for first in range(0, seeds, FLAGS.seeds_per_job):
-                    block = range(first, min(first + FLAGS.seeds_per_job, seeds))
-                    command = (
-                        *(str(runs.ROOT / grid.program), f"--agent={path}", f"--env_name={env_name}", *given),
-                        *(f"--seed={first}", f"--num_seeds={len(block)}"),
-                        *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"),
-                    )
-                    directories = run_directories(path, env_name, group, block, values)
-                    parts = [Path(agent).stem, env_name.replace("/", "_").replace(":", "_"), setting, f"sd{first}"]
-                    label = "-".join(part for part in parts if part)
-                    folder = Path(FLAGS.save_dir).expanduser() / name / ".sweep"
-                    jobs.append(Job(label, command, folder, directories, total))
+        path = agent if agent.endswith(".py") else f"agents/{agent}.py"
+        config, root = resolve(path, env_name, values), runs.run_root(FLAGS.save_dir, group, env_name)
+        for first in seeds[:: FLAGS.seeds_per_job]:
+            block = seeds[first : first + FLAGS.seeds_per_job]
+            command = (
+                *(str(runs.ROOT / grid.program), f"--agent={path}", f"--env_name={env_name}", *given),
+                *(f"--seed={first}", f"--num_seeds={len(block)}"),
+                *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"),
+            )
+            lanes = runs.make_lanes(config, block, values.get("vary"), root, Path(path).stem)
+            label = "-".join(part for part in (Path(path).stem, root.name, setting, f"sd{first}") if part)
+            jobs.append(Job(label, command, folder, tuple(lane.directory for lane in lanes), total(grid, values)))
     return jobs
 
 
-def run_directories(path: str, env_name: str, group: str, seeds: range, values: dict[str, str]) -> tuple[Path, ...]:
-    """Where a command's runs are: as the program itself places them."""
-    root = Path(FLAGS.save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
+def resolve(path: str, env_name: str, values: dict[str, str]) -> Any:
+    """The settings of a command's agent, as the program itself resolves them."""
     overrides = {k.removeprefix("agent."): v for k, v in values.items() if k.startswith("agent.")}
     domain, preset = parse_task(env_name).domain, values.get("preset", "paper")
-    config, _, _ = runs.resolve_config(runs.load_agent(path), domain, preset, overrides)
-    lanes = runs.make_lanes(config, seeds, values.get("vary"), root, Path(path).stem)
-    return tuple(lane.directory for lane in lanes)
+    return runs.resolve_config(runs.load_agent(path), domain, preset, overrides)[0]
+
+
+def total(grid: Grid, values: dict[str, str]) -> int:
+    """The step at which a command's runs end."""
+    try:
+        return sum(int(values.get(flag, steps)) for flag, steps in STEPS[grid.program].items())
+    except ValueError as error:
+        raise UserError(f"{error}: the steps of a run are no whole numbers") from error
 
 
 def queued(folder: Path) -> set[str]:
@@ -200,12 +194,7 @@ def report(name: str, grid: Grid) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Does what was asked for."""
-    if {"--help", "-h"}.intersection(argv):
-        cli.parse(argv, FLAGS)
-    try:
-        actions = FLAGS(list(argv))[1:] or ["start"]
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+    actions = cli.parse_arguments(argv, FLAGS) or ["start"]
     if len(actions) > 1 or actions[0] not in ACTIONS:
         raise UserError(f"'{' '.join(actions)}' is none of {', '.join(ACTIONS)}")
     name, grid = load_grid(FLAGS.grid)

@@ -46,15 +46,15 @@ class Job:
 
     def progress(self) -> float:
         """The share of its steps that are saved, 1 if it is finished."""
-        return sum(min(_saved(directory, self.total), self.total) for directory in self.directories) / (
-            self.total * len(self.directories)
-        )
+        saved = [_saved(directory, self.total) for directory in self.directories]
+        return sum(saved) / (self.total * len(saved))
 
     def state(self, queued: bool = False) -> tuple[str, str]:
         """'done', 'running', 'queued', 'failed', 'stopped' or 'waiting', and what there is to say of it."""
         if all(_finished(directory, self.total) for directory in self.directories):
             return "done", ""
-        note = f"{self.progress():.0%}" if self.progress() else ""
+        progress = self.progress()
+        note = f"{progress:.0%}" if progress else ""
         if any(_locked(directory) for directory in self.directories):
             return "running", note
         if queued:
@@ -63,7 +63,7 @@ class Job:
             outcome = runs.read_json(self.outcome)
             if outcome["code"] not in (0, *INTERRUPTED):
                 return "failed", outcome["line"]
-        return ("stopped" if self.progress() else "waiting"), note
+        return ("stopped" if progress else "waiting"), note
 
     def start(self, environment: dict[str, str] | None = None, cores: Iterable[int] = ()) -> subprocess.Popen:
         """Starts the command, with its output in the log."""
@@ -108,10 +108,8 @@ def _finished(directory: Path, total: int) -> bool:
 
 
 def _saved(directory: Path, total: int) -> int:
-    """The newest checkpoint's step, or where the run ended."""
-    if _finished(directory, total):
-        return total
-    return max(checkpoints.saved_steps(runs.checkpoint_dir(directory)), default=0)
+    """The newest checkpoint's step, `total` at most."""
+    return min(max(checkpoints.saved_steps(runs.checkpoint_dir(directory)), default=0), total)
 
 
 def _locked(directory: Path) -> bool:

@@ -71,6 +71,22 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
     return overrides
 
 
+def parse_arguments(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Parses a command line of flags and arguments, in any order, into `values`; returns the arguments.
+
+    Raises:
+        UserError: an unknown flag, or a value that does not fit.
+        SystemExit: with code 0, after --help was answered.
+    """
+    if {"--help", "-h"}.intersection(argv):
+        parse(argv, values)
+    values.set_gnu_getopt()
+    try:
+        return values(list(argv))[1:]
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
 def run_program(command: Sequence[str], name: str) -> None:
     """Runs another program of the project to its end; SIGTERM is handed on to it.
 

@@ -16,6 +16,7 @@ and `terminals` [N], 1 on the last row of an episode: a state from which nothing
 
 import functools
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,13 +49,17 @@ def prepare(dataset: dict[str, np.ndarray], horizon: int, terminates: bool) -> d
 
 def describe(data: dict[str, np.ndarray], name: str) -> dict[str, Any]:
     """What a run records of prepared data from the file `name`: sizes, and a checksum."""
-    values = (data[key] for key in ("observations", "actions", "rewards", "masks"))
     return {
         "file": name,
         "episodes": int(data["terminals"].sum()),
         "transitions": int((data["terminals"] == 0).sum()),
-        "checksum": functools.reduce(lambda crc, array: zlib.crc32(array, crc), values, 0),
+        "checksum": checksum(data[key] for key in ("observations", "actions", "rewards", "masks")),
     }
+
+
+def checksum(arrays: Iterable[np.ndarray]) -> int:
+    """CRC-32 of all arrays' bytes."""
+    return functools.reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array), crc), arrays, 0)
 
 
 def gather(data: Arrays, start: Any, horizon: int) -> Arrays:

@@ -125,7 +125,7 @@ class Program:
             raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
         self.config, self.sparse, note = runs.resolve_config(self.module, task.domain, values.preset, overrides | given)
         agent, env_name = Path(values.agent).stem, values.env_name
-        root = Path(values.save_dir).expanduser() / values.run_group / env_name.replace("/", "_").replace(":", "_")
+        root = runs.run_root(values.save_dir, values.run_group, env_name)
         seeds = range(values.seed, values.seed + values.num_seeds)
         settings = {"env_name": env_name, "agent": agent, "sparse": self.sparse, "domain": task.domain, "preset": note}
         # Two agent files of one name share a directory, but never a run.
@@ -150,6 +150,10 @@ class Program:
     def _lacks_video(self, run: Run) -> bool:
         """Whether a finished run is to be taken up again for its video."""
         return self.flags.video_episodes > 0 and not self._video_path(run).exists()
+
+    def batch_keys(self) -> np.ndarray:
+        """Each lane's key for the sampling of batches, [lanes, 2]."""
+        return np.stack([jax.random.fold_in(jax.random.PRNGKey(run.spec.seed), 2) for run in self.lanes])
 
     def new_agents(self, data: dict[str, np.ndarray]) -> Any:
         """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""

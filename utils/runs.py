@@ -26,6 +26,31 @@ ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("paper", "cpu", "none")
 
 
+def run_root(save_dir: str, group: str, env_name: str) -> Path:
+    """The directory of a group's runs on one task; those of an agent are in <root>/<agent>/sd<seed>."""
+    return Path(save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
+
+
+def import_file(file: Path, name: str, what: str) -> ModuleType:
+    """Imports a Python file as the module `name`; one of the project is imported as what it is.
+
+    Raises:
+        UserError: `what` does not import.
+    """
+    try:
+        if name.startswith("agents."):
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    except Exception as error:  # Whatever a user's file may raise.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
+        raise UserError(f"{what} does not import: {type(error).__name__}: {error}{place}") from error
+    return module
+
+
 def load_agent(path: str) -> ModuleType:
     """Imports an agent file, inside or outside agents/.
 
@@ -40,18 +65,8 @@ def load_agent(path: str) -> ModuleType:
     known = ", ".join(sorted(f"agents/{p.name}" for p in (ROOT / "agents").glob("*.py") if p.stem not in NOT_AGENTS))
     if not file.is_file():
         raise UserError(f"there is no agent file {path}; use one of {known}, or the path of your own")
-    try:
-        if file.resolve().parent == ROOT / "agents":
-            module = importlib.import_module(f"agents.{file.stem}")
-        else:
-            spec = importlib.util.spec_from_file_location(f"agent_{file.stem}", file)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-    except Exception as error:  # Whatever a user's file may raise.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
-        raise UserError(f"agent file {path} does not import: {type(error).__name__}: {error}{place}") from error
+    own = file.resolve().parent == ROOT / "agents"
+    module = import_file(file, f"{'agents.' if own else 'agent_'}{file.stem}", f"agent file {path}")
     missing = [name for name in ("Agent", "get_config", "PRESETS") if not hasattr(module, name)]
     if missing:
         raise UserError(f"agent file {path} does not define {', '.join(missing)}; see agents/bc.py for what is needed")

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import slurm
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from fork_env import write_demonstrations
 from tiny_runs import BC, POINTMAZE, assert_same_run, call, refused, run_main
 
