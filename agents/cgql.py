@@ -9,7 +9,8 @@ with ω the guidance coefficient and Q the ensemble mean of the online critic, a
 a step on the TD loss of Q, with a' sampled so, plus flow matching of v. Guidance is no part of any gradient.
 
 On the path x_t = t a + (1 − t) z the velocity is v = (x + (1 − t) ∇_x log p_t(x)) / t. With τ ∇Q in place of the score
-this is the guidance, added in the proportion ω. Public code gives its critics one more input, here always 1.
+this is the guidance, added in the proportion ω. Public code gives its critics one more input, here always 1, and no
+guidance at all at τ = 0, where here the data's own x / t stays; ω = 0 is BC.
 """
 
 from typing import Any

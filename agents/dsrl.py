@@ -10,8 +10,8 @@ members of the two ensembles, one update on a batch of m windows is a step on th
     temperature     α (−sg log π(z|s) − H̄),  H̄ = −target_entropy · d
 
 This follows the public code of QAM (arXiv 2601.14234). DSRL's own steers a flow that stays frozen, adds the entropy to
-the TD target and can take several steps of the latent critic per update. Unlike in either code, `valid` weights every
-loss.
+the TD target, takes the least of its critics, not their mean, an entropy target that is a setting (0 as shipped), and
+counts the latent critic's steps apart from the others. Unlike in either code, `valid` weights every loss.
 """
 
 from typing import Any

@@ -7,10 +7,11 @@ One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows, is OTQL's without t
     weights     w_j = min(exp(λ A_j), w_max) · valid_j,  w̄ = their mean over the valid windows
     flow        z_j ~ N(0, I);  step on mean_j (w_j / w̄) ‖v_θ(s_j, t a_j + (1−t) z_j, t) − (a_j − z_j)‖²
 
-The EWFM paper weights by the exponential of Q over its mean, in practice a softmax. The OTQL paper's baseline (§D.2)
-puts the advantage for Q and clamps the weights; whether it normalises them it does not say. They are normalised here,
-as in EWFM and in the p_j of OTQL's Eq. 5: so λ = 0 is BC, λ does not change the step size, and both agents train on one
-tilted marginal.
+EWFM's own algorithm for RL, QIPO, is another: it weights actions that the model samples, renewed now and then, by
+exp(β Q(s, a)) over its mean at that state. The OTQL paper's baseline (§D.2) weights the data's actions by the clamped
+exponential of the advantage; whether it normalises the weights it does not say. They are normalised here over the
+batch, as the p_j of OTQL's Eq. 5: so λ = 0 is BC, λ does not change the step size, and both agents train on one tilted
+marginal.
 """
 
 from typing import Any

@@ -7,7 +7,8 @@ One update, on a batch {(s, a, R, s')} of m windows, with a BC flow v_θ and a o
     one step    z ~ N(0, I), b ← clip Euler(v_θ, s, z);  step on α · mean (μ_ω(s, z) − b)² − Q_φ(s, clip μ_ω(s, z))
 
 Only μ_ω acts: one network evaluation. The paper writes the distillation as a squared norm, a sum over dimensions; its
-code takes the mean over batch and dimensions, on whose scale α is given, and so does this. Its option to divide the
+code takes the mean over batch and dimensions, on whose scale α is given, and so does this. Its TD target is the mean of
+two critics, or their least on antmaze, without ρ; here it is that of all agents. Its option to divide the
 Q term by mean |Q| is off there by default and absent from QAM's code, whose α these are; it is left out. Public code
 takes both terms of μ_ω on invalid windows too; here these weigh nothing.
 """

@@ -10,7 +10,8 @@ V(s) is the κ-expectile of Q̄ over the data's actions: their mean at κ = 0.5,
 samples no action; acting draws N = 32 of the flow and keeps the one whose smallest Q_k is the largest.
 
 IDQL (arXiv 2304.10573) with a flow for its diffusion policy, as in the public FQL and QAM code. What follows QAM's
-`agents/ifql.py` and not IDQL: Q̄ is mean − ρ std, not the minimum of two, and the ONLINE critics rank, not the targets.
+`agents/ifql.py` and not IDQL: Q̄ is mean − ρ std, not the minimum of two, and the ONLINE critics rank, not the targets
+(IDQL can also draw by the expectile's weights; the best is its mode for evaluation).
 The bootstrap V(s') is the online V, without gradient and without ρ. QAM's value loss also counts windows that are no
 sample; here they have no weight in it.
 """

@@ -18,8 +18,10 @@ third loss vanishes for v_fast = v̄_slow. Variants, of which one at most is on,
     QAM-F (fql_alpha = α > 0)   μ(s, z) acts:  α · mean (μ(s, z) − clip Euler_v_fast(s, z))² − Q(s, clip μ(s, z))
     QAM-E (edit_scale > 0)      an edit policy, as FEdit's (agents/fedit.py), on samples of v_fast
 
-This is the public code, which takes J_i at the state before step i and the time after it. It acts with v_slow where
-τ = 0, and lets invalid windows weigh in all but the first two losses; neither is done here.
+This is the public code. The paper clips each component of the gradient at 1, takes the online critic without the clip
+at the boundary, has no + h in σ and in the drift, and, as adjoint matching (arXiv 2409.08861), J_i at the state after
+step i; the code takes the state before step i and the time after it. The code acts with v_slow where τ = 0, and lets
+invalid windows weigh in all but the first two losses; neither is done here.
 """
 
 from typing import Any

@@ -6,7 +6,8 @@ One update, on a batch {(s, a, R, s')} of m windows:
     flow        z ~ N(0, I);  step on ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
 
 It acts as it bootstraps, so the policy improves with the critic alone. The paper's TD target has no pessimism and its
-ensemble two members; here both are those of all agents. QC-FQL, its other variant, is `agents/fql.py` on chunks.
+ensemble two members; here both are those of all agents. Of windows that run past the end of an episode its flow learns
+the part before it; here they are left out, as QAM's code does. QC-FQL, its other variant, is `agents/fql.py` on chunks.
 """
 
 from typing import Any

@@ -8,7 +8,7 @@ One update, on a batch {(s, a, R, s')} of m windows, with the variance-preservin
 
 Psenka et al., ICML 2024 (arXiv 2312.11752), as the QAM paper's experiments have it (its `agents/dcgql.py`). The second
 regression is theirs: without it nothing ties the policy to the data. The gradient of critics and denoiser together is
-clipped to norm 1. Their loss raises the squared error to the POWER of `valid`, meaning a product; here it is one.
+clipped to norm 1. QAM's code raises the squared error to the POWER of `valid`, meaning a product; here it is one.
 
 The minimiser is not the noise prediction of p_data(a) exp(τ Q(a)), nor, at α = 0, that of exp(τ Q(a)):
   - that one is −sqrt(1 − ᾱ_t) × the score of the NOISED density. The published target −τ ∇Q̄ has no such factor, and for
