@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from experiments.public_updates import timed, versions
-from utils import runs
+from utils import USER_XLA_FLAGS, runs
 from utils.datasets import example_batch, prepare
 from utils.errors import UserError
 from utils.training import SEGMENT, Trainer, stack
@@ -154,7 +154,7 @@ def public_side(checkout: str, python: str, environment: dict[str, str], configs
     root = Path(checkout).expanduser().resolve()
     if not (root / "agents" / "__init__.py").is_file():
         raise UserError(f"--public={checkout} is no checkout of github.com/ColinQiyangLi/qam: it has no agents/")
-    environment = environment | {"PYTHONPATH": str(root)}
+    environment = environment | {"PYTHONPATH": str(root), "XLA_FLAGS": USER_XLA_FLAGS}
     # A relative path is one from where the user stands.
     command = [os.path.abspath(shutil.which(os.path.expanduser(python)) or python), str(PUBLIC_SCRIPT)]
     try:

@@ -4,15 +4,15 @@ import os
 
 import jaxlib
 
+USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def _set_xla_flags() -> None:
     """Keeps YNNPACK to matrix products by themselves: with what surrounds them it is slower, at times by far."""
-    flags = os.environ.get("XLA_FLAGS", "")
     # Older versions end the process at a flag that they do not know.
-    if _FLAG not in flags and tuple(map(int, jaxlib.__version__.split(".")[:3])) >= (0, 10, 2):
-        os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
+    if _FLAG not in USER_XLA_FLAGS and tuple(map(int, jaxlib.__version__.split(".")[:3])) >= (0, 10, 2):
+        os.environ["XLA_FLAGS"] = f"{USER_XLA_FLAGS} --{_FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
 
 
 _set_xla_flags()
