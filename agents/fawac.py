@@ -6,8 +6,8 @@ One update, on a batch {(s, a, R, s')} of m windows:
     value       step on (V_ψ(s) − mean_k Q̄_k(s, a))², at the data's action
     flow        z ~ N(0, I);  step on min(exp(τ_inv (Q_φ(s, a) − V_ψ(s))), 100) · ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
 
-The AWAC paper's V is the mean of Q over the policy's actions, and no weight is clamped; its authors' code takes Q at one
-action, and by default the softmax over the batch for the weights. What stands here is the code of QAM (2601.14234):
+The AWAC paper's V is the mean of Q over the policy's actions, and no weight is clamped; its authors' code takes Q at
+one action, and by default the softmax over the batch for weights. What stands here is the code of QAM (2601.14234):
 V_ψ learns the value of the data's behaviour from the target critics, without pessimism, the clamp is that of implicit
 Q-learning, and the weights are not normalised. Its value loss is the mean over the members k: the same gradient.
 """
