@@ -2,6 +2,8 @@
 
 Every measurement is a process of its own, ours and theirs in turn, on the same made-up data, cores and matmul
 precision. Ours runs the project's training loop (utils/training.py); started as a program, this file is that process.
+The floor of an update is the time of its matrix products alone, at the rate of batched products of the critics' shape
+in the same process: both sides do the same products, so it bounds the ratio.
 """
 
 import importlib
@@ -12,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +23,12 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.public_updates import timed, versions
 from utils import USER_XLA_FLAGS, runs
-from utils.datasets import example_batch, prepare
+from utils.datasets import assemble, example_batch, gather, prepare
 from utils.errors import UserError
 from utils.training import SEGMENT, Trainer, stack
 
@@ -189,31 +194,40 @@ def run_json(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 def report(agents: list[str], sides: list[Side]) -> str:
     """The measurements as a Markdown table with the ratios first."""
-    rows, ratios, notes = [], {}, []
+    rows, ratios, bounds, notes = [], {}, {}, []
     for name in agents:
         measured = [side for side in sides if name in side.results and name not in side.failures]
+        shares = {side.name: floor_share(name, side, sides[0]) for side in measured if sides[0] in measured}
         ratio = spread = ""
         if len(measured) == 2:
-            ratios[name] = measured[0].rate(name) / measured[1].rate(name)
+            ratios[name], bounds[name] = measured[0].rate(name) / measured[1].rate(name), 1 / shares["theirs"]
             each = [a["rate"] / b["rate"] for a, b in zip(*(side.results[name] for side in measured), strict=True)]
             ratio, spread = f"**{ratios[name]:.2f}**", f"{min(each):.2f} to {max(each):.2f}"
         rates = [f"{side.rate(name):.3g}" if side in measured else "" for side in sides]
+        floors = [f"{shares[side.name]:.0%}" if side.name in shares else "" for side in sides]
         losses = [f"{critic_loss(side.results[name][0]):.3g}" if side in measured else "" for side in sides]
-        rows.append([name, ratio, spread, *rates, *losses] if len(sides) == 2 else [name, *rates, *losses])
+        rows.append([name, *([ratio, spread] if len(sides) == 2 else []), *rates, *floors, *losses])
         notes += [f"{name}, {side.name}, failed: {side.failures[name]}" for side in sides if name in side.failures]
-    names = [f"updates/s, {side.name}" for side in sides] + [f"critic loss, {side.name}" for side in sides]
+    names = [f"{what}, {side.name}" for what in ("updates/s", "of the floor", "critic loss") for side in sides]
     header = ["agent", *(["ratio", "over rounds"] if len(sides) == 2 else []), *names]
     lines = ["## Updates", ""]
     if ratios:
-        least, mean = min(ratios, key=ratios.get), geometric_mean(list(ratios.values()))
+        least, mean, most = min(ratios, key=ratios.get), *(geometric_mean([*r.values()]) for r in (ratios, bounds))
         lines += [f"Updates a second, ours over the public QAM code's: **geometric mean {mean:.2f}**"]
-        lines += [f"over {len(ratios)} agents, least {ratios[least]:.2f} ({least}).", ""]
+        lines += [f"over {len(ratios)} agents, least {ratios[least]:.2f} ({least}); {most:.2f} at the floor.", ""]
     lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-    lines += ["", "Critic losses are those of the first few updates. Updates/s are of this machine, and of no other:"]
+    lines += ["", "Of the floor: the share of an update's time that its matrix products would take by themselves."]
+    lines += ["Critic losses are those of the first few updates. Updates/s are of this machine, and of no other:"]
     for side in sides:
         found = next((results[0]["versions"] for results in side.results.values()), {})
         lines.append(f"- {side.name}: {', '.join(f'{key} {value}' for key, value in found.items())}")
     return "\n".join(lines + [f"- {note}" for note in notes])
+
+
+def floor_share(agent: str, side: Side, ours: Side) -> float:
+    """Which share of an update's time on `side` its matrix products take at the rate measured on our side."""
+    results = ours.results[agent]
+    return side.rate(agent) * results[0]["gflop"] / geometric_mean([result["matmul_rate"] for result in results])
 
 
 def critic_loss(measurement: dict[str, Any]) -> float:
@@ -244,13 +258,49 @@ def make_states(episodes: int = 100, length: int = 1001, seed: int = 0) -> dict[
     return {key: leaf.reshape(-1, *leaf.shape[2:]).astype(np.float32) for key, leaf in arrays.items()}
 
 
+def count_gflop(function: Callable[..., Any], *arguments: Any) -> float:
+    """10⁹ floating-point operations of the matrix products in a call; a loop of unknown length counts as one round."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                contracted = equation.params["dimension_numbers"][0][0]
+                shape = equation.invars[0].aval.shape
+                total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+            inner = jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "jaxpr"))
+            inner = [getattr(value, "jaxpr", value) for value in inner]
+            total += equation.params.get("length", 1) * sum(count(value) for value in inner if hasattr(value, "eqns"))
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr) / 1e9
+
+
+def measure_matmul(members: int, rows: int, width: int, calls: int = 20) -> float:
+    """10⁹ floating-point operations a second of [members, rows, width] times [members, width, width]: the best call."""
+    product = jax.jit(lambda x, w: jnp.einsum("kmi,kij->kmj", x, w))
+    x, w = jnp.ones((members, rows, width)), jnp.ones((members, width, width))
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        jax.block_until_ready(product(x, w))
+        seconds.append(time.perf_counter() - start)
+    return 2 * members * rows * width**2 / min(seconds) / 1e9
+
+
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Trains an agent of ours on the data, in the segments that main.py trains in; returns what `timed` does."""
     module, config = resolve(spec)
     with np.load(spec["data"]) as file:
         data = prepare(dict(file), config.horizon_length, terminates=False)
     create = jax.jit(partial(module.Agent.create, config=config))
-    agents = stack([create(jax.random.PRNGKey(0), example_batch(data, config.horizon_length))])
+    agent = create(jax.random.PRNGKey(0), example_batch(data, config.horizon_length))
+    batch = assemble(gather(data, data["starts"][: config.batch_size], config.horizon_length), config.discount, "pad")
+    floor = {
+        "gflop": count_gflop(lambda agent: agent.update(batch), agent),
+        "matmul_rate": measure_matmul(config.num_qs, config.batch_size, config.value_hidden_dims[0]),
+    }
+    agents = stack([agent])
     trainer, step = Trainer(jax.random.PRNGKey(1)[None]), 0
     trainer.set_data(data)
 
@@ -263,7 +313,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             step, info = until, jax.device_get(info)
         return {key: float(value[0]) for key, value in info.items() if "loss" in key}
 
-    return timed(run, spec["seconds"]) | {"versions": versions()}
+    return timed(run, spec["seconds"]) | floor | {"versions": versions()}
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ ABLATION = {
     **{f"N{n}": (f"--agent.best_of_n={n}",) for n in (1, 5, 32)},
     **{f"NFE{n}": (f"--agent.flow_steps={n}",) for n in (1, 2, 3, 10)},
 }
+COLLECTED = ("--dataset_source=collect", "--dataset_episodes=200")
 CPU = ("--preset=cpu", "--eval_interval=6000", "--eval_episodes=25", "--log_interval=1000", "--save_interval=6000")
 
 GRIDS: dict[str, Grid] = {
@@ -67,12 +68,12 @@ GRIDS: dict[str, Grid] = {
         ("otql", "bc"),
         ("scene-play-singletask-task1-v0", "cube-single-play-singletask-task1-v0", "scene-play-singletask-task4-v0"),
         seeds=3,
-        flags=("--offline_steps=30000", "--dataset_source=collect", "--dataset_episodes=200", *CPU),
+        flags=("--offline_steps=30000", *COLLECTED, *CPU),
     ),
     "laptop_methods": Grid(
         ("otql", "bc", "fql", "qam", "dsrl", "ifql"),
         ("scene-play-singletask-task1-v0",),
         seeds=3,
-        flags=("--offline_steps=18000", "--dataset_source=collect", "--dataset_episodes=200", *CPU),
+        flags=("--offline_steps=18000", *COLLECTED, *CPU),
     ),
 }

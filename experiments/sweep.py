@@ -14,7 +14,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,33 +182,43 @@ def status(jobs: list[Job], folder: Path) -> None:
     print(", ".join(f"{count} {state}" for state, count in Counter(s for s, _ in states.values()).items()))
 
 
-def report(name: str, grid: Grid) -> None:
+def report(directories: list[Path], output: Path) -> None:
     """Writes the report of what there is, and prints it."""
     from experiments.report import write_report
 
-    groups = [Path(FLAGS.save_dir).expanduser() / (f"{name}-{s}" if s else name) for s in grid.settings]
-    output = groups[0].parent / name / "report"
-    print(write_report([group for group in groups if group.is_dir()] or groups[:1], output, last=3))
+    print(write_report(directories, output, last=3))
     print(f"report: {output / 'report.html'}", file=sys.stderr)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Does what was asked for."""
-    actions = cli.parse_arguments(argv, FLAGS) or ["start"]
-    if len(actions) > 1 or actions[0] not in ACTIONS:
+def act(actions: Sequence[str], name: str, grid: Grid, report: Callable[[list[Path], Path], None]) -> None:
+    """Starts a grid's jobs, or tells of them.
+
+    Args:
+        actions: one of ACTIONS at most, 'start' if none. report: is given the directories of the grid's run groups,
+            and where to write.
+    """
+    action, *more = actions or ["start"]
+    if more or action not in ACTIONS:
         raise UserError(f"'{' '.join(actions)}' is none of {', '.join(ACTIONS)}")
-    name, grid = load_grid(FLAGS.grid)
-    folder = Path(FLAGS.save_dir).expanduser() / name / ".sweep"
-    if actions[0] == "report":
-        report(name, grid)
+    root = Path(FLAGS.save_dir).expanduser()
+    folder = root / name / ".sweep"
+    if action == "report":
+        groups = [root / (f"{name}-{setting}" if setting else name) for setting in grid.settings]
+        report([group for group in groups if group.is_dir()] or groups[:1], root / name / "report")
         return
     jobs = make_jobs(name, grid)
-    if actions[0] == "status":
+    if action == "status":
         status(jobs, folder)
         return
     # Of two that are started at once, the second sees what the first has submitted, or waits for its local jobs.
     with only_one(folder.with_suffix(".lock")):
         start(jobs, folder)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does what was asked for."""
+    actions = cli.parse_arguments(argv, FLAGS)
+    act(actions, *load_grid(FLAGS.grid), report)
 
 
 if __name__ == "__main__":

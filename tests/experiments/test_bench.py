@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,7 +84,9 @@ def test_both_sides(checkout, capsys, cores):
     run_bench(*TINY, "--agents=fql", f"--public={checkout}", "--rounds=2", "--seconds=0.01", "--cores=1")
     out, err = capsys.readouterr()
     (row,) = [row.split(" | ") for row in out.splitlines() if row.startswith("| fql ")]
-    _, ratio, _, ours, theirs, _, loss = row
+    _, ratio, _, ours, theirs, share, their_share, _, loss = row
+    shares = [float(text.strip("%")) for text in (share, their_share)]
+    assert shares[0] >= 0 and shares[0] == pytest.approx(shares[1] * float(ratio.strip("*")), abs=1 + shares[0] / 10)
     assert float(ratio.strip("*")) == pytest.approx(float(ours) / float(theirs), abs=0.01)
     # After the warm-up and as many updates again, one call each; the stand-in counts from zero.
     assert loss == f"{2 * public_updates.WARM_UP - 1} |"
@@ -159,13 +163,30 @@ def test_timed_counts_by_speed(monkeypatch):
 
 def test_report_means_are_geometric():
     versions = {"versions": {"jax": "0"}}
-    rounds = [{"rate": rate, "losses": {"critic/loss": 1.0}} | versions for rate in (1.0, 4.0)]
+    floor = {"gflop": 10.0, "matmul_rate": 40.0}
+    rounds = [{"rate": rate, "losses": {"critic/loss": 1.0}} | floor | versions for rate in (1.0, 4.0)]
     others = [{"rate": rate, "losses": {"critic/critic_loss": 2.0}} | versions for rate in (1.0, 1.0)]
     ours = bench_updates.Side("ours", [], {}, {}, {"a": rounds, "b": [rounds[0]] * 2})
     theirs = bench_updates.Side("theirs", [], {}, {}, {"a": others, "b": [others[0]] * 2})
     text = bench_updates.report(["a", "b"], [ours, theirs])
-    assert "| a | **2.00** | 1.00 to 4.00 | 2 | 1 | 1 | 2 |" in text
-    assert "geometric mean 1.41**\nover 2 agents, least 1.00 (b)" in text
+    assert "| a | **2.00** | 1.00 to 4.00 | 2 | 1 | 50% | 25% | 1 | 2 |" in text
+    assert "geometric mean 1.41**\nover 2 agents, least 1.00 (b); 4.00 at the floor." in text
+
+
+def test_matrix_products_are_counted():
+    """Loops by their length, the backward pass twice, and nothing but products."""
+    x, w = jnp.ones((4, 3)), jnp.ones((3, 3))
+
+    def forward(w):
+        return jax.lax.scan(lambda y, _: (jnp.tanh(y @ w), None), x, None, length=5)[0].sum()
+
+    assert bench_updates.count_gflop(forward, w) == pytest.approx(5 * 2 * 4 * 3 * 3 / 1e9)
+    assert bench_updates.count_gflop(jax.jit(jax.grad(forward)), w) == pytest.approx(3 * 5 * 2 * 4 * 3 * 3 / 1e9)
+    batched = bench_updates.count_gflop(
+        lambda a, b: jnp.einsum("kmi,kij->kmj", a, b), jnp.ones((7, 4, 3)), jnp.ones((7, 3, 2))
+    )
+    assert batched == pytest.approx(7 * 2 * 4 * 3 * 2 / 1e9)
+    assert bench_updates.measure_matmul(2, 8, 16, calls=2) > 0
 
 
 def test_every_public_agent_is_compared():

@@ -1,0 +1,242 @@
+"""What each setting of OTQL does: python -m experiments.ablate --study=lam --scale=laptop [status | report]
+
+A study varies one setting and keeps the others; 'coupling' pairs noise and action by optimal transport or at random,
+for each number of Euler steps. Runs are those of a sweep (experiments/sweep.py, whose flags hold here too): start the
+same command again at any time. Real-valued settings are lanes of one program.
+
+Written to <save_dir>/ablate-<scale>-<study>/report, also by the action `report` while runs go on:
+
+    ablation.png   learning curves, and the score over the setting
+    ablation.md    the scores as a table, also printed
+    curves.csv     every evaluation of every seed, with the settings
+
+A score is a seed's mean over its last three evaluations; intervals are 95 % bootstrap intervals over seeds.
+"""
+
+import csv
+import functools
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from absl import flags
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from experiments import sweep
+from experiments.grids import COLLECTED, CPU, Grid
+from experiments.report_groups import Group, group_runs
+from experiments.report_runs import find_runs, show
+from utils import cli
+from utils.errors import UserError
+from utils.files import atomic_write_bytes, atomic_write_text
+from utils.plotting import STYLE
+from utils.program import define_flag
+
+# Study → setting → its values; the last one is the axis of the picture, the ones before it tell lines apart.
+STUDIES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "lam": {"lam": (0.1, 0.4, 1.0, 1.5, 4.0)},
+    "best_of_n": {"best_of_n": (1, 5, 32)},
+    "nfe": {"flow_steps": (1, 2, 3, 10)},
+    "alpha": {"alpha": (0.0, 0.1, 0.3, 1.0, 3.0)},
+    "epsilon": {"epsilon": (0.1, 0.2, 0.5, 1.0, 2.0)},
+    "value_samples": {"value_samples": (1, 2, 4, 8)},
+    "source_conditions": {"source_conditions": ("iid", "systematic", "resampled", "weighted")},
+    "coupling": {"coupling": ("ot", "independent"), "flow_steps": (1, 2, 3, 10)},
+}
+LABELS = {
+    **{"lam": "λ", "best_of_n": "N", "flow_steps": "NFE", "alpha": "α", "epsilon": "ε"},
+    **{"value_samples": "k, value samples", "source_conditions": "source conditions"},
+}
+# Scale → what is trained on; settings are those of the preset but for the one that is varied.
+SCALES = {
+    "laptop": Grid(
+        ("otql",), ("scene-play-singletask-task1-v0",), seeds=3, flags=("--offline_steps=18000", *COLLECTED, *CPU)
+    ),
+    "laptop_online": Grid(
+        ("otql",),
+        ("OpenMicrowave-v0",),
+        seeds=3,
+        program="online_main.py",
+        flags=(
+            *("--preset=cpu", "--demonstrations=10", "--base_steps=12000", "--base_group=ablate-base"),
+            *("--utd_ratio=3", "--eval_interval=2000"),
+        ),
+    ),
+    "paper": Grid(("otql",), ("cube-double-play-singletask-task2-v0",), seeds=4),
+    "online": Grid(
+        ("otql",),
+        ("OpenMicrowave-v0",),
+        seeds=5,
+        program="online_main.py",
+        flags=("--base_group=ablate-base",),
+    ),
+}
+
+FLAGS = flags.FlagValues()
+FLAGS.append_flag_values(sweep.FLAGS)
+del FLAGS.grid, FLAGS.agents
+_flag = functools.partial(define_flag, FLAGS)
+_flag("enum", "study", None, "What is varied.", enum_values=list(STUDIES))
+_flag("enum", "scale", "laptop", "Where, and how long.", enum_values=list(SCALES))
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of one choice of the settings that are varied."""
+
+    values: tuple[Any, ...]
+    group: Group
+
+
+def make_grid(study: str, scale: str) -> Grid:
+    """The sweep behind a study."""
+    *others, (axis, values) = STUDIES[study].items()
+    choices: dict[str, tuple[str, ...]] = {"": ()}
+    for name, own in others:
+        choices = {f"{c}{v}_": (*f, f"--agent.{name}={v}") for c, f in choices.items() for v in own}
+    if isinstance(values[0], float):
+        lanes = f"--vary=agent.{axis}={','.join(map(show, values))}"
+        settings = {choice.rstrip("_"): (*own, lanes) for choice, own in choices.items()}
+    else:
+        settings = {f"{c}{axis}{v}": (*own, f"--agent.{axis}={v}") for c, own in choices.items() for v in values}
+    grid = SCALES[scale]
+    return Grid(grid.agents, grid.env_names, grid.seeds, grid.program, grid.flags, settings)
+
+
+def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[str]]:
+    """The groups of runs that can be compared, in the order of the settings, and a line for each other one."""
+    found, left_out = find_runs(directories)
+    points, fields = [], STUDIES[study]
+    for group in group_runs(found, last=3):
+        values = tuple(group.runs[0].settings["config"][name] for name in fields)
+        name = ", ".join(f"{LABELS.get(field, field)} {show(v)}" for field, v in zip(fields, values, strict=True))
+        if group.apart:
+            left_out.append(f"{name}, {len(group.runs)} of the seeds: {'; '.join(group.apart)}")
+        else:
+            points.append(Point(values, group))
+    order = [list(values) for values in fields.values()]
+    rank = {id(p): [o.index(v) if v in o else len(o) for o, v in zip(order, p.values, strict=True)] for p in points}
+    return sorted(points, key=lambda point: rank[id(point)]), left_out
+
+
+def table(study: str, points: Sequence[Point]) -> str:
+    """The scores in Markdown; with several lines, also what the most Euler steps bring beyond each number of them."""
+    gap = len(STUDIES[study]) > 1
+    header = [*(LABELS.get(name, name) for name in STUDIES[study]), "score", "95 % interval", "seeds"]
+    rows = []
+    for point in points:
+        interval = point.group.interval
+        scores = sorted((run.seed, score) for run, score in zip(point.group.runs, point.group.scores, strict=True))
+        row = [*map(show, point.values), f"{point.group.mean:.2f}"]
+        row += [f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "one seed"]
+        row += [", ".join(f"{score:.2f}" for _, score in scores)]
+        if gap:
+            line = [p for p in points if p.values[:-1] == point.values[:-1]]
+            row.append(f"{max(line, key=lambda p: p.values[-1]).group.mean - point.group.mean:+.2f}")
+        rows.append(row)
+    header += [f"gain by {LABELS['flow_steps']} {show(max(p.values[-1] for p in points))}"] if gap and points else []
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def curves_csv(study: str, scale: str, points: Sequence[Point]) -> str:
+    """Every evaluation, a row each, below two comments: the command, and the settings that all share."""
+    configs = [point.group.runs[0].settings["config"] for point in points]
+    shared = {k: v for k, v in configs[0].items() if all(config[k] == v for config in configs)}
+    text = io.StringIO(f"# python -m experiments.ablate --study={study} --scale={scale}\n# {json.dumps(shared)}\n")
+    text.seek(0, io.SEEK_END)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["env_name", *STUDIES[study], "seed", "step", "measure", "value", "episodes"])
+    for point in points:
+        for run in sorted(point.group.runs, key=lambda run: run.seed):
+            for step, value, episodes in zip(run.steps, run.values, run.episodes, strict=True):
+                row = [point.group.env_name, *map(show, point.values), run.seed, int(step), run.metric]
+                writer.writerow([*row, f"{value:g}", f"{episodes:g}"])
+    return text.getvalue()
+
+
+def draw(study: str, points: Sequence[Point]) -> bytes:
+    """Learning curves on the left, the score over the setting on the right, as PNG."""
+    axis = list(STUDIES[study])[-1]
+    ticks = list(dict.fromkeys(point.values[-1] for point in points))
+    lines = list(dict.fromkeys(point.values[:-1] for point in points))
+    shades = dict(zip(ticks, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(ticks))), strict=True))
+    styles = dict(zip(lines, ("-", "--", ":", "-."), strict=False))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for point in points:
+            steps, values = point.group.curve()
+            name = " ".join([*map(show, point.values[:-1]), f"{LABELS.get(axis, axis)} {show(point.values[-1])}"])
+            style = {"color": shades[point.values[-1]], "linestyle": styles[point.values[:-1]]}
+            left.plot(steps, values.mean(axis=0), marker="o", label=name, clip_on=False, zorder=3, **style)
+        for line in lines:
+            _draw_scores(right, [p for p in points if p.values[:-1] == line], ticks, styles[line])
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
+        left.set_xlabel("Environment steps" if points[0].group.runs[0].rollout_steps else "Updates")
+        success = points[0].group.condition.metric == "success_rate"
+        left.set_ylabel("Success rate" if success else "Mean return")
+        if success:
+            left.set_ylim(0, 1)
+        left.legend(fontsize=6, ncols=2 if len(points) > 5 else 1)
+        right.set_xticks(range(len(ticks)), list(map(show, ticks)))
+        right.set_xlabel(LABELS.get(axis, axis))
+        if len(lines) > 1:
+            right.legend()
+        png = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    return png.getvalue()
+
+
+def _draw_scores(axes: Axes, points: Sequence[Point], ticks: list[Any], style: str) -> None:
+    """One line over the setting: means, intervals, and a dot a seed."""
+    places = [ticks.index(point.values[-1]) for point in points]
+    means = np.array([point.group.mean for point in points])
+    ends = np.array([point.group.interval or (point.group.mean,) * 2 for point in points])
+    label = " ".join(map(show, points[0].values[:-1]))
+    drawn = axes.errorbar(
+        places, means, np.abs(ends.T - means), marker="o", capsize=2, linestyle=style, label=label, zorder=3
+    )
+    for place, point in zip(places, points, strict=True):
+        dots = {"color": drawn.lines[0].get_color(), "markersize": 3, "markeredgewidth": 0, "alpha": 0.5}
+        axes.plot([place] * len(point.group.scores), point.group.scores, ".", clip_on=False, **dots)
+
+
+def report(study: str, scale: str, directories: list[Path], output: Path) -> None:
+    """Writes table, curves and picture of what there is; prints the table."""
+    points, left_out = find_points(study, directories)
+    if not points:
+        raise UserError(f"none of the study's runs can be compared yet: {left_out[0]}")
+    text = "\n".join([f"## {points[0].group.env_name}, {study}", "", table(study, points), ""])
+    text += "".join(f"- left out: {line}\n" for line in left_out)
+    atomic_write_bytes(output / "ablation.png", draw(study, points))
+    atomic_write_text(output / "curves.csv", curves_csv(study, scale, points))
+    atomic_write_text(output / "ablation.md", text)
+    print(text)
+    print(f"{output}: ablation.png, ablation.md, curves.csv", file=sys.stderr)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the study, or tells of it."""
+    actions = cli.parse_arguments(argv, FLAGS)
+    # The flags are the same objects; only whether they are parsed is noted on each side.
+    sweep.FLAGS.mark_as_parsed()
+    if not FLAGS.study:
+        raise UserError(f"--study is missing; it is one of {', '.join(STUDIES)}")
+    name, grid = f"ablate-{FLAGS.scale}-{FLAGS.study}", make_grid(FLAGS.study, FLAGS.scale)
+    write = functools.partial(report, FLAGS.study, FLAGS.scale)
+    sweep.act(actions, name, grid, write)
+    if actions in ([], ["start"]) and FLAGS.backend == "local" and not FLAGS.dry_run:
+        sweep.act(["report"], name, grid, write)
+
+
+if __name__ == "__main__":
+    cli.run(main)
