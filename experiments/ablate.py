@@ -171,7 +171,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
     shades = dict(zip(ticks, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(ticks))), strict=True))
     styles = dict(zip(lines, ("-", "--", ":", "-."), strict=False))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 2.6), layout="constrained")
+        figure = Figure(figsize=(6.8, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for point in points:
             steps, values = point.group.curve()
@@ -186,7 +186,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
         left.set_ylabel("Success rate" if success else "Mean return")
         if success:
             left.set_ylim(0, 1)
-        left.legend(fontsize=6, ncols=2 if len(points) > 5 else 1)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(points), 5))
         right.set_xticks(range(len(ticks)), list(map(show, ticks)))
         right.set_xlabel(LABELS.get(axis, axis))
         if len(lines) > 1:
