@@ -1,11 +1,17 @@
 """The command line: flags with one-line errors, and signals that end a run cleanly."""
 
+import contextlib
+import hashlib
+import os
+import platform
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from utils.errors import UserError
@@ -105,8 +111,23 @@ def run_program(command: Sequence[str], name: str) -> None:
         raise UserError(f"{name} ended with exit code {code}; start the same command again to go on")
 
 
+def keep_compiled() -> None:
+    """Lets later processes take what XLA compiles from ~/.cache/otql, unless JAX_COMPILATION_CACHE_DIR is set."""
+    if jax.config.jax_compilation_cache_dir:
+        return
+    # Code for one processor may be none for another, and a home directory is often shared.
+    cpu, about = [platform.machine()], Path("/proc/cpuinfo")
+    with contextlib.suppress(OSError):
+        cpu += [line for line in about.read_text().splitlines() if line.startswith(("model name", "flags", "Features"))]
+    digest = hashlib.sha256("".join(sorted(set(cpu))).encode()).hexdigest()[:12]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(root / "otql" / f"compiled-{digest}"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a program: a user's mistake ends in one line on stderr and exit code 2, a signal in 128 + its number."""
+    keep_compiled()
     try:
         main(sys.argv)
     except UserError as error:
