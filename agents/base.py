@@ -236,8 +236,11 @@ class Agent(flax.struct.PyTreeNode):
         raise NotImplementedError
 
     def loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Info]:
-        """The sum of all losses at `params`, and what to log."""
-        raise NotImplementedError
+        """The sum of all losses at `params`: here, the critics' TD loss and flow matching on the data; what to log."""
+        critic_key, flow_key = jax.random.split(key)
+        critic_loss, _, info = self.critic_loss(params, batch, critic_key)
+        flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
+        return critic_loss + flow_loss, info | flow_info
 
     def critic_loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Info]:
         """TD loss of the ensemble (paper Eq. 10, with target networks, mask and γ^H).

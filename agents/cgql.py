@@ -25,13 +25,6 @@ from agents import base
 class Agent(base.Agent):
     """CGQL."""
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
-        """TD loss of the critics and flow matching on the data."""
-        critic_key, flow_key = jax.random.split(key)
-        critic_loss, _, info = self.critic_loss(params, batch, critic_key)
-        flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
-        return critic_loss + flow_loss, info | flow_info
-
     def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
         """Guided Euler samples, clipped: observations [..., o], noise [..., d] → [..., d]."""
         cfg, params = self.cfg, self.targets["flow"] if params is None else params

@@ -10,23 +10,13 @@ ensemble two members; here both are those of all agents. Of windows that run pas
 the part before it; here they are left out, as QAM's code does. QC-FQL, its other variant, is `agents/fql.py` on chunks.
 """
 
-from typing import Any
-
-import jax
 import ml_collections
 
 from agents import base
 
 
 class Agent(base.Agent):
-    """QC."""
-
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
-        """TD loss of the critics, whose target is best-of-N, plus flow matching on the data."""
-        critic_key, flow_key = jax.random.split(key)
-        critic_loss, _, info = self.critic_loss(params, batch, critic_key)
-        flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
-        return critic_loss + flow_loss, info | flow_info
+    """QC: the base agent, with best-of-N."""
 
 
 def get_config() -> ml_collections.ConfigDict:
