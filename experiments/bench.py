@@ -5,6 +5,10 @@ code in DIR (a checkout of github.com/ColinQiyangLi/qam), where it has that agen
 under, for example with jax 0.5.3, tensorflow-probability 0.25, distrax, flax, ml_collections and optax. Without
 --public, ours alone. --agent.<field>=<value> changes a setting of all agents, and of theirs where both have it.
 
+Seeds: updates a second, summed, of --lanes agents of --agent's kind side by side in one program, over those of one that
+is driven as the public code drives it: one jitted update a Python step, its batch sampled on the host. The picture goes
+to --output.
+
 Evaluation: the batched evaluator against the public code bases' loop, which steps one environment and asks the policy
 at every step, with the same policy at the paper's settings.
 """
@@ -14,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,14 +26,16 @@ import numpy as np
 from absl import flags
 
 from envs.tasks import make_env, parse_task
-from experiments import bench_updates
+from experiments import bench_lanes, bench_updates
 from utils import cli, runs
+from utils.errors import UserError
 from utils.evaluation import Evaluator
+from utils.files import atomic_write_bytes
 from utils.plotting import wilson_interval
 from utils.training import act, stack
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_enum("part", "all", ["all", "updates", "evaluation"], "What to measure.", flag_values=FLAGS)
+flags.DEFINE_enum("part", "all", ["all", "updates", "seeds", "evaluation"], "What to measure.", flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 2, "Rounds, the two sides in turn.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cores", None, "Cores to run on; default: all.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("agents", [], "Updates: agents to measure; default: all in agents/.", flag_values=FLAGS)
@@ -40,7 +47,9 @@ flags.DEFINE_enum(
     "Updates: precision of matrix products, on both sides; a processor knows float32 alone.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("agent", "agents/otql.py", "Evaluation: agent file.", flag_values=FLAGS)
+flags.DEFINE_list("lanes", "1,2,4,8", "Seeds: numbers of agents side by side.", flag_values=FLAGS)
+flags.DEFINE_string("output", "exp/bench", "Seeds: directory of the picture.", flag_values=FLAGS)
+flags.DEFINE_string("agent", "agents/otql.py", "Seeds, evaluation: agent file.", flag_values=FLAGS)
 flags.DEFINE_string("run", None, "Evaluation: directory of a run whose agent acts.", flag_values=FLAGS)
 flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Evaluation: task.", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -111,6 +120,24 @@ def bench_evaluation() -> None:
             print(f"Success, {name}: {np.mean(outcomes):.2f} ({low:.2f} to {high:.2f}) over {len(outcomes)} episodes.")
 
 
+def bench_seeds(overrides: dict[str, str]) -> bool:
+    """Prints what agents side by side bring, and draws it; returns whether all could be measured."""
+    name = Path(FLAGS.agent).stem
+    if name not in (known := bench_updates.find_agents()):
+        raise UserError(f"--agent={FLAGS.agent}: seeds are measured of agents/{{{','.join(known)}}}.py")
+    if not all(text.isdecimal() and int(text) for text in FLAGS.lanes) or not FLAGS.lanes:
+        raise UserError(f"--lanes={','.join(FLAGS.lanes)} needs whole numbers above 0, such as 1,2,4,8")
+    lanes = sorted({int(text) for text in FLAGS.lanes})
+    timing = FLAGS.rounds, FLAGS.seconds, FLAGS.matmul_precision
+    text, picture = bench_lanes.compare(name, overrides, lanes, *timing)
+    print(text, flush=True)
+    if picture:
+        path = Path(FLAGS.output).expanduser() / f"seeds_{name}.png"
+        atomic_write_bytes(path, picture)
+        print(f"picture: {path}", file=sys.stderr)
+    return picture is not None
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the parts asked for and prints them as Markdown; progress goes to stderr."""
     overrides = cli.parse(argv, FLAGS)
@@ -129,6 +156,8 @@ def main(argv: Sequence[str]) -> None:
             FLAGS.matmul_precision,
         )
         print(text, flush=True)
+    if FLAGS.part in ("all", "seeds"):
+        complete &= bench_seeds(overrides)
     if FLAGS.part in ("all", "evaluation"):
         bench_evaluation()
     if not complete:

@@ -33,6 +33,7 @@ from utils.errors import UserError
 from utils.training import SEGMENT, Trainer, stack
 
 DOMAIN, OBSERVATION_DIM, ACTION_DIM = "scene", 37, 5
+OURS = [sys.executable, "-m", "experiments.bench_updates"]
 PUBLIC_SCRIPT = runs.ROOT / "experiments" / "public_updates.py"
 # Our agent → the public one, and the settings that its authors give it on scene.
 PUBLIC: dict[str, tuple[str, dict[str, Any]]] = {
@@ -121,11 +122,10 @@ def compare(
     if unknown := [name for name in agents if name not in known]:
         raise UserError(f"there is no agent file agents/{unknown[0]}.py; there are {', '.join(known)}")
     agents = agents or known
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["JAX_DEFAULT_MATMUL_PRECISION"] = precision
+    environment = clean_environment(precision)
     specs = {name: {"agent": name, "settings": OWN.get(name, {}) | overrides} for name in agents}
     configs = {name: resolve(spec)[1] for name, spec in specs.items()}
-    sides = [Side("ours", [sys.executable, "-m", "experiments.bench_updates"], environment, specs)]
+    sides = [Side("ours", OURS, environment, specs)]
     if public is not None:
         sides.append(public_side(public, public_python, environment, configs))
     with tempfile.TemporaryDirectory() as directory:
@@ -136,6 +136,12 @@ def compare(
                 for side in sides:
                     side.measure(name, data, seconds)
     return report(agents, sides), not any(side.failures for side in sides)
+
+
+def clean_environment(precision: str) -> dict[str, str]:
+    """The environment of a measurement, with the precision of matrix products."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return kept | {"JAX_DEFAULT_MATMUL_PRECISION": precision}
 
 
 def find_agents() -> list[str]:
@@ -289,19 +295,30 @@ def measure_matmul(members: int, rows: int, width: int, calls: int = 20) -> floa
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Trains an agent of ours on the data, in the segments that main.py trains in; returns what `timed` does."""
+    """Trains `lanes` agents of ours on the data, in the segments that main.py trains in; returns what `timed` does.
+
+    The rate is the sum over lanes. With `stepwise`, the agent is driven the public way instead: one jitted update a
+    Python step, its batch sampled on the host.
+    """
     module, config = resolve(spec)
     with np.load(spec["data"]) as file:
         data = prepare(dict(file), config.horizon_length, terminates=False)
     create = jax.jit(partial(module.Agent.create, config=config))
-    agent = create(jax.random.PRNGKey(0), example_batch(data, config.horizon_length))
+    example = example_batch(data, config.horizon_length)
+    lanes = [create(jax.random.PRNGKey(i), example) for i in range(spec.get("lanes", 1))]
     batch = assemble(gather(data, data["starts"][: config.batch_size], config.horizon_length), config.discount, "pad")
     floor = {
-        "gflop": count_gflop(lambda agent: agent.update(batch), agent),
+        "gflop": count_gflop(lambda agent: agent.update(batch), lanes[0]),
         "matmul_rate": measure_matmul(config.num_qs, config.batch_size, config.value_hidden_dims[0]),
     }
-    agents = stack([agent])
-    trainer, step = Trainer(jax.random.PRNGKey(1)[None]), 0
+    run = stepwise(lanes[0], data) if spec.get("stepwise") else fused(stack(lanes), data)
+    result = timed(run, spec["seconds"]) | floor | {"versions": versions()}
+    return result | {"rate": result["rate"] * len(lanes)}
+
+
+def fused(agents: Any, data: dict[str, np.ndarray]) -> Callable[[int], dict[str, float]]:
+    """`run` for `timed`: the project's training loop."""
+    trainer, step = Trainer(jax.random.split(jax.random.PRNGKey(1), len(agents.step))), 0
     trainer.set_data(data)
 
     def run(count: int) -> dict[str, float]:
@@ -313,7 +330,26 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             step, info = until, jax.device_get(info)
         return {key: float(value[0]) for key, value in info.items() if "loss" in key}
 
-    return timed(run, spec["seconds"]) | floor | {"versions": versions()}
+    return run
+
+
+def stepwise(agent: Any, data: dict[str, np.ndarray]) -> Callable[[int], dict[str, float]]:
+    """`run` for `timed`: one jitted update a Python step, on rows that NumPy picks."""
+    rng, horizon, size = np.random.default_rng(0), agent.config.horizon_length, agent.config.batch_size
+
+    @jax.jit
+    def update(agent: Any, rows: Any) -> Any:
+        return agent.update(assemble(rows, agent.hyper["discount"], agent.config.window_rule))
+
+    def run(count: int) -> dict[str, float]:
+        nonlocal agent
+        for _ in range(count):
+            starts = data["starts"][rng.integers(0, len(data["starts"]), size)]
+            agent, info = update(agent, gather(data, starts, horizon))
+        jax.block_until_ready(agent)
+        return {key: float(value) for key, value in info.items() if "loss" in key}
+
+    return run
 
 
 if __name__ == "__main__":

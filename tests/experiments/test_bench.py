@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, bench_updates, public_updates
+from experiments import bench, bench_lanes, bench_updates, public_updates
 from utils import datasets, runs
 from utils.errors import UserError
+from utils.training import stack
 
 TINY = ("--agent.actor_hidden_dims=8", "--agent.value_hidden_dims=8", "--agent.num_qs=2", "--agent.batch_size=4")
 # A stand-in for the public code: same calls, an update that checks what it is given and how it is called.
@@ -192,3 +193,49 @@ def test_matrix_products_are_counted():
 def test_every_public_agent_is_compared():
     """A renamed agent file would lose its comparison without a word."""
     assert set(bench_updates.PUBLIC) <= set(bench_updates.find_agents())
+
+
+def test_seeds_side_by_side(tmp_path, capsys):
+    for name in bench.FLAGS:
+        bench.FLAGS[name].unparse()
+    flags = ["--part=seeds", "--agent=agents/fql.py", "--lanes=2,1", f"--output={tmp_path}", *TINY]
+    bench.main(["bench", *flags, "--rounds=1", "--seconds=0.01"])
+    out, err = capsys.readouterr()
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in out.splitlines() if row.startswith("| ")}
+    assert list(rows)[1:] == ["step by step", "1 side by side", "2 side by side"]
+    assert rows["step by step"][1] == "**1.00**"
+    rates = [float(rows[name][0]) for name in list(rows)[1:]]
+    assert float(rows["2 side by side"][1].strip("*")) == pytest.approx(rates[2] / rates[0], abs=0.02)
+    assert "Beyond `--num_seeds=" in out and f"picture: {tmp_path / 'seeds_fql.png'}" in err
+    assert (tmp_path / "seeds_fql.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stepwise_updates_are_those_of_the_loop():
+    """The same rows give the same losses, whichever way the agent is driven."""
+    _, config = bench_updates.resolve(
+        {"agent": "fql", "settings": dict(flag.removeprefix("--agent.").split("=") for flag in TINY)}
+    )
+    data = datasets.prepare(bench_updates.make_states(episodes=2, length=20), config.horizon_length, terminates=False)
+    data["starts"] = data["starts"][:1]  # every batch is this window, whoever draws it
+    module = runs.load_agent("agents/fql.py")
+    agent = module.Agent.create(jax.random.PRNGKey(0), datasets.example_batch(data, config.horizon_length), config)
+    loop = bench_updates.fused(stack([agent]), data)(1)
+    steps = bench_updates.stepwise(agent, data)(1)
+    assert loop.keys() == steps.keys() and loop == pytest.approx(steps, rel=1e-4)
+
+
+def test_knee():
+    assert bench_lanes.knee([1, 2, 4, 8], np.array([1, 2, 3.9, 5])) == 4
+    assert bench_lanes.knee([1, 2, 4], np.array([1, 1.1, 4])) == 1
+    assert bench_lanes.knee([2, 3], np.array([1, 1.3])) == 3
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [(["--lanes=0,1"], "whole numbers"), (["--lanes=a"], "whole numbers"), (["--agent=agents/none.py"], "agents/{bc,")],
+)
+def test_mistakes_about_seeds(flags, message):
+    for name in bench.FLAGS:
+        bench.FLAGS[name].unparse()
+    with pytest.raises(UserError, match=message.replace("{", "[{]")):
+        bench.main(["bench", "--part=seeds", *flags])
