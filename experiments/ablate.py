@@ -102,10 +102,10 @@ def make_grid(study: str, scale: str) -> Grid:
     *others, (axis, values) = STUDIES[study].items()
     choices: dict[str, tuple[str, ...]] = {"": ()}
     for name, own in others:
-        choices = {f"{c}{v}_": (*f, f"--agent.{name}={v}") for c, f in choices.items() for v in own}
+        choices = {f"{c}{v}-": (*f, f"--agent.{name}={v}") for c, f in choices.items() for v in own}
     if isinstance(values[0], float):
         lanes = f"--vary=agent.{axis}={','.join(map(show, values))}"
-        settings = {choice.rstrip("_"): (*own, lanes) for choice, own in choices.items()}
+        settings = {choice.rstrip("-"): (*own, lanes) for choice, own in choices.items()}
     else:
         settings = {f"{c}{axis}{v}": (*own, f"--agent.{axis}={v}") for c, own in choices.items() for v in values}
     grid = SCALES[scale]
@@ -118,14 +118,15 @@ def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[
     points, fields = [], STUDIES[study]
     for group in group_runs(found, last=3):
         values = tuple(group.runs[0].settings["config"][name] for name in fields)
+        if any(value not in own for value, own in zip(values, fields.values(), strict=True)):
+            continue  # a run of an earlier version of the study
         name = ", ".join(f"{LABELS.get(field, field)} {show(v)}" for field, v in zip(fields, values, strict=True))
         if group.apart:
             left_out.append(f"{name}, {len(group.runs)} of the seeds: {'; '.join(group.apart)}")
         else:
             points.append(Point(values, group))
-    order = [list(values) for values in fields.values()]
-    rank = {id(p): [o.index(v) if v in o else len(o) for o, v in zip(order, p.values, strict=True)] for p in points}
-    return sorted(points, key=lambda point: rank[id(point)]), left_out
+    points.sort(key=lambda point: [own.index(v) for own, v in zip(fields.values(), point.values, strict=True)])
+    return points, left_out
 
 
 def table(study: str, points: Sequence[Point]) -> str:
@@ -214,7 +215,7 @@ def report(study: str, scale: str, directories: list[Path], output: Path) -> Non
     """Writes table, curves and picture of what there is; prints the table."""
     points, left_out = find_points(study, directories)
     if not points:
-        raise UserError(f"none of the study's runs can be compared yet: {left_out[0]}")
+        raise UserError(f"none of the study's runs can be compared yet: {(left_out or ['there are none'])[0]}")
     text = "\n".join([f"## {points[0].group.env_name}, {study}", "", table(study, points), ""])
     text += "".join(f"- left out: {line}\n" for line in left_out)
     atomic_write_bytes(output / "ablation.png", draw(study, points))

@@ -122,7 +122,8 @@ def keep_compiled() -> None:
     digest = hashlib.sha256("".join(sorted(set(cpu))).encode()).hexdigest()[:12]
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(root / "otql" / f"compiled-{digest}"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
