@@ -27,7 +27,6 @@ import matplotlib
 import numpy as np
 from absl import flags
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -38,7 +37,7 @@ from experiments.report_runs import find_runs, show
 from utils import cli
 from utils.errors import UserError
 from utils.files import atomic_write_bytes, atomic_write_text
-from utils.plotting import STYLE
+from utils.plotting import STYLE, to_png
 from utils.program import define_flag
 
 # Study → setting → its values; the last one is the axis of the picture, the ones before it tell lines apart.
@@ -192,9 +191,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
         right.set_xlabel(LABELS.get(axis, axis))
         if len(lines) > 1:
             right.legend()
-        png = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return png.getvalue()
+        return to_png(figure)
 
 
 def _draw_scores(axes: Axes, points: Sequence[Point], ticks: list[Any], style: str) -> None:

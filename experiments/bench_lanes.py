@@ -3,17 +3,15 @@
 See `experiments.bench`. Every measurement is a process of its own (experiments/bench_updates.py), in turn.
 """
 
-import io
 import tempfile
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.bench_updates import OURS, Side, clean_environment, floor_share, make_states
-from utils.plotting import STYLE
+from utils.plotting import STYLE, to_png
 
 STEPWISE = "step by step"
 
@@ -74,9 +72,7 @@ def draw(lanes: list[int], ratios: np.ndarray) -> bytes:
         axes.set_xlabel("Agents side by side")
         axes.set_ylabel("Updates/s, over step by step")
         axes.legend()
-        png = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return png.getvalue()
+        return to_png(figure)
 
 
 def knee(lanes: list[int], ratios: np.ndarray) -> int:

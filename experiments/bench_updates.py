@@ -306,7 +306,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     create = jax.jit(partial(module.Agent.create, config=config))
     example = example_batch(data, config.horizon_length)
     lanes = [create(jax.random.PRNGKey(i), example) for i in range(spec.get("lanes", 1))]
-    batch = assemble(gather(data, data["starts"][: config.batch_size], config.horizon_length), config.discount, "pad")
+    rows = jax.device_put(gather(data, data["starts"][: config.batch_size], config.horizon_length))
+    batch = assemble(rows, config.discount, config.window_rule)
     floor = {
         "gflop": count_gflop(lambda agent: agent.update(batch), lanes[0]),
         "matmul_rate": measure_matmul(config.num_qs, config.batch_size, config.value_hidden_dims[0]),

@@ -1,20 +1,18 @@
 """Learning curves of a report: mean and interval over seeds of each method, the published curves dashed."""
 
-import io
 from collections.abc import Iterable
 from itertools import cycle
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from experiments import published
 from experiments.report_groups import Group, bootstrap
-from utils.plotting import STYLE
+from utils.plotting import STYLE, to_png
 
 # Runs that end before this share of the published curves would be a sliver beside them: these get a panel of their own.
 SHARE = 0.25
@@ -61,9 +59,7 @@ def draw_curves(env_name: str, groups: list[Group], styles: dict[str, dict[str, 
         online = all(group.runs[0].rollout_steps is not None for group in drawn)
         _label_axes(panels, env_name, metric, split, "Environment steps" if online else "Training steps")
         figure.legend(handles=_legend(panels[0], bool(curves), drawn, curves), loc="outside right upper")
-        png = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return png.getvalue()
+        return to_png(figure)
 
 
 def _only_length(reasons: list[str]) -> bool:

@@ -10,13 +10,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
 from scipy.stats import t as student
 
-from utils.plotting import STYLE
+from utils.plotting import STYLE, to_png
 
 Result = dict[str, np.ndarray]
 NFES = (1, 2, 3, 5, 10, 100)
@@ -135,12 +134,6 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _png(figure: Figure) -> bytes:
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return png.getvalue()
-
-
 def draw_samples(results: dict[Job, Result], centres: np.ndarray, radius: float) -> bytes:
     """Fig. 1: samples and paths of the first seed, rows of 100 and 2 steps; the numbers are means over seeds."""
     groups = {(setting.energy, setting.method): data for setting, data in by_setting(results).items()}
@@ -165,7 +158,7 @@ def draw_samples(results: dict[Job, Result], centres: np.ndarray, radius: float)
         handles = [Line2D([], [], color=colour, label=name, **look) for colour, name in names.items()]
         handles.append(Patch(facecolor=UNWANTED, edgecolor="#505050", linewidth=0.6, label="energy 1"))
         figure.legend(handles=handles, loc="lower center", ncols=4, borderaxespad=0.1)
-        return _png(figure)
+        return to_png(figure)
 
 
 def _draw_panel(
@@ -212,7 +205,7 @@ def draw_nfe(results: dict[Job, Result]) -> bytes:
             row[0].set_ylim(0, 1)
             row[1].set_ylim(bottom=0)
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        return _png(figure)
+        return to_png(figure)
 
 
 def _draw_metric(axes: Axes, method: str, values: np.ndarray) -> None:
@@ -259,7 +252,7 @@ def draw_sweep(results: dict[Job, Result], chosen: tuple[float, float]) -> bytes
         if ("wcot", *chosen) in own:
             handles.append(Line2D([], [], color="white", **STAR, label="figure 1"))
         figure.legend(handles=handles, loc="outside lower center", ncols=7)
-        return _png(figure)
+        return to_png(figure)
 
 
 def _measures(data: dict[str, np.ndarray]) -> np.ndarray:

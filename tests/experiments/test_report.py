@@ -11,7 +11,7 @@ import pytest
 from written_runs import DATA, SCENE, STEPS, groups_of, write_run
 
 from experiments import published, report, report_curves
-from utils import cli
+from utils import cli, plotting
 from utils.runs import ROOT
 
 
@@ -185,8 +185,8 @@ def test_curves_have_bands_and_the_published_ones_dashed(tmp_path, monkeypatch, 
     write_run(tmp_path, (0, 0.3, 0.4, 0.5), agent="otql", steps=steps)
     write_run(tmp_path, (0, 0.3, 0.4, 0.5), agent="otql", steps=steps, seed=1, finished=False)
     figures = []
-    canvas = report_curves.FigureCanvasAgg
-    monkeypatch.setattr(report_curves, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))[1])
+    canvas = plotting.FigureCanvasAgg
+    monkeypatch.setattr(plotting, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))[1])
     report.write_report([tmp_path], tmp_path / "report", 3)
     assert len(figures[0].axes) == panels
     own, other = figures[0].axes[0], figures[0].axes[-1]
