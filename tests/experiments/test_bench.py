@@ -239,3 +239,14 @@ def test_mistakes_about_seeds(flags, message):
         bench.FLAGS[name].unparse()
     with pytest.raises(UserError, match=message.replace("{", "[{]")):
         bench.main(["bench", "--part=seeds", *flags])
+
+
+def test_every_agent_has_a_floor(tmp_path):
+    """Agents whose update loops until it has converged, and those that index what they are given, included."""
+    data = tmp_path / "states.npz"
+    np.savez(data, **bench_updates.make_states(episodes=2, length=30))
+    settings = dict(flag.removeprefix("--agent.").split("=") for flag in TINY)
+    for agent in ("otql", "ewfm"):
+        spec = {"agent": agent, "settings": settings, "data": data, "seconds": 0.01}
+        result = bench_updates.measure(spec)
+        assert result["gflop"] > 0 and result["matmul_rate"] > 0 and result["rate"] > 0
