@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -81,5 +82,27 @@ def interrupt_at(monkeypatch):
                 signal.raise_signal(signal.SIGTERM)
 
         monkeypatch.setattr(program.Run, "log", log_and_raise)
+
+    return arm
+
+
+@pytest.fixture
+def slow_evaluation(monkeypatch):
+    """Returns a function that makes the next evaluation last long."""
+    from utils import evaluations
+
+    evaluate = evaluations.Evaluator.evaluate
+
+    def arm():
+        def slowly(self, policy, *rest):
+            monkeypatch.setattr(evaluations.Evaluator, "evaluate", evaluate)
+
+            def act(*inputs):
+                time.sleep(0.1)
+                return policy(*inputs)
+
+            return evaluate(self, act, *rest)
+
+        monkeypatch.setattr(evaluations.Evaluator, "evaluate", slowly)
 
     return arm

@@ -24,7 +24,7 @@ from tiny_runs import (
 )
 
 from envs.tasks import make_env
-from utils import checkpoints, program
+from utils import checkpoints, evaluations, program
 from utils.logging import read_csv
 from utils.training import Trainer
 
@@ -126,14 +126,14 @@ def test_sigterm_saves_where_it_falls(unbroken, otql_flags, interrupt_at, tmp_pa
 
 
 def test_signal_during_an_evaluation_repeats_only_that(unbroken, otql_flags, monkeypatch, tmp_path):
-    evaluate = program.Evaluator.evaluate
+    evaluate = evaluations.Evaluator.evaluate
 
     def evaluate_and_raise(self, policy, episodes, seed, progress):
-        monkeypatch.setattr(program.Evaluator, "evaluate", evaluate)
+        monkeypatch.setattr(evaluations.Evaluator, "evaluate", evaluate)
         signal.raise_signal(signal.SIGTERM)
         return evaluate(self, policy, episodes, seed, progress)
 
-    monkeypatch.setattr(program.Evaluator, "evaluate", evaluate_and_raise)
+    monkeypatch.setattr(evaluations.Evaluator, "evaluate", evaluate_and_raise)
     flags = (*otql_flags, f"--save_dir={tmp_path}")
     interrupted(*flags)
     directory = run_dir(tmp_path)
@@ -141,6 +141,37 @@ def test_signal_during_an_evaluation_repeats_only_that(unbroken, otql_flags, mon
     assert read_csv(directory / "train.csv")["step"][-1] == 1000 and not (directory / "eval.csv").read_bytes()
     assert "resuming at step 1000" in run_main(*flags).out
     assert_same_run(directory, unbroken)
+
+
+def test_evaluations_overlap_with_training_and_change_nothing(unbroken, otql_flags, tmp_path):
+    run_main(*otql_flags, f"--save_dir={tmp_path}", "--eval_overlap")
+    assert_same_run(run_dir(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("at", [1000, 1250])
+def test_signal_during_an_overlapping_evaluation(at, unbroken, otql_flags, slow_evaluation, interrupt_at, tmp_path):
+    """The evaluation of step 1000 is owed by the checkpoint at that step or at a later one, in every lane."""
+    flags = (*otql_flags, f"--save_dir={tmp_path}", "--eval_overlap", "--num_seeds=2", "--save_interval=0")
+    slow_evaluation()
+    interrupt_at(at)
+    interrupted(*flags)
+    for directory in run_dirs(tmp_path):
+        assert checkpoints.valid_steps(directory / "checkpoints") == [at]
+        assert not (directory / "eval.csv").read_bytes()
+    run_main(*flags)
+    directory = run_dirs(tmp_path)[0]
+    assert list(read_csv(directory / "eval.csv")["step"]) == [1000, 2000, 3000]
+    assert_same_run(directory, unbroken)
+
+
+def test_killed_during_an_overlapping_evaluation(unbroken, otql_flags, start, tmp_path):
+    flags = (*otql_flags, f"--save_dir={tmp_path}", "--eval_overlap")
+    process, log = start(*flags)
+    wait_for(process, lambda: EVALUATION in log.read_text() and newest(tmp_path) > 1000)
+    process.kill()
+    process.wait()
+    run_main(*flags)
+    assert_same_run(run_dir(tmp_path), unbroken)
 
 
 def truncate(path):

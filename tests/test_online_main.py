@@ -131,14 +131,21 @@ def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     assert type(distilled) is type(agents) and distilled.config == agents.config
 
 
-@pytest.mark.parametrize("at", [10, 30])
-def test_resumes_exactly(at, fork, tmp_path, interrupt_at):
-    """Interrupted while the base acts or while the agent learns, the run ends in the same agent, rows and buffer."""
+@pytest.mark.parametrize(("at", "of", "extra"), [(10, "eval", ""), (30, "eval", ""), (12, "online", "--eval_overlap")])
+def test_resumes_exactly(at, of, extra, fork, tmp_path, interrupt_at, slow_evaluation):
+    """Interrupted while the base acts or while the agent learns, the run ends in the same agent, rows and buffer.
+
+    Also if an evaluation of the base is owed.
+    """
     flags = (*fork[:2], *SHORT, "--agent=agents/fql.py", "--num_seeds=2")
     run_online(*flags, f"--save_dir={tmp_path / 'unbroken'}")
-    interrupt_at(at, of="eval")
-    broken = (*flags, f"--save_dir={tmp_path / 'broken'}")
+    interrupt_at(at, of=of)
+    broken = (*flags, f"--save_dir={tmp_path / 'broken'}", *([extra] if extra else []))
+    if extra:
+        slow_evaluation()
     assert call(*broken, program=online_main).code == 143
+    owing = [checkpoints.load_latest(d / "checkpoints")[1].get("owed") for d in run_dirs(tmp_path / "broken")[1:]]
+    assert [bool(owed) for owed in owing] == [bool(extra)] * 2
     run_online(*broken)
     pairs = list(zip(run_dirs(tmp_path / "unbroken"), run_dirs(tmp_path / "broken"), strict=True))
     assert [one.parent.name + one.name for one, _ in pairs] == ["bcsd0", "fqlsd0", "fqlsd1"]

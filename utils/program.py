@@ -16,10 +16,9 @@ from flax.serialization import from_state_dict, to_state_dict
 from utils import checkpoints, cli, runs
 from utils.datasets import example_batch
 from utils.errors import UserError
-from utils.evaluation import Evaluator, WorkerError
-from utils.files import atomic_write_text
+from utils.evaluation import Evaluator
+from utils.evaluations import Evaluations, policy_of
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
-from utils.plotting import learning_curve
 from utils.training import SEGMENT, act, lane, stack
 from utils.video import VideoUnavailable, record
 
@@ -48,6 +47,7 @@ def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: in
     flag("integer", "eval_interval", evaluate, "Steps between evaluations; 0: only at the end.", lower_bound=0)
     flag("integer", "save_interval", save, "Steps between checkpoints; 0: only at the end.", lower_bound=0)
     flag("integer", "eval_episodes", 50, "Episodes an evaluation.", lower_bound=1)
+    flag("bool", "eval_overlap", None, "Train on while evaluating, same numbers; default: if there is an accelerator.")
     flag("integer", "eval_workers", None, "Processes that step environments; default: one a core.", lower_bound=1)
     flag("integer", "video_episodes", 0, "Episodes of the final policy in videos/.", lower_bound=0)
     flag("integer", "video_frame_skip", 3, "Environment steps a frame.", lower_bound=1)
@@ -120,6 +120,7 @@ class Program:
         """
         self.flags, self.task, self.ends, self.module = values, task, tuple(ends), runs.load_agent(values.agent)
         self.total, self._logs = self.ends[-1], (*LOGS, *logs)
+        self.overlap = jax.default_backend() != "cpu" if values.eval_overlap is None else values.eval_overlap
         given = {k: values[k].value for k in ("horizon_length", "sparse") if values[k].value is not None}
         if given.keys() & overrides.keys():
             raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
@@ -194,17 +195,22 @@ class Program:
 
     def __enter__(self) -> "Program":
         self.signals, self.extra, self._spent, self._updates = cli.Signals(), lambda index: {}, 0.0, 0
-        self.evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=self.flags.eval_workers)
+        evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=self.flags.eval_workers)
+        self.evaluations = Evaluations(evaluator, self.lanes, self.flags.eval_episodes, self.signals.check)
+        if self.restored:
+            owing = [state.get("owed") for state in self.restored]
+            self.evaluations.take_up(owing, lambda step: lane(self.actors_at(step), 0))
         self._clock, self._bar = time.perf_counter(), ProgressBar(self.total, initial=self.step)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
+            self.evaluations.cancel()
             if kind is cli.Interrupted:
                 self.save()
         finally:
             self._bar.close()
-            self.evaluator.close()
+            self.evaluations.close()
             self.signals.release()
 
     def check_phase(self, name: str, first_step: int) -> None:
@@ -221,7 +227,11 @@ class Program:
     @property
     def actors(self) -> Any:
         """What acts at this step: the agents, or before them the base."""
-        return self.base if self.step < self.base_steps else self.agents
+        return self.actors_at(self.step)
+
+    def actors_at(self, step: int) -> Any:
+        """What acts at `step`."""
+        return self.base if step < self.base_steps else self.agents
 
     def due(self, interval: int) -> bool:
         """Whether what happens every `interval` steps (0: only at the end) is due at this step."""
@@ -241,8 +251,10 @@ class Program:
         Raises:
             Interrupted: a signal came.
         """
+        self.evaluations.settle(wait=False)
         if self.due(self.flags.eval_interval) and not self.evaluated:
-            self.evaluate()
+            # There is no training after the last step that the evaluation could overlap with.
+            self.evaluations.start(self.step, self.actors, overlap=self.overlap and self.step < self.total)
             self.evaluated = True
         if self.due(self.flags.save_interval):
             self.save()
@@ -264,49 +276,20 @@ class Program:
     def save(self) -> None:
         """Writes a checkpoint of every lane."""
         for index, run in enumerate(self.lanes):
-            run.save(self.step, lane(self.agents, index), self.evaluated, self.extra(index))
-
-    def evaluate(self) -> None:
-        """Evaluates every lane and appends to its eval.csv; noise and initial states are functions of (seed, step)."""
-        episodes, results = self.flags.eval_episodes, []
-        with ProgressBar(episodes * len(self.lanes), description="evaluation", unit=" episodes") as bar:
-
-            def progress(*_: int) -> None:
-                bar.update(1)
-                self.signals.check()
-
-            for index, run in enumerate(self.lanes):
-                try:
-                    results.append(self.evaluator.evaluate(*self._policy(index, episodes), progress))
-                except FloatingPointError as error:
-                    advice = "start again with a smaller --agent.lr in another --run_group"
-                    raise UserError(f"{run.spec.directory}, step {self.step}: {error}; {advice}") from error
-                except WorkerError as error:
-                    report = run.spec.directory / "worker_error.txt"
-                    atomic_write_text(report, f"{error}\n")
-                    raise UserError(f"evaluation failed, {str(error).splitlines()[0]} (all of it: {report})") from error
-        for run, result in zip(self.lanes, results, strict=True):
-            root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
-            run.log("eval", self.step, {"episodes": episodes} | row)
-            learning_curve(root, root / "learning_curve.png", title=self.flags.env_name)
-            figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
-            print(f"step {self.step}, {root.parent.name}/{root.name}: {figures}", flush=True)
-
-    def _policy(self, index: int, episodes: int) -> tuple[Callable, int, int]:
-        """One lane's policy for the evaluator, the number of episodes and their seed: functions of (seed, step)."""
-        seed, agents = self.lanes[index].spec.seed, self.actors
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 1), self.step)
-        episode_seed = int(np.random.SeedSequence((seed, self.step)).generate_state(1)[0])
-        return lambda *inputs: act(agents, index, inputs[0], key, *inputs[1:]), episodes, episode_seed
+            owed = self.evaluations.owed(index)
+            evaluated = self.evaluated and not (owed and owed["step"] == self.step)
+            earlier = {"owed": owed} if owed and owed["step"] < self.step else {}
+            run.save(self.step, lane(self.agents, index), evaluated, self.extra(index) | earlier)
 
     def finish(self) -> None:
-        """Records videos and marks the runs as finished."""
+        """Waits for evaluations, records videos and marks the runs as finished."""
+        self.evaluations.settle()
         cost = {"milliseconds_per_action": self._milliseconds_per_action()}
         for index, run in enumerate(self.lanes):
             if self.flags.video_episodes:
                 make = functools.partial(self.make_env, render_mode="rgb_array", width=320, height=320)
-                policy, episodes, seed = self._policy(index, self.flags.video_episodes)
-                video, horizon = self._video_path(run), self.config.horizon_length
+                policy, seed = policy_of(run.spec.seed, self.agents, index, self.step)
+                episodes, video, horizon = self.flags.video_episodes, self._video_path(run), self.config.horizon_length
                 try:
                     skip = self.flags.video_frame_skip
                     record(make, policy, episodes, seed, video, horizon, frame_skip=skip)

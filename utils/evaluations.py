@@ -1,0 +1,154 @@
+"""A program's evaluations: of all its lanes, in the foreground or while training goes on, and never lost or doubled."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.serialization import from_state_dict, to_state_dict
+
+from utils.errors import UserError
+from utils.evaluation import Evaluator, WorkerError
+from utils.files import atomic_write_text
+from utils.logging import ProgressBar
+from utils.plotting import learning_curve
+from utils.training import act, lane, stack
+
+# What evaluates a lane: (its number, stacked agents, its index in them).
+Actor = tuple[int, Any, int]
+
+
+class Cancelled(Exception):
+    """The evaluation is not wanted any more."""
+
+
+def policy_of(seed: int, agents: Any, index: int, step: int) -> tuple[Callable[..., jax.Array], int]:
+    """The evaluator's policy for lane `index` of `agents`, and the episodes' seed: functions of (seed, step)."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 1), step)
+    episode_seed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    return lambda *inputs: act(agents, index, inputs[0], key, *inputs[1:]), episode_seed
+
+
+class Evaluations:
+    """Evaluates agents and appends to each lane's eval.csv; one evaluation at a time, in the order of their steps.
+
+    One that overlaps with training works on a copy of the agents, since training gives theirs away. Until its rows are
+    written it is owed: checkpoints hold the copy, so that a run that is taken up evaluates the same agents.
+    """
+
+    def __init__(self, evaluator: Evaluator, lanes: Sequence[Any], episodes: int, check_signals: Callable[[], None]):
+        """Starts nothing yet.
+
+        Args:
+            evaluator: closed by `close`. lanes: the program's runs. episodes: of one evaluation of one lane.
+            check_signals: raises what ends the program.
+        """
+        self._evaluator, self._lanes, self._episodes, self._check_signals = evaluator, lanes, episodes, check_signals
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._cancelled = False
+        self._step, self._actors, self._future = 0, [], None
+
+    def start(self, step: int, agents: Any, overlap: bool) -> None:
+        """Evaluates the stacked `agents` at `step`: now, or in the background once the one before has ended."""
+        self.settle()
+        if overlap:
+            # The optimiser's state, the largest part of an agent, does not act.
+            agents = jax.tree.map(jnp.copy, agents.replace(opt_state=()))
+        actors = [(number, agents, number) for number in range(len(self._lanes))]
+        if overlap:
+            self._begin(step, actors)
+        else:
+            self._record(step, actors, self._evaluate(step, actors, self._check_signals))
+
+    def settle(self, wait: bool = True) -> None:
+        """Writes the rows of the evaluation in the background once it has ended; `wait`: waits for that."""
+        while wait and self._future and not self._future.done():
+            self._check_signals()
+            _wait(self._future)
+        if self._future and self._future.done():
+            future, self._future = self._future, None
+            self._record(self._step, self._actors, future.result())
+
+    def owed(self, number: int) -> dict[str, Any] | None:
+        """What a checkpoint holds of a lane's evaluation whose rows are not written yet: the step and the agent."""
+        for own, agents, index in self._actors if self._future else []:
+            if own == number:
+                return {"step": self._step, "agent": to_state_dict(jax.device_get(lane(agents, index)))}
+        return None
+
+    def take_up(self, owing: Sequence[dict[str, Any] | None], template: Callable[[int], Any]) -> None:
+        """Goes on with what `owed` gave for each lane.
+
+        Args:
+            template: step → an agent of the kind that acts there.
+        """
+        for step in sorted({state["step"] for state in owing if state}):
+            kind = template(step).replace(opt_state=())
+            states = {n: from_state_dict(kind, s["agent"]) for n, s in enumerate(owing) if s and s["step"] == step}
+            self.settle()
+            self._begin(step, [(number, stack([agent]), 0) for number, agent in states.items()])
+
+    def cancel(self) -> None:
+        """Stops the evaluation in the background, unless it has just ended; it stays owed."""
+        self._cancelled = True
+        while self._future and not self._future.done():
+            _wait(self._future)
+        if self._future and not self._future.exception():
+            self.settle()
+
+    def close(self) -> None:
+        """Ends the thread and the evaluator's workers."""
+        self._thread.shutdown()
+        self._evaluator.close()
+
+    def _begin(self, step: int, actors: list[Actor]) -> None:
+        def check() -> None:
+            if self._cancelled:
+                raise Cancelled
+
+        self._step, self._actors = step, actors
+        self._future = self._thread.submit(self._evaluate, step, actors, check)
+
+    def _evaluate(self, step: int, actors: list[Actor], check: Callable[[], None]) -> list[dict[str, Any]]:
+        """The evaluator's results for each of `actors`; `check` is called often and may raise."""
+        results = []
+        with ProgressBar(self._episodes * len(actors), description="evaluation", unit=" episodes") as bar:
+
+            def checked(policy: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+                def act_on(*inputs: np.ndarray) -> jax.Array:
+                    check()
+                    return policy(*inputs)
+
+                return act_on
+
+            for number, agents, index in actors:
+                spec = self._lanes[number].spec
+                policy, seed = policy_of(spec.seed, agents, index, step)
+                try:
+                    count = self._episodes
+                    results.append(self._evaluator.evaluate(checked(policy), count, seed, lambda *_: bar.update(1)))
+                except FloatingPointError as error:
+                    advice = "start again with a smaller --agent.lr in another --run_group"
+                    raise UserError(f"{spec.directory}, step {step}: {error}; {advice}") from error
+                except WorkerError as error:
+                    report = spec.directory / "worker_error.txt"
+                    atomic_write_text(report, f"{error}\n")
+                    raise UserError(f"evaluation failed, {str(error).splitlines()[0]} (all of it: {report})") from error
+        return results
+
+    def _record(self, step: int, actors: list[Actor], results: list[dict[str, Any]]) -> None:
+        """Appends to each lane's eval.csv, draws its curve and prints a line."""
+        for (number, *_), result in zip(actors, results, strict=True):
+            run = self._lanes[number]
+            root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
+            run.log("eval", step, {"episodes": self._episodes} | row)
+            learning_curve(root, root / "learning_curve.png", title=run.settings["env_name"])
+            figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
+            print(f"step {step}, {root.parent.name}/{root.name}: {figures}", flush=True)
+
+
+def _wait(future: Future) -> None:
+    """Waits for a moment, so that signals are seen."""
+    wait([future], timeout=0.2)
