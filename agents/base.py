@@ -77,7 +77,8 @@ NEAREST = {
     **{f"antmaze-{size}": "antmaze-large" for size in ("medium", "teleport")},
     **{f"antsoccer-{size}": "antmaze-large" for size in ("arena", "medium")},
 }
-# Small networks and faster rates, for runs of 10⁴ updates on a laptop's processor (README: Laptop scale).
+# Small networks and faster rates, for runs of 10⁴ updates on a laptop's processor; what agents add to it was chosen on
+# scene task 1 (README: Laptop scale).
 CPU = {
     "actor_hidden_dims": (128, 128, 128),
     "value_hidden_dims": (128, 128, 128),

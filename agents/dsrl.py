@@ -107,4 +107,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"noise_scale": 0.8},
     }
 )
-CPU = base.CPU
+CPU = base.CPU | {"noise_scale": 1.0}

@@ -104,4 +104,4 @@ PRESETS = base.presets(
         "OpenMicrowave": {"alpha": 300.0},
     }
 )
-CPU = base.CPU
+CPU = base.CPU | {"alpha": 100.0}

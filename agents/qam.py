@@ -185,4 +185,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"inv_temp": 3.0},
     }
 )
-CPU = base.CPU
+CPU = base.CPU | {"inv_temp": 10.0}

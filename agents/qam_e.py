@@ -6,7 +6,7 @@ Where the scale is 0 its authors' tuning ended at plain QAM.
 import ml_collections
 
 from agents import base, qam
-from agents.qam import CPU, Agent
+from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
 
@@ -32,3 +32,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"inv_temp": 3.0, "edit_scale": 0.1},
     }
 )
+CPU = qam.CPU | {"edit_scale": 0.1}

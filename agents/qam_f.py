@@ -6,7 +6,7 @@ Where α is 0 its authors' tuning ended at plain QAM, which acts with `flow_step
 import ml_collections
 
 from agents import base, qam
-from agents.qam import CPU, Agent
+from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
 
@@ -32,3 +32,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"inv_temp": 0.3, "fql_alpha": 30.0},
     }
 )
+CPU = qam.CPU | {"fql_alpha": 100.0}

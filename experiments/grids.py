@@ -74,6 +74,12 @@ GRIDS: dict[str, Grid] = {
         ("otql", "bc", "fql", "qam", "dsrl", "ifql"),
         ("scene-play-singletask-task1-v0",),
         seeds=3,
-        flags=("--offline_steps=18000", *COLLECTED, *CPU),
+        flags=("--offline_steps=30000", *COLLECTED, *CPU),
+    ),
+    "laptop_others": Grid(
+        ("ewfm", "qc", "qam_f", "qam_e", "fawac", "fedit", "cgql", "qsm"),
+        ("scene-play-singletask-task1-v0",),
+        seeds=1,
+        flags=("--offline_steps=30000", *COLLECTED, *CPU),
     ),
 }
