@@ -1,1 +1,1 @@
-"""The robot bridge: policies to LeRobot, its recordings back to datasets. Nothing here that a robot's PC runs needs JAX."""
+"""The robot bridge: policies to LeRobot, its recordings back to datasets. What a robot's PC runs needs no JAX."""

@@ -2,8 +2,8 @@
 
 It has no clock: an action is 0.1 s of simulated time, however long it takes; `--dataset.fps` only says how fast it is
 driven. In lerobot-record it ends an episode when the task is solved or its step limit is met, writes success to
-`labels.jsonl` in the dataset's folder, and resets itself, whatever the teleoperator. Episode i starts as demonstration i
-of `envs.panda.demonstrate` with the same seed does; recorded again, as its next attempt.
+`labels.jsonl` in the dataset's folder, and resets itself, with any teleoperator or none. Episode i starts as
+demonstration i of `envs.panda.demonstrate` with the same seed does; recorded again, as its next attempt.
 """
 
 import collections

@@ -48,7 +48,7 @@ class OtqlReset(Teleoperator):
         """Checks, before anything is recorded, that it can do its work."""
         recording = current()
         if recording is None:
-            refuse("otql_reset serves lerobot-record of LeRobot 0.4 only; with another program use another teleoperator")
+            refuse("otql_reset serves lerobot-record of LeRobot 0.4 only; choose another teleoperator")
         self._labelled = recording.saved
         if not _resets_itself(recording):
             if not sys.stdin.isatty():
