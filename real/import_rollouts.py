@@ -10,9 +10,9 @@ any other episode: a state whose action leads nowhere recorded). It also holds, 
     normalised = (recorded − offset) / scale
 
 By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a number that never changes has
-scale 1. Recordings of `otql_sim` that are to fit its environment stay as they are: `--state_norm=none
---action_norm=none`. What a policy sees on the robot is normalised by the file it was trained on, so later recordings must be too:
-`--stats=FIRST.npz` takes that file's numbers. FILE.json says what went in.
+scale 1. What a policy sees on the robot is normalised by the file it was trained on, so later recordings must be too:
+`--stats=FIRST.npz` takes that file's numbers. FILE.json says what went in. Recordings of `otql_sim` that are to fit its
+environment stay as they are: `--state_norm=none --action_norm=none`.
 
 This runs wherever pyarrow is, so also in LeRobot's environment (hence argparse: there is no absl).
 """
