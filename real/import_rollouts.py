@@ -11,8 +11,9 @@ any other episode: a state whose action leads nowhere recorded). It also holds, 
 
 By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a number that never changes has
 scale 1. What a policy sees on the robot is normalised by the file it was trained on, so later recordings must be too:
-`--stats=FIRST.npz` takes that file's numbers. FILE.json says what went in. Recordings of `otql_sim` that are to fit its
-environment stay as they are: `--state_norm=none --action_norm=none`.
+`--stats=FIRST.npz` takes that file's numbers. Recordings of `otql_sim` that are to fit its environment stay as they
+are: `--state_norm=none --action_norm=none`. Beside it, FILE.json says what went in, and FILE.normalisation.json tells
+real/export.py what a policy is to do on the robot: LeRobot's MEAN_STD with offset and scale, whatever these are.
 
 This runs wherever pyarrow is, so also in LeRobot's environment (hence argparse: there is no absl).
 """
@@ -98,6 +99,7 @@ def import_rollouts(
         for recording, outcome in zip(recordings, outcomes, strict=True)
     ]
     write_json(output.with_suffix(".json"), record)
+    write_json(output.with_suffix(".normalisation.json"), _for_export(recordings[0].widths, numbers))
     write_npz(output, arrays | numbers)
     return _summary(output, arrays, outcomes, max_steps)
 
@@ -166,7 +168,7 @@ def _normalise(arrays: Arrays, numbers: Arrays) -> None:
         values = arrays[name].astype(np.float64)
         arrays[name] = ((values - numbers[f"{what}_offset"]) / numbers[f"{what}_scale"]).astype(np.float32)
     beyond = np.abs(arrays["actions"]).max(axis=1) > 1 + 1e-3
-    if beyond.any() and (numbers["action_scale"] == 1).all() and not numbers["action_offset"].any():
+    if beyond.any() and _is_identity(numbers, "action"):
         raise UserError("actions are beyond [-1, 1], where --action_norm=none needs them; leave it out")
     if beyond.any():
         print(
@@ -175,6 +177,29 @@ def _normalise(arrays: Arrays, numbers: Arrays) -> None:
             file=sys.stderr,
         )
     arrays["actions"] = np.clip(arrays["actions"], -1, 1)
+
+
+def _for_export(widths: dict[str, int], numbers: Arrays) -> dict[str, dict]:
+    """The normalisation in LeRobot's words; `widths`: of the state's features, in their order."""
+    parts, end = {"action": ("action", slice(None))}, 0
+    for feature, width in widths.items():
+        parts[feature] = ("state", slice(end, end + width))
+        end += width
+    raw = {what: _is_identity(numbers, what) for what in ("state", "action")}
+    kinds = {"STATE": "state", "ENV": "state", "ACTION": "action"}
+    return {
+        "norm_map": {kind: "IDENTITY" if raw[what] else "MEAN_STD" for kind, what in kinds.items()},
+        "stats": {
+            feature: {"mean": numbers[f"{what}_offset"][part].tolist(), "std": numbers[f"{what}_scale"][part].tolist()}
+            for feature, (what, part) in parts.items()
+            if not raw[what]
+        },
+    }
+
+
+def _is_identity(numbers: Arrays, what: str) -> bool:
+    """Whether states or actions are left as they are."""
+    return bool((numbers[f"{what}_offset"] == 0).all() and (numbers[f"{what}_scale"] == 1).all())
 
 
 def _summary(output: Path, arrays: Arrays, outcomes: list[Lengths], max_steps: int) -> str:

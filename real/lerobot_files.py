@@ -41,6 +41,7 @@ class Recording:
     Attributes:
         root: its folder.
         fps: frames a second.
+        widths: feature → how many of the states' numbers are its own, in their order.
         state_names: [o] names of the states' numbers.
         action_names: [a] names of the actions' numbers.
         episodes: by index.
@@ -48,6 +49,7 @@ class Recording:
 
     root: Path
     fps: float
+    widths: dict[str, int]
     state_names: list[str]
     action_names: list[str]
     episodes: list[Episode]
@@ -88,8 +90,9 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
         Episode(states[part], actions[part], {name: values[part] for name, values in outcomes.items()})
         for part in _parts(root, columns, float(info["fps"]))
     ]
+    widths = {feature: len(names[feature]) for feature in features}
     state_names = [name for feature in features for name in names[feature]]
-    return Recording(root, float(info["fps"]), state_names, names[action], episodes)
+    return Recording(root, float(info["fps"]), widths, state_names, names[action], episodes)
 
 
 def _names(root: Path, features: dict[str, dict], feature: str) -> list[str]:

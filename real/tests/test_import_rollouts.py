@@ -7,12 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VIDEO, write_recording
+from recordings import VIDEO, write_recording
 
 from envs.gym_data import read_gym_dataset
 from real import import_rollouts as program
 from real.import_rollouts import STATS, import_rollouts, main
 from utils.errors import UserError
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A recording of two episodes, the first of them a success."""
+    root = tmp_path / "recording"
+    write_recording(root)
+    labels = [{"episode_index": 0, "success": True, "steps": 4}, {"episode_index": 1, "success": False}]
+    (root / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    return root
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
@@ -37,6 +47,23 @@ def test_rows_and_statistics(labelled: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays["timeouts"], np.arange(10) == 9)
     about = json.loads((tmp_path / "a.json").read_text())
     assert about["state_names"] == ["a.pos", "b.pos", "c.pos"] and about["datasets"][0]["successes"] == 1
+
+
+def test_normalisation_for_the_robot(tmp_path: Path) -> None:
+    places = np.random.default_rng(3).normal(5, 3, (10, 2)).astype(np.float32)
+    columns = {"observation.environment_state": places, "next.success": np.arange(10) == 9}
+    recorded = write_recording(tmp_path / "r", columns=columns)
+    features = ["observation.environment_state", "observation.state"]
+    import_rollouts([tmp_path / "r"], tmp_path / "a.npz", features=features, state_norm="min_max")
+    about, arrays = json.loads((tmp_path / "a.normalisation.json").read_text()), load(tmp_path / "a.npz")
+    assert about["norm_map"] == {"STATE": "MEAN_STD", "ENV": "MEAN_STD", "ACTION": "MEAN_STD"}
+    seen = [(recorded[name] - about["stats"][name]["mean"]) / about["stats"][name]["std"] for name in features]
+    np.testing.assert_allclose(arrays["observations"], np.concatenate(seen, axis=1), atol=1e-5)
+    done = arrays["actions"] * about["stats"]["action"]["std"] + about["stats"]["action"]["mean"]
+    np.testing.assert_allclose(done, recorded["action"], atol=1e-5)
+    import_rollouts([tmp_path / "r"], tmp_path / "b.npz", state_norm="none")
+    about = json.loads((tmp_path / "b.normalisation.json").read_text())
+    assert about["norm_map"]["STATE"] == "IDENTITY" and list(about["stats"]) == ["action"]
 
 
 def test_is_a_dataset_of_the_project(labelled: Path, tmp_path: Path) -> None:

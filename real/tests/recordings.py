@@ -1,21 +1,11 @@
-"""LeRobot's surroundings, and a recording as lerobot-record writes it, with the content that a test wants."""
+"""A recording as lerobot-record writes it, with the content that a test wants."""
 
-import importlib.util
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-# LeRobot reads these when it is imported: it keeps calibrations there, and looks for nothing on the network.
-os.environ["HF_LEROBOT_HOME"] = tempfile.mkdtemp()
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-if not all(map(importlib.util.find_spec, ("lerobot", "lerobot_robot_otql_sim", "mujoco"))):
-    collect_ignore = ["test_recording.py"]
 
 VIDEO = "observation.images.front"
 
@@ -55,7 +45,9 @@ def write_recording(
         data = {name: values[keep] for name, values in data.items()}
     vector = {"dtype": "float32", "shape": [len(joints)], "names": list(joints)}
     features = {"observation.state": vector, "action": vector, VIDEO: {"dtype": "video", "shape": [3, 4, 4]}}
-    features |= {name: {"dtype": "float32", "shape": [1], "names": None} for name in columns or {} if "next." in name}
+    for name in data.keys() - features.keys() - {"episode_index", "frame_index", "timestamp"}:
+        shape = [data[name].shape[1] if data[name].ndim == 2 else 1]
+        features[name] = {"dtype": "float32", "shape": shape, "names": None}
     info = {"codebase_version": "v3.0", "fps": fps, "features": features, "total_frames": len(data["timestamp"])}
     for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
         (root / folder).mkdir(parents=True)
@@ -76,13 +68,3 @@ def write_recording(
 def _column(values: Any) -> Any:
     """Vectors as lists, numbers as numbers."""
     return list(values) if isinstance(values, list) or values.ndim == 2 else values
-
-
-@pytest.fixture
-def labelled(tmp_path: Path) -> Path:
-    """A recording of two episodes, the first of them a success."""
-    root = tmp_path / "recording"
-    write_recording(root)
-    labels = [{"episode_index": 0, "success": True, "steps": 4}, {"episode_index": 1, "success": False}]
-    (root / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
-    return root
