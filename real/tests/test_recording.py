@@ -271,6 +271,7 @@ def test_reset_without_questions_on_success(
         ),
         ({"max_steps": 0}, OtqlExpertConfig(), True, "--robot.max_steps at least 1"),
         (None, OtqlExpertConfig(), True, "otql_expert acts in lerobot-record on --robot.type=otql_sim only"),
+        ({}, OtqlResetConfig(), True, "otql_reset only resets; name what acts by --policy.path"),
         (None, OtqlResetConfig(), False, "otql_reset asks at the terminal, and there is none"),
         ({"observed": "angle"}, OtqlResetConfig(), True, "keeps otql_test_arm still ('joint.pos' is not observed)"),
     ],
@@ -287,8 +288,9 @@ def test_mistakes(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal, raising=False)
     arm = robot is None or "observed" in robot
     config = (ArmConfig if arm else OtqlSimConfig)(**(robot or {}))
+    policy = fake_policy(monkeypatch, 1) if arm else None
     with pytest.raises(SystemExit) as ended:
-        record(tmp_path / "r", config, teleop)
+        record(tmp_path / "r", config, teleop, policy)
     assert ended.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]

@@ -18,12 +18,14 @@ class Recording:
         robot: LeRobot's robot.
         dataset: the LeRobotDataset that is recorded.
         events: LeRobot's flags; empty before both devices are connected.
+        has_policy: whether a policy acts, and the teleoperator only while the scene is reset.
         resetting: whether the scene is being reset. The episode before is then not saved yet.
     """
 
     robot: Any
     dataset: Any
     events: dict[str, bool]
+    has_policy: bool
     resetting: bool
 
     @property
@@ -51,7 +53,8 @@ def current() -> Recording | None:
             if frame.f_code.co_name == "record_loop":
                 resetting = found["dataset"] is None
             elif frame.f_code.co_name == "record" and found.get("dataset") is not None:
-                return Recording(found["robot"], found["dataset"], found.get("events", {}), resetting)
+                events, has_policy = found.get("events", {}), found.get("policy") is not None
+                return Recording(found["robot"], found["dataset"], events, has_policy, resetting)
         frame = frame.f_back
     return None
 

@@ -49,6 +49,8 @@ class OtqlReset(Teleoperator):
         recording = current()
         if recording is None:
             refuse("otql_reset serves lerobot-record of LeRobot 0.4 only; choose another teleoperator")
+        if not recording.has_policy:
+            refuse("otql_reset only resets; name what acts by --policy.path, or choose another teleoperator")
         self._labelled = recording.saved
         if not _resets_itself(recording):
             if not sys.stdin.isatty():
