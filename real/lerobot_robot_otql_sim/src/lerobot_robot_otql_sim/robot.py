@@ -190,7 +190,7 @@ def _make_env(config: OtqlSimConfig) -> Any:
         import envs.panda  # noqa: F401  registers the tasks
         from utils.errors import UserError
     except ImportError as error:
-        refuse(f"otql_sim needs the otql repository and mujoco ({error}); see real/README.md")
+        refuse(f"otql_sim needs envs/panda ({error}); in the otql repository: pip install --no-deps -e .")
     try:
         return gymnasium.make(config.task, disable_env_checker=True, max_steps=config.max_steps).unwrapped
     except UserError as error:
