@@ -2,7 +2,10 @@
 
 import os
 
-from jaxlib.version import __version_info__ as jaxlib_version
+try:
+    from jaxlib.version import __version_info__ as jaxlib_version
+except ImportError:  # On a robot's PC there is no JAX, and what is imported there needs none.
+    jaxlib_version = (0, 0, 0)
 
 USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 _FLAG = "xla_cpu_experimental_ynn_fusion_type"

@@ -1,0 +1,251 @@
+"""Turns recordings of LeRobot (LeRobotDataset v3) into a dataset to train on.
+
+    python -m real.import_rollouts DATASET_ROOT [DATASET_ROOT …] --output=FILE.npz [--stats=FIRST.npz]
+
+The file has the second convention of envs/gym_data.py: `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards`
+[N] (-1, and 0 in the last row of a solved episode), `terminals` [N] (1 there), `timeouts` [N] (1 in the last row of
+any other episode: a state whose action leads nowhere recorded). It also holds, float32, `state_offset` and
+`state_scale` [o], `action_offset` and `action_scale` [a]:
+
+    normalised = (recorded − offset) / scale
+
+By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a number that never changes has
+scale 1. What a policy sees on the robot is normalised by the file it was trained on, so later recordings must be too:
+`--stats=FIRST.npz` takes that file's numbers. Recordings of `otql_sim` that are to fit its environment stay as they
+are: `--state_norm=none --action_norm=none`. Beside it, FILE.json says what went in, and FILE.normalisation.json tells
+real/export.py what a policy is to do on the robot: LeRobot's MEAN_STD with offset and scale, whatever these are.
+
+This runs wherever pyarrow is, so also in LeRobot's environment (hence argparse: there is no absl).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from envs.files import Arrays, read_json, read_npz, write_json, write_npz
+from real.lerobot_files import Recording, read_recording
+from real.success import Lengths, successes
+from utils.errors import UserError
+
+STATS = ("state_offset", "state_scale", "action_offset", "action_scale")
+NORMS = ("mean_std", "min_max", "none")
+_CONSTANT = 1e-6  # A spread below is none.
+
+
+def import_rollouts(
+    roots: Sequence[str | Path],
+    output: str | Path,
+    *,
+    features: Sequence[str] = ("observation.state",),
+    action: str = "action",
+    labels: Sequence[str | Path] = (),
+    max_steps: int = 150,
+    state_norm: str | None = None,
+    action_norm: str | None = None,
+    stats: str | Path | None = None,
+) -> str:
+    """Imports recordings; returns a line that says what is in the file.
+
+    Args:
+        roots: folders of the datasets.
+        output: the file, '.npz'.
+        features: what makes up the observation, in this order.
+        action: what was done.
+        labels: files of labels, one a dataset; default: see `successes`.
+        max_steps: later frames of an episode do not count, nor does a success there.
+        state_norm: 'mean_std' (default), 'min_max' (to [-1, 1]) or 'none'.
+        action_norm: 'min_max' (default) or 'none' (they are in [-1, 1]).
+        stats: a file written before, whose normalisation is used instead.
+
+    Raises:
+        UserError: something is wrong with a dataset, the labels or a setting, or datasets do not go together.
+    """
+    output = Path(output).expanduser()
+    if output.suffix != ".npz":
+        raise UserError(f"{output} does not end in .npz; choose such a name for --output")
+    if labels and len(labels) != len(roots):
+        raise UserError(f"there are {len(labels)} files of --labels for {len(roots)} datasets; give one for each")
+    if max_steps < 1:
+        raise UserError(f"max_steps is {max_steps}; it must be at least 1")
+    if stats and (state_norm or action_norm):
+        raise UserError("--stats brings its normalisation; leave --state_norm and --action_norm out")
+    recordings = [read_recording(Path(root).expanduser(), list(features), action) for root in roots]
+    _check_alike(recordings)
+    files = [Path(file).expanduser() for file in labels] or [None] * len(recordings)
+    outcomes = [successes(recording, file) for recording, file in zip(recordings, files, strict=True)]
+    arrays = _rows(recordings, outcomes, max_steps)
+    record = {
+        "action": action,
+        "action_names": recordings[0].action_names,
+        "features": list(features),
+        "fps": recordings[0].fps,
+        "max_steps": max_steps,
+        "state_names": recordings[0].state_names,
+    }
+    if stats:
+        numbers = _read_stats(Path(stats).expanduser(), record)
+        record["stats"] = str(stats)
+    else:
+        record |= {"state_norm": state_norm or "mean_std", "action_norm": action_norm or "min_max"}
+        state = _statistics(arrays["observations"], record["state_norm"])
+        numbers = dict(zip(STATS, (*state, *_statistics(arrays["actions"], record["action_norm"])), strict=True))
+    _normalise(arrays, numbers)
+    record["datasets"] = [
+        {"root": str(recording.root), "episodes": len(outcome), "successes": sum(success for success, _ in outcome)}
+        for recording, outcome in zip(recordings, outcomes, strict=True)
+    ]
+    write_json(output.with_suffix(".json"), record)
+    write_json(output.with_suffix(".normalisation.json"), _for_export(recordings[0].widths, numbers))
+    write_npz(output, arrays | numbers)
+    return _summary(output, arrays, outcomes, max_steps)
+
+
+def _check_alike(recordings: list[Recording]) -> None:
+    """Checks that datasets go together."""
+    first = recordings[0]
+    for other in recordings[1:]:
+        if other.fps != first.fps:
+            raise UserError(f"{first.root} has {first.fps:g} fps, {other.root} {other.fps:g}; import those of one rate")
+        for what in ("state_names", "action_names"):
+            ours, theirs = getattr(first, what), getattr(other, what)
+            if ours != theirs:
+                differing = sorted(set(ours) ^ set(theirs)) or ["their order"]
+                raise UserError(
+                    f"{first.root} and {other.root} differ in {what} ({len(ours)} and {len(theirs)}; {differing[0]}): "
+                    "they are not of one robot"
+                )
+
+
+def _rows(recordings: list[Recording], outcomes: list[Lengths], max_steps: int) -> Arrays:
+    """The rows of all episodes, not normalised yet."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for recording, outcome in zip(recordings, outcomes, strict=True):
+        for episode, (success, length) in zip(recording.episodes, outcome, strict=True):
+            solved, size = success and length <= max_steps, min(length, max_steps)
+            last = (np.arange(size) == size - 1).astype(np.float32)
+            rows = {"observations": episode.states[:size], "actions": episode.actions[:size]}
+            rows |= {"rewards": last * solved - 1, "terminals": last * solved, "timeouts": last * (not solved)}
+            for name, values in rows.items():
+                parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _statistics(values: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Offset and scale [w] of values [N, w]."""
+    values = values.astype(np.float64)
+    if norm == "none":
+        offset, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
+    elif norm == "mean_std":
+        offset, scale = values.mean(axis=0), values.std(axis=0)
+    else:
+        low, high = values.min(axis=0), values.max(axis=0)
+        offset, scale = (high + low) / 2, (high - low) / 2
+    return offset.astype(np.float32), np.where(scale < _CONSTANT, 1, scale).astype(np.float32)
+
+
+def _read_stats(path: Path, record: dict) -> Arrays:
+    """The normalisation of a file written before; checks that it is of the same robot."""
+    numbers = {}
+    for pair, names in ((STATS[:2], "state_names"), (STATS[2:], "action_names")):
+        numbers |= read_npz(path, pair)
+        width = len(record[names])
+        if numbers[pair[0]].shape != (width,):
+            found = numbers[pair[0]].shape[0]
+            raise UserError(f"{path} normalises {found} {names[:-6]} numbers, the recordings have {width}")
+        if (before := (read_json(path.with_suffix(".json")) or {}).get(names)) not in (None, record[names]):
+            differing = [ours for ours, theirs in zip(record[names], before, strict=False) if ours != theirs]
+            raise UserError(f"{path} has other {names} than the recordings (first: {differing[0]})")
+    return numbers
+
+
+def _normalise(arrays: Arrays, numbers: Arrays) -> None:
+    """Normalises states and actions in place of the recorded ones; actions beyond the range of --stats are clipped."""
+    for name, what in (("observations", "state"), ("actions", "action")):
+        values = arrays[name].astype(np.float64)
+        arrays[name] = ((values - numbers[f"{what}_offset"]) / numbers[f"{what}_scale"]).astype(np.float32)
+    beyond = np.abs(arrays["actions"]).max(axis=1) > 1 + 1e-3
+    if beyond.any() and _is_identity(numbers, "action"):
+        raise UserError("actions are beyond [-1, 1], where --action_norm=none needs them; leave it out")
+    if beyond.any():
+        print(
+            f"{beyond.sum()} of {len(beyond)} actions are beyond the range that actions are normalised by "
+            f"(up to {np.abs(arrays['actions']).max():.3g} times) and were clipped.",
+            file=sys.stderr,
+        )
+    arrays["actions"] = np.clip(arrays["actions"], -1, 1)
+
+
+def _for_export(widths: dict[str, int], numbers: Arrays) -> dict[str, dict]:
+    """The normalisation in LeRobot's words; `widths`: of the state's features, in their order."""
+    parts, end = {"action": ("action", slice(None))}, 0
+    for feature, width in widths.items():
+        parts[feature] = ("state", slice(end, end + width))
+        end += width
+    raw = {what: _is_identity(numbers, what) for what in ("state", "action")}
+    kinds = {"STATE": "state", "ENV": "state", "ACTION": "action"}
+    return {
+        "norm_map": {kind: "IDENTITY" if raw[what] else "MEAN_STD" for kind, what in kinds.items()},
+        "stats": {
+            feature: {"mean": numbers[f"{what}_offset"][part].tolist(), "std": numbers[f"{what}_scale"][part].tolist()}
+            for feature, (what, part) in parts.items()
+            if not raw[what]
+        },
+    }
+
+
+def _is_identity(numbers: Arrays, what: str) -> bool:
+    """Whether states or actions are left as they are."""
+    return bool((numbers[f"{what}_offset"] == 0).all() and (numbers[f"{what}_scale"] == 1).all())
+
+
+def _summary(output: Path, arrays: Arrays, outcomes: list[Lengths], max_steps: int) -> str:
+    """What is in the file, in a line."""
+    episodes, solved = sum(map(len, outcomes)), int(arrays["terminals"].sum())
+    transitions = len(arrays["rewards"]) - (episodes - solved)
+    late = sum(success for outcome in outcomes for success, _ in outcome) - solved
+    note = f"; {late} solved only after --max_steps={max_steps} count as unsolved" if late else ""
+    return f"{output}: {episodes} episodes, {solved} solved, {transitions} transitions{note}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line."""
+    parser = _Parser(
+        prog="python -m real.import_rollouts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("roots", nargs="+", metavar="DATASET_ROOT", help="folder that lerobot-record wrote")
+    parser.add_argument("--output", required=True, help="the file (.npz)")
+    parser.add_argument("--features", default="observation.state", help="what makes up the observation, a,b,…")
+    parser.add_argument("--action", default="action", help="what was done")
+    parser.add_argument("--labels", default="", help="files of labels, one a dataset, a,b,…")
+    parser.add_argument("--max_steps", type=int, default=150, help="frames of an episode that count")
+    parser.add_argument("--state_norm", choices=NORMS, help="default: mean_std")
+    parser.add_argument("--action_norm", choices=NORMS[1:], help="default: min_max")
+    parser.add_argument("--stats", help="a file imported before, whose normalisation to use")
+    values = vars(parser.parse_args(argv))
+    for name in ("features", "labels"):
+        values[name] = [part for part in values[name].split(",") if part]
+    print(import_rollouts(values.pop("roots"), values.pop("output"), **values))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

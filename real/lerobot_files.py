@@ -1,0 +1,185 @@
+"""Reads what lerobot-record wrote (LeRobotDataset v3), by pyarrow alone: no torch, no LeRobot, no JAX.
+
+A dataset is a folder: `meta/info.json` (fps and features), `data/*/*.parquet` (one row a frame: features without
+images, `episode_index`, `frame_index`, `timestamp`), `meta/episodes/*/*.parquet` (one row an episode, which says where
+its videos are), `videos/`. A frame holds a state and the action taken in it; the state after the last action is not
+recorded.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.files import read_json
+from utils.errors import UserError
+
+_INDICES = ("episode_index", "frame_index", "timestamp")
+_OUTCOMES = ("next.success", "next.reward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One episode of T frames.
+
+    Attributes:
+        states: [T, o] float32, the asked features side by side.
+        actions: [T, a] float32.
+        outcomes: 'next.success' [T] and 'next.reward' [T], as far as they were recorded.
+    """
+
+    states: np.ndarray
+    actions: np.ndarray
+    outcomes: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One dataset.
+
+    Attributes:
+        root: its folder.
+        fps: frames a second.
+        widths: feature → how many of the states' numbers are its own, in their order.
+        state_names: [o] names of the states' numbers.
+        action_names: [a] names of the actions' numbers.
+        episodes: by index.
+    """
+
+    root: Path
+    fps: float
+    widths: dict[str, int]
+    state_names: list[str]
+    action_names: list[str]
+    episodes: list[Episode]
+
+
+def read_recording(root: Path, features: list[str], action: str) -> Recording:
+    """Reads a dataset.
+
+    Args:
+        root: its folder.
+        features: what makes up the state, in this order, such as 'observation.state'.
+        action: what was done, such as 'action'.
+
+    Raises:
+        UserError: no such dataset, or a feature or frame that is missing, no number, or not finite; says which.
+    """
+    info = read_json(root / "meta" / "info.json")
+    if info is None or not {"features", "fps", "total_frames", "codebase_version"} <= info.keys():
+        raise UserError(f"there is no LeRobotDataset in {root} (meta/info.json); give what lerobot-record wrote")
+    if not str(info["codebase_version"]).startswith("v3."):
+        raise UserError(
+            f"{root} is a LeRobotDataset {info['codebase_version']}, not v3; "
+            "convert it: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=<name>"
+        )
+    names = {feature: _names(root, info["features"], feature) for feature in [*features, action]}
+    found = [name for name in _OUTCOMES if name in info["features"]]
+    columns = _read_columns(root, [*names, *_INDICES, *found])
+    rows = len(columns["timestamp"])
+    if rows != info["total_frames"]:
+        raise UserError(
+            f"{root} holds {rows} frames, its info.json says {info['total_frames']}: a file of data/ is missing, "
+            "or the recording was broken off; end lerobot-record properly, or record again"
+        )
+    states = np.concatenate([_matrix(root, name, columns[name], len(names[name])) for name in features], axis=1)
+    actions = _matrix(root, action, columns[action], len(names[action]))
+    outcomes = {name: np.asarray(columns[name], np.float32).reshape(rows) for name in found}
+    episodes = [
+        Episode(states[part], actions[part], {name: values[part] for name, values in outcomes.items()})
+        for part in _parts(root, columns, float(info["fps"]))
+    ]
+    widths = {feature: len(names[feature]) for feature in features}
+    state_names = [name for feature in features for name in names[feature]]
+    return Recording(root, float(info["fps"]), widths, state_names, names[action], episodes)
+
+
+def _names(root: Path, features: dict[str, dict], feature: str) -> list[str]:
+    """Names of a feature's numbers; checks that it is there and a vector."""
+    if feature not in features:
+        offered = ", ".join(name for name in features if name.startswith(("observation", "action")))
+        raise UserError(f"{root} has no feature '{feature}'; it has {offered}")
+    about = features[feature]
+    if about["dtype"] not in ("float32", "float64") or len(about["shape"]) != 1:
+        raise UserError(f"'{feature}' in {root} is of kind {about['dtype']}, not a vector of numbers; leave it out")
+    given = about.get("names")
+    if isinstance(given, dict):  # Some robots write {"axes": [...]}.
+        given = next(iter(given.values()))
+    return list(given) if given else [f"{feature}.{i}" for i in range(about["shape"][0])]
+
+
+def _read_columns(root: Path, names: list[str]) -> dict[str, Any]:
+    """Reads columns of all data files, in order."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("recordings are parquet files; install what reads them: pip install pyarrow") from error
+    paths = sorted((root / "data").glob("*/*.parquet"))
+    if not paths:
+        raise UserError(f"{root} holds no data (data/*/*.parquet); nothing was recorded")
+    tables = []
+    for path in paths:
+        try:
+            tables.append(parquet.read_table(path, columns=names, partitioning=None))
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"{path} cannot be read ({reason}): is the recording still running, or was it killed?"
+            ) from error
+        if missing := set(names) - set(tables[-1].column_names):
+            raise UserError(f"{path} lacks the column '{min(missing)}'; record again")
+    table = pyarrow.concat_tables(tables)
+    return {name: table[name].to_numpy() for name in names}
+
+
+def _matrix(root: Path, name: str, column: np.ndarray, width: int) -> np.ndarray:
+    """A column of vectors as [N, width] float32; checks width and values."""
+    widths = {np.size(row) for row in column}
+    if widths != {width}:
+        found = ", ".join(map(str, sorted(widths)))
+        raise UserError(f"'{name}' in {root} has {found} numbers a frame, its info.json says {width}; record again")
+    matrix = np.stack([np.asarray(row, np.float32).reshape(width) for row in column])
+    if not np.isfinite(matrix).all():
+        row = int(np.argwhere(~np.isfinite(matrix))[0][0])
+        raise UserError(f"'{name}' in {root} is NaN or infinite (first in frame {row}); delete that episode")
+    return matrix
+
+
+def _parts(root: Path, columns: dict[str, Any], fps: float) -> list[slice]:
+    """Where each episode's frames stand; checks that none is missing."""
+    index, frame, time = (np.asarray(columns[name]) for name in _INDICES)
+    starts = np.flatnonzero(np.diff(index, prepend=-1))
+    if not np.array_equal(index[starts], np.arange(len(starts))):
+        raise UserError(f"the episodes of {root} are not numbered 0, 1, 2 …; edit it by LeRobot's tools only")
+    parts = [slice(start, end) for start, end in zip(starts, [*starts[1:], len(index)], strict=True)]
+    for episode, part in enumerate(parts):
+        steps = np.diff(frame[part], prepend=-1)
+        gaps = np.abs(np.diff(time[part], prepend=time[part][0] - 1 / fps) - 1 / fps) > 0.5 / fps
+        if (broken := np.flatnonzero((steps != 1) | gaps)).size:
+            raise UserError(
+                f"episode {episode} of {root} lacks frames (after {broken[0]} of {len(steps)}, at {fps:g} fps); "
+                "delete that episode: lerobot-edit-dataset"
+            )
+    return parts
+
+
+def videos_of(root: Path, episode: int) -> list[str]:
+    """Where an episode can be seen: 'FILE from 12.0 s to 18.3 s' for each camera; none if it was not filmed."""
+    from pyarrow import parquet
+
+    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
+        for row in parquet.read_table(path, partitioning=None).to_pylist():
+            if row["episode_index"] == episode:
+                return [_video(root, row, key) for key in row if key.endswith("/from_timestamp")]
+    return []
+
+
+def _video(root: Path, row: dict[str, Any], key: str) -> str:
+    """One camera's file and times."""
+    prefix = key.removesuffix("/from_timestamp")
+    chunk, file, start, end = (
+        row[f"{prefix}/{what}"] for what in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    )
+    return f"{root / prefix / f'chunk-{chunk:03d}' / f'file-{file:03d}.mp4'} from {start:.1f} s to {end:.1f} s"

@@ -1,0 +1,256 @@
+"""Recordings become transitions; every fault of them is one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import VIDEO, write_recording
+
+from envs.gym_data import read_gym_dataset
+from real import import_rollouts as program
+from real.import_rollouts import STATS, import_rollouts, main
+from utils.errors import UserError
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A recording of two episodes, the first of them a success."""
+    root = tmp_path / "recording"
+    write_recording(root)
+    labels = [{"episode_index": 0, "success": True, "steps": 4}, {"episode_index": 1, "success": False}]
+    (root / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    return root
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_rows_and_statistics(labelled: Path, tmp_path: Path) -> None:
+    recorded = write_recording(tmp_path / "same")
+    line = import_rollouts([labelled], tmp_path / "a.npz")
+    assert line.endswith("2 episodes, 1 solved, 9 transitions")
+    arrays = load(tmp_path / "a.npz")
+    for name, column, what in (("observations", "observation.state", "state"), ("actions", "action", "action")):
+        raw = arrays[name] * arrays[f"{what}_scale"] + arrays[f"{what}_offset"]
+        np.testing.assert_allclose(raw, recorded[column], atol=1e-5)
+    np.testing.assert_allclose(arrays["observations"].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(arrays["observations"].std(0), 1, atol=1e-6)
+    np.testing.assert_allclose(arrays["actions"].min(0), -1, atol=1e-6)
+    np.testing.assert_allclose(arrays["actions"].max(0), 1, atol=1e-6)
+    np.testing.assert_array_equal(arrays["rewards"], [-1, -1, -1, 0, -1, -1, -1, -1, -1, -1])
+    np.testing.assert_array_equal(arrays["terminals"], np.arange(10) == 3)
+    np.testing.assert_array_equal(arrays["timeouts"], np.arange(10) == 9)
+    about = json.loads((tmp_path / "a.json").read_text())
+    assert about["state_names"] == ["a.pos", "b.pos", "c.pos"] and about["datasets"][0]["successes"] == 1
+
+
+def test_normalisation_for_the_robot(tmp_path: Path) -> None:
+    places = np.random.default_rng(3).normal(5, 3, (10, 2)).astype(np.float32)
+    columns = {"observation.environment_state": places, "next.success": np.arange(10) == 9}
+    recorded = write_recording(tmp_path / "r", columns=columns)
+    features = ["observation.environment_state", "observation.state"]
+    import_rollouts([tmp_path / "r"], tmp_path / "a.npz", features=features, state_norm="min_max")
+    about, arrays = json.loads((tmp_path / "a.normalisation.json").read_text()), load(tmp_path / "a.npz")
+    assert about["norm_map"] == {"STATE": "MEAN_STD", "ENV": "MEAN_STD", "ACTION": "MEAN_STD"}
+    seen = [(recorded[name] - about["stats"][name]["mean"]) / about["stats"][name]["std"] for name in features]
+    np.testing.assert_allclose(arrays["observations"], np.concatenate(seen, axis=1), atol=1e-5)
+    done = arrays["actions"] * about["stats"]["action"]["std"] + about["stats"]["action"]["mean"]
+    np.testing.assert_allclose(done, recorded["action"], atol=1e-5)
+    import_rollouts([tmp_path / "r"], tmp_path / "b.npz", state_norm="none")
+    about = json.loads((tmp_path / "b.normalisation.json").read_text())
+    assert about["norm_map"]["STATE"] == "IDENTITY" and list(about["stats"]) == ["action"]
+
+
+def test_is_a_dataset_of_the_project(labelled: Path, tmp_path: Path) -> None:
+    import_rollouts([labelled], tmp_path / "a.npz")
+    data = read_gym_dataset(tmp_path / "a.npz", 3, 3)
+    np.testing.assert_array_equal(data["terminals"], [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(data["masks"], [1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(data["rewards"], [-1, -1, -1, 0, 0, -1, -1, -1, -1, -1, 0])
+
+
+def test_later_recordings_use_the_first_ones_statistics(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import_rollouts([labelled], tmp_path / "a.npz", state_norm="min_max")
+    later = tmp_path / "later"
+    recorded = write_recording(later, (3,), seed=1, columns={"action": np.full((3, 3), 30, np.float32)})
+    (later / "labels.jsonl").write_text('{"episode_index": 0, "success": 1}\n')
+    import_rollouts([later], tmp_path / "b.npz", stats=tmp_path / "a.npz")
+    first, second = load(tmp_path / "a.npz"), load(tmp_path / "b.npz")
+    for name in STATS:
+        np.testing.assert_array_equal(first[name], second[name])
+    expected = (recorded["observation.state"] - first["state_offset"]) / first["state_scale"]
+    np.testing.assert_allclose(second["observations"], expected, atol=1e-6)
+    np.testing.assert_array_equal(second["actions"], 1)
+    assert "3 of 3 actions are beyond" in capsys.readouterr().err
+
+
+def test_a_number_that_never_changes(tmp_path: Path) -> None:
+    column = np.tile(np.float32([7, 0.1, 0.2]), (4, 1))
+    write_recording(
+        tmp_path / "r", (4,), columns={"observation.state": column, "next.success": np.float32([0, 0, 0, 1])}
+    )
+    for norm in ("mean_std", "min_max"):
+        import_rollouts([tmp_path / "r"], tmp_path / "a.npz", state_norm=norm)
+        arrays = load(tmp_path / "a.npz")
+        np.testing.assert_array_equal(arrays["state_scale"], 1)
+        np.testing.assert_allclose(arrays["observations"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("next.success", [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]),
+        ("next.reward", [0, 0, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ("next.reward", [-1, -1, -1, -1, -1, -1, -1, 0, -1, -1]),
+    ],
+)
+def test_success_as_recorded_ends_the_episode(tmp_path: Path, column: str, values: list[float]) -> None:
+    write_recording(tmp_path / "r", columns={column: np.float32(values)})
+    assert import_rollouts([tmp_path / "r"], tmp_path / "a.npz").endswith("2 episodes, 1 solved, 7 transitions")
+    arrays = load(tmp_path / "a.npz")
+    np.testing.assert_array_equal(arrays["terminals"], np.arange(8) == 7)
+    np.testing.assert_array_equal(arrays["timeouts"], np.arange(8) == 3)
+
+
+def test_steps_after_the_limit_do_not_count(labelled: Path, tmp_path: Path) -> None:
+    line = import_rollouts([labelled], tmp_path / "a.npz", max_steps=3)
+    assert line.endswith("0 solved, 4 transitions; 1 solved only after --max_steps=3 count as unsolved")
+    np.testing.assert_array_equal(load(tmp_path / "a.npz")["timeouts"], [0, 0, 1, 0, 0, 1])
+
+
+def test_labels_from_a_table_and_several_datasets(labelled: Path, tmp_path: Path) -> None:
+    write_recording(tmp_path / "two", (5,), seed=2)
+    (tmp_path / "one.csv").write_text("episode_index,success\n1,yes\n0,no\n")
+    (tmp_path / "two.csv").write_text("success,episode_index\nsuccess,0\n")
+    arguments = [str(labelled), str(tmp_path / "two"), f"--output={tmp_path}/a.npz"]
+    main([*arguments, f"--labels={tmp_path}/one.csv,{tmp_path}/two.csv"])
+    np.testing.assert_array_equal(np.flatnonzero(load(tmp_path / "a.npz")["terminals"]), [9, 14])
+
+
+def test_asks_for_what_has_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / "r"
+    write_recording(root)
+    (root / "labels.jsonl").write_text('{"episode_index": 0, "success": true}\n')
+    questions, answers = [], iter(["what", "N"])
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or next(answers))
+    import_rollouts([root], tmp_path / "a.npz")
+    assert len(questions) == 2 and f"{root}/videos/{VIDEO}/chunk-000/file-000.mp4 from 0.1 s to 0.3 s" in questions[0]
+    kept = [json.loads(line) for line in (root / "labels.jsonl").read_text().splitlines()]
+    assert [label["success"] for label in kept] == [True, False]
+    import_rollouts([root], tmp_path / "b.npz")
+    np.testing.assert_array_equal(load(tmp_path / "a.npz")["rewards"], load(tmp_path / "b.npz")["rewards"])
+
+
+def nan_state() -> dict[str, np.ndarray]:
+    values = np.zeros((10, 3), np.float32)
+    values[4, 1] = np.nan
+    return {"observation.state": values}
+
+
+LABELS = '{"episode_index": 0, "success": true}\n{"episode_index": 1, "success": true}\n'
+
+
+@pytest.mark.parametrize(
+    ("recording", "labels", "flags", "message"),
+    [
+        ({"keep": np.arange(10) != 6}, LABELS, [], r"episode 1 .* lacks frames \(after 2 of 5, at 30 fps\)"),
+        ({"columns": {"timestamp": np.arange(10) / 10}}, LABELS, [], "episode 0 .* lacks frames"),
+        ({"columns": nan_state()}, LABELS, [], r"'observation.state' .* is NaN or infinite \(first in frame 4\)"),
+        ({"columns": {"action": [[0.0] * (2 + i % 2) for i in range(10)]}}, LABELS, [], "'action' .* has 2, 3 numbers"),
+        ({"columns": {"episode_index": np.repeat([0, 2], [4, 6])}}, LABELS, [], "not numbered 0, 1, 2"),
+        ({"columns": {"next.reward": np.linspace(0, 1, 10)}}, None, [], "'next.reward' .* is not sparse"),
+        ({}, LABELS, ["--features=observation.force"], "no feature 'observation.force'; it has observation.state"),
+        ({}, LABELS, ["--features=observation.state,observation.images.front"], "of kind video, not a vector"),
+        ({}, LABELS, ["--action=act"], "no feature 'act'"),
+        ({}, LABELS, ["--action_norm=none"], "actions are beyond"),
+        ({}, LABELS, ["--max_steps=0"], "max_steps is 0"),
+        ({}, LABELS, ["--max_steps=x"], "argument --max_steps: invalid int value: 'x'"),
+        ({}, LABELS, ["--labels=a,b"], "2 files of --labels for 1 datasets"),
+        ({}, LABELS, ["--labels=nowhere.csv"], "cannot read the labels nowhere.csv"),
+        ({}, LABELS, ["--stats=nowhere.npz"], "there is no file nowhere.npz"),
+        ({}, LABELS, ["--stats=a.npz", "--state_norm=none"], "leave --state_norm and --action_norm out"),
+        ({}, None, [], "success of episode 0 .* is unknown; give --labels"),
+        (
+            {},
+            LABELS + '{"episode_index": 2, "success": true}\n',
+            [],
+            "line 3 .* is about episode 2; the dataset has 0 to 1",
+        ),
+        ({}, LABELS + '{"episode_index": 1, "success": true}\n', [], "line 3 .* is a second label for episode 1"),
+        ({}, LABELS.replace("true", '"maybe"', 1), [], "line 1 .* says success 'maybe'; write true or false"),
+        ({}, LABELS.replace("true", '1, "steps": 5'), [], "line 1 .* says 5 steps, the episode has 4"),
+        ({}, LABELS + "episode 2 was fine\n", [], "line 3 .* is no label"),
+        ({}, LABELS + "[]\n", [], "line 3 .* is no label"),
+    ],
+)
+def test_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recording: dict, labels: str | None, flags: list[str], message: str
+) -> None:
+    write_recording(tmp_path / "r", **recording)
+    if labels is not None:
+        (tmp_path / "r/labels.jsonl").write_text(labels)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    with pytest.raises(UserError, match=message):
+        main([str(tmp_path / "r"), f"--output={tmp_path}/a.npz", *flags])
+    assert not (tmp_path / "a.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"fps": 10}, "has 30 fps, .* 10; import those of one rate"),
+        ({"joints": ("a.pos", "b.pos")}, r"differ in state_names \(3 and 2; c.pos\)"),
+        ({"joints": ("b.pos", "a.pos", "c.pos")}, r"differ in state_names \(3 and 3; their order\)"),
+    ],
+)
+def test_datasets_that_do_not_go_together(labelled: Path, tmp_path: Path, other: dict, message: str) -> None:
+    write_recording(tmp_path / "other", **other)
+    (tmp_path / "other/labels.jsonl").write_text(LABELS)
+    with pytest.raises(UserError, match=message):
+        import_rollouts([labelled, tmp_path / "other"], tmp_path / "a.npz")
+    import_rollouts([labelled], tmp_path / "a.npz")
+    if "joints" in other:
+        with pytest.raises(UserError, match=r"state numbers|other state_names"):
+            import_rollouts([tmp_path / "other"], tmp_path / "b.npz", stats=tmp_path / "a.npz")
+
+
+def test_folders_that_are_no_datasets(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="there is no LeRobotDataset in"):
+        import_rollouts([tmp_path / "empty"], tmp_path / "a.npz")
+    info = labelled / "meta/info.json"
+    about = json.loads(info.read_text())
+    info.write_text(json.dumps(about | {"codebase_version": "v2.1"}))
+    with pytest.raises(UserError, match=r"is a LeRobotDataset v2.1, not v3; convert it"):
+        import_rollouts([labelled], tmp_path / "a.npz")
+    info.write_text(json.dumps(about | {"total_frames": 12}))
+    with pytest.raises(UserError, match=r"holds 10 frames, its info.json says 12"):
+        import_rollouts([labelled], tmp_path / "a.npz")
+    data = labelled / "data/chunk-000/file-001.parquet"
+    data.write_bytes(data.read_bytes()[:200])  # As after a kill: the footer is written last.
+    with pytest.raises(UserError, match=r"cannot be read .*: is the recording still running"):
+        import_rollouts([labelled], tmp_path / "a.npz")
+    for file in (labelled / "data").glob("*/*"):
+        file.unlink()
+    with pytest.raises(UserError, match="holds no data"):
+        import_rollouts([labelled], tmp_path / "a.npz")
+
+
+def test_command_line(labelled: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "real.import_rollouts", str(labelled)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(program.__file__).parents[1])
+    assert done.returncode == 2
+    assert done.stderr == "error: the following arguments are required: --output\n"
+    command += [f"--output={tmp_path}/a.txt"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(program.__file__).parents[1])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "does not end in .npz" in done.stderr
