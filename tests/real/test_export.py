@@ -50,7 +50,7 @@ def test_a_finished_run(trained, tmp_path):
             kernel = params[f"Dense_{i}"]["kernel"]
             np.testing.assert_array_equal(tensors[f"model.{name}.kernels.{i}"].reshape(kernel.shape), kernel)
     text = (out / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: lerobot\n") and "| `lam` | 1 |" in text and POINTMAZE in text
+    assert text.startswith("---\nlibrary_name: lerobot\n") and "| `lam` | 2 |" in text and POINTMAZE in text
     before = contents(out)
     run_main(str(trained), str(out), FEATURES, program=export)
     assert contents(out) == before and [path.name for path in out.parent.iterdir()] == ["policy"]
