@@ -28,20 +28,32 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    *("normalisation", None, "JSON file of the dataset's statistics; default: that beside the dataset, if any."),
+    *(
+        "normalisation",
+        None,
+        "JSON file of the dataset's statistics, or 'none'; default: that beside the dataset, if any.",
+    ),
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("step", None, "Checkpoint to export; default: the newest.", lower_bound=0, flag_values=FLAGS)
 
 
 def find_normalisation(run: Run, features: dict[str, int], action_dim: int) -> tuple[Normalisation, str]:
-    """What --normalisation says, or the file <dataset>.normalisation.json of the run's dataset, or none; and which."""
-    path = FLAGS.normalisation and Path(FLAGS.normalisation).expanduser()
-    if path is None and isinstance(dataset := run.settings["flags"].get("dataset"), str):
+    """What --normalisation says, or else the file beside the run's dataset, or none; and a line on it.
+
+    Raises:
+        UserError: the dataset is gone, so that it is not known how it was normalised, or the file does not fit.
+    """
+    dataset, given = run.settings["flags"].get("dataset"), FLAGS.normalisation
+    path = Path(given).expanduser() if given and given != "none" else None
+    if dataset and not given:
         beside = Path(dataset).expanduser().with_suffix(".normalisation.json")
         path = beside if beside.is_file() else None
+        if not path and not Path(dataset).expanduser().is_file():
+            advice = f"give --normalisation={beside.name}, or --normalisation=none if its values were not normalised"
+            raise UserError(f"the run's dataset {dataset} is not here, nor how it was normalised; {advice}")
     if path is None:
-        return Normalisation(), "none: the networks see raw observations, and the robot gets actions in [−1, 1]"
+        return Normalisation(), "none: the networks see the robot's own values, and it gets actions in [−1, 1]"
     return read_normalisation(path, features, action_dim), f"statistics of {path}"
 
 

@@ -144,6 +144,24 @@ def test_normalisation(trained, tmp_path):
     assert "there is no file nowhere.json" in missing
 
 
+def test_the_file_beside_the_dataset(directory, pointmaze, tmp_path):
+    """Is used without being named; a dataset that is gone is no reason to send normalised actions to a robot."""
+    dataset, settings = tmp_path / "data.npz", json.loads((directory / "flags.json").read_text())
+    settings["flags"]["dataset"] = str(dataset)
+    (directory / "flags.json").write_text(json.dumps(settings))
+    line = refused(str(directory), str(tmp_path / "a"), program=export)
+    assert "is not here" in line and "--normalisation=data.normalisation.json" in line
+    assert (
+        "normalisation: none"
+        in run_main(str(directory), str(tmp_path / "b"), "--normalisation=none", program=export).out
+    )
+    shutil.copy(pointmaze, dataset)
+    assert "normalisation: none" in run_main(str(directory), str(tmp_path / "c"), program=export).out
+    content = {"norm_map": {"ACTION": "MEAN_STD"}, "stats": {"action": {"mean": [1, 2], "std": [3, 4]}}}
+    (tmp_path / "data.normalisation.json").write_text(json.dumps(content))
+    assert "data.normalisation.json" in run_main(str(directory), str(tmp_path / "d"), program=export).out
+
+
 OWN = """
 import jax
 from agents import bc
