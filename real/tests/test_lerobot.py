@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.processor import PolicyProcessorPipeline
 from lerobot.processor.rename_processor import rename_stats
+from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.control_utils import predict_action
 from lerobot.utils.import_utils import register_third_party_plugins
 from random_agents import ACTION_DIM, make_agent
@@ -133,6 +137,32 @@ def test_a_batch_of_environments(export):
     policy, *_ = load(export(make_agent("otql", horizon=2, best_of_n=3), FEATURES))
     batch = {name: torch.randn(7, size) for name, size in FEATURES.items()}
     assert policy.select_action(batch).shape == (7, ACTION_DIM)
+
+
+class Reach(gymnasium.Env):
+    """An environment as lerobot-eval takes them, of ten steps."""
+
+    observation_space = gymnasium.spaces.Dict({"agent_pos": Box(-1, 1, (4,)), "environment_state": Box(-1, 1, (2,))})
+    action_space = Box(-1, 1, (ACTION_DIM,))
+    _max_episode_steps = 10
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 0.0, False, self.steps >= 10, {"is_success": False}
+
+
+def test_the_loop_of_lerobot_eval(export):
+    """Several environments at once; its features are agent_pos and environment_state."""
+    policy, before, after = load(export(make_agent("otql", horizon=4, best_of_n=2), FEATURES))
+    identity = PolicyProcessorPipeline(steps=[])
+    env = gymnasium.vector.SyncVectorEnv([Reach] * 3)
+    result = rollout(env, policy, identity, identity, before, after, seeds=[0, 1, 2])
+    assert result["action"].shape == (3, 10, ACTION_DIM) and result["done"][:, -1].all()
 
 
 @pytest.mark.parametrize("name", ["otql", "fql", "dsrl", "fedit", "cgql", "qsm"])
