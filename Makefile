@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 RUN ?=
 
-.PHONY: quickstart test lint setup
+.PHONY: quickstart test test-real lint setup
 
 setup: .venv/ready
 
@@ -20,6 +20,16 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -x --durations=10
+
+# The robot bridge: LeRobot, torch and JAX side by side, which LeRobot's versions allow and `constraints.txt` does not.
+test-real: real/.venv/ready
+	real/.venv/bin/python -m pytest -q -x --durations=10 real/tests
+
+real/.venv/ready: pyproject.toml real/constraints.txt real/lerobot_policy_otql/pyproject.toml
+	$(PYTHON) -m venv real/.venv
+	real/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c real/constraints.txt \
+		-e real/lerobot_policy_otql -e . pytest
+	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff check .

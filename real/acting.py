@@ -1,0 +1,151 @@
+"""What of an agent acts: settings and parameters for the LeRobot policy in real/lerobot_policy_otql.
+
+An agent is told by its acting methods, so that one of a user's own that inherits them is exported too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from agents import base, cgql, dsrl, fedit, fql, ifql, qam, qsm
+from utils.errors import UserError
+from utils.networks import CriticEnsemble, Denoiser, OneStepPolicy, TanhGaussian, VectorField
+
+Tensors = dict[str, np.ndarray]
+
+# How one candidate comes about, and which flow and ranking it is.
+PROPOSALS = {
+    base.Agent.propose: "flow",
+    fql.Agent.propose: "one_step",
+    dsrl.Agent.propose: "latent",
+    fedit.Agent.propose: "edit",
+    qsm.Agent.propose: "diffusion",
+}
+GUIDED = {base.Agent.flow_actions: False, cgql.Agent.flow_actions: True}
+RANKS = {base.Agent.rank: "mean", ifql.Agent.rank: "min"}
+# Helpers of the above that an agent must not have of its own.
+HELPERS = {
+    "sample_actions": (base.Agent.sample_actions,),
+    "candidates": (base.Agent.candidates,),
+    "apply": (base.Agent.apply,),
+    "latents": (dsrl.Agent.latents,),
+    "edit": (fedit.Agent.edit,),
+}
+
+
+def acting_part(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
+    """Fields of the policy's configuration, and its parameters by the names that they have in torch.
+
+    Flows and denoisers are the Polyak averages that are sampled from; critics, one-step, latent and edit policies are
+    the online ones. Critics are left out where nothing asks them.
+
+    Raises:
+        UserError: the agent acts in a way, or with networks, that the LeRobot policy has not.
+    """
+    kind, guided, rank = _methods(agent)
+    cfg = agent.cfg
+    hidden, dim = tuple(cfg.actor_hidden_dims), cfg.action_dim
+    fields = {
+        "action_dim": dim // cfg.horizon_length,
+        "chunk_size": cfg.horizon_length,
+        "n_action_steps": cfg.horizon_length,
+        "sampler": "flow",
+        "flow_steps": cfg.flow_steps,
+        "actor_hidden_dims": list(hidden),
+        "time_dim": 0,
+        "latent_scale": 0.0,
+        "edit_scale": 0.0,
+        "guidance_coef": 0.0,
+        "inv_temp": 0.0,
+        "best_of_n": cfg.best_of_n,
+        "rank": rank,
+        "num_qs": 0,
+        "value_hidden_dims": [],
+    }
+    if kind == "one_step":
+        _check(agent, "one_step", OneStepPolicy(hidden, dim))
+        fields |= {"sampler": "one_step", "flow_steps": 1}
+        tensors = _mlp("actor", agent.params["one_step"])
+    elif kind == "diffusion":
+        _check(agent, "denoiser", Denoiser(hidden, dim, cfg.time_dim))
+        fields |= {"sampler": cfg.sampler, "time_dim": cfg.time_dim}
+        tensors = _denoiser(agent.targets["denoiser"], cfg.flow_steps, cfg.sampler)
+    else:
+        _check(agent, "flow", VectorField(hidden, dim))
+        tensors = _mlp("actor", agent.targets["flow"])
+    if kind == "latent":
+        _check(agent, "latent_actor", TanhGaussian(hidden, dim))
+        fields["latent_scale"] = float(cfg.noise_scale)
+        tensors |= _mlp("latent", agent.params["latent_actor"])
+    if kind == "edit":
+        _check(agent, "edit_actor", TanhGaussian(hidden, dim, conditioned=True))
+        fields["edit_scale"] = float(cfg.edit_scale)
+        tensors |= _mlp("edit", agent.params["edit_actor"])
+    if guided:
+        fields |= {"guidance_coef": float(cfg.guidance_coef), "inv_temp": float(cfg.inv_temp)}
+    if cfg.best_of_n > 1 or guided:
+        widths = tuple(cfg.value_hidden_dims)
+        _check(agent, "critic", CriticEnsemble(widths, cfg.num_qs))
+        fields |= {"num_qs": cfg.num_qs, "value_hidden_dims": list(widths)}
+        tensors |= _mlp("critic", agent.params["critic"])
+    tensors = {f"model.{name}": np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if broken:
+        raise UserError(f"the parameters {broken[0]} are not finite: the run has diverged; export an earlier --step")
+    return fields, tensors
+
+
+def _methods(agent: base.Agent) -> tuple[str, bool, str]:
+    """How the agent proposes, whether its flow is guided, and how it ranks."""
+    cls, cfg = type(agent), agent.config
+    kind = PROPOSALS.get(cls.propose)
+    if cls.propose is qam.Agent.propose:
+        kind = "one_step" if cfg.one_step else "edit" if cfg.edits else "flow"
+    known: dict[str, tuple[Callable, ...]] = HELPERS | {"flow_actions": tuple(GUIDED), "rank": tuple(RANKS)}
+    own = [name for name, methods in known.items() if hasattr(cls, name) and getattr(cls, name) not in methods]
+    own += [] if kind else ["propose"]
+    if own:
+        raise UserError(f"{cfg.algorithm} acts by a {own[0]} of its own, which the LeRobot policy has not")
+    return kind, GUIDED[cls.flow_actions] and kind not in ("one_step", "diffusion"), RANKS[cls.rank]
+
+
+def _check(agent: base.Agent, name: str, module: Any) -> None:
+    """Refuses a network that is not `module`."""
+    if agent.networks(agent.config, agent.config.action_dim).get(name) != module:
+        raise UserError(f"{agent.config.algorithm} has another network '{name}' than the LeRobot policy")
+
+
+def _mlp(name: str, params: dict[str, Any]) -> Tensors:
+    """The parameters of an MLP or an ensemble of them, whose only module this is, with a leading axis of members."""
+    (module,) = params.values()
+    return _layers(name, module, range(sum(key.startswith("Dense_") for key in module)))
+
+
+def _layers(name: str, module: dict[str, Any], indices: range) -> Tensors:
+    """The Dense layers of these indices, and the LayerNorms between them: [K, in, out] and [K, 1, out]."""
+    module = jax.tree.map(np.asarray, module)
+    tensors = {}
+    for i, index in enumerate(indices):
+        kernel = module[f"Dense_{index}"]["kernel"]
+        kernel = kernel[None] if kernel.ndim == 2 else kernel
+        tensors[f"{name}.kernels.{i}"] = kernel
+        tensors[f"{name}.biases.{i}"] = module[f"Dense_{index}"]["bias"].reshape(len(kernel), 1, -1)
+        if norm := module.get(f"LayerNorm_{index}"):
+            tensors[f"{name}.scales.{i}"] = norm["scale"].reshape(len(kernel), 1, -1)
+            tensors[f"{name}.shifts.{i}"] = norm["bias"].reshape(len(kernel), 1, -1)
+    return tensors
+
+
+def _denoiser(params: dict[str, Any], num_steps: int, sampler: str) -> Tensors:
+    """The parameters of a denoiser, and the table of its steps t = 1 … T, [T, 4]."""
+    layers = sum(key.startswith("Dense_") for key in params)
+    time = range(layers // 2)  # The time's MLP has one layer less than the body.
+    schedule = np.stack([qsm.signal_powers(num_steps)[1:], *qsm.reverse_weights(num_steps, sampler)], axis=1)
+    return {
+        "actor.frequencies": np.asarray(params["frequencies"]),
+        "actor.schedule": schedule,
+        **_layers("actor.time", params, time),
+        **_layers("actor.body", params, range(len(time), layers)),
+    }

@@ -1,0 +1,138 @@
+"""A run as a LeRobot policy: python -m real.export RUN_DIR OUT_DIR --features=observation.state:39
+
+Writes a directory that `lerobot-record --policy.path=OUT_DIR` and LeRobot's other programs load once
+real/lerobot_policy_otql is installed beside LeRobot. Needs neither torch nor LeRobot itself. Only what acts is
+exported: the flow that is sampled from, what shapes its samples, and the critics that rank them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.report_runs import Run, read_run, show
+from real.acting import acting_part
+from real.lerobot_format import Normalisation, parse_features, policy_files, read_normalisation
+from utils import cli, runs
+from utils.errors import UserError
+from utils.files import atomic_write_bytes, disk_errors, temporary_name
+from utils.plotting import wilson_interval
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    *("features", "observation.state", "LeRobot's observation features, name:size, in the order of the vector."),
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    *(
+        "normalisation",
+        None,
+        "JSON file of the dataset's statistics, or 'none'; default: that beside the dataset, if any.",
+    ),
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("step", None, "Checkpoint to export; default: the newest.", lower_bound=0, flag_values=FLAGS)
+
+
+def find_normalisation(run: Run, features: dict[str, int], action_dim: int) -> tuple[Normalisation, str]:
+    """What --normalisation says, or else the file beside the run's dataset, or none; and a line on it.
+
+    Raises:
+        UserError: the dataset is gone, so that it is not known how it was normalised, or the file does not fit.
+    """
+    dataset, given = run.settings["flags"].get("dataset"), FLAGS.normalisation
+    path = Path(given).expanduser() if given and given != "none" else None
+    if dataset and not given:
+        beside = Path(dataset).expanduser().with_suffix(".normalisation.json")
+        path = beside if beside.is_file() else None
+        if not path and not Path(dataset).expanduser().is_file():
+            advice = f"give --normalisation={beside.name}, or --normalisation=none if its values were not normalised"
+            raise UserError(f"the run's dataset {dataset} is not here, nor how it was normalised; {advice}")
+    if path is None:
+        return Normalisation(), "none: the networks see the robot's own values, and it gets actions in [−1, 1]"
+    return read_normalisation(path, features, action_dim), f"statistics of {path}"
+
+
+def performance(run: Run, step: int) -> str:
+    """The last evaluation up to `step`, in words."""
+    rows = [i for i, at in enumerate(run.steps) if at <= step]
+    if not rows:
+        return "not evaluated"
+    value, episodes, at = run.values[rows[-1]], run.episodes[rows[-1]], int(run.steps[rows[-1]])
+    if run.metric != "success_rate":
+        return f"mean return {value:.2f} over {episodes:.0f} episodes at step {at}"
+    low, high = wilson_interval(value, episodes)
+    return f"success rate {value:.2f} ({low:.2f} to {high:.2f}) over {episodes:.0f} episodes at step {at}"
+
+
+def card(run: Run, step: int, state: str, features: dict[str, int], normalisation: str) -> bytes:
+    """README.md of the directory: a model card."""
+    settings, head = run.settings, {"library_name": "lerobot", "pipeline_tag": "robotics"}
+    rows: dict[str, Any] = {
+        "task": settings["env_name"],
+        "algorithm": run.algorithm,
+        "seed": run.seed,
+        "checkpoint": f"step {step} of {run.planned} ({state})",
+        "simulation": performance(run, step),
+        "observation": ", ".join(f"{name} ({size})" for name, size in features.items()),
+        "normalisation": normalisation,
+        "rewards": "sparse" if settings.get("sparse") else "the task's",
+        "dataset": json.dumps(settings.get("dataset", {}), sort_keys=True),
+    }
+    rows |= {f"`{name}`": show(value) for name, value in sorted(settings["config"].items())}
+    lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "tags: [robotics, lerobot, otql]", "---", ""]
+    lines += [f"# {run.algorithm} on {settings['env_name']}", "", "Exported by real/export.py. To use it, install", ""]
+    lines += ["`lerobot_policy_otql` beside LeRobot 0.4.4 and give this directory as `--policy.path`.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
+    return "\n".join(lines).encode()
+
+
+def write_directory(directory: Path, files: dict[str, bytes]) -> None:
+    """Writes a directory that is there in full or not at all; one with the same content is left as it is.
+
+    Raises:
+        UserError: something else is there, or the disk is full or read-only.
+    """
+    if directory.is_dir() and any(directory.iterdir()):
+        found = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
+        if found.keys() != files.keys() or any(path.read_bytes() != files[name] for name, path in found.items()):
+            raise UserError(f"{directory} has other content; remove it, or name another directory")
+        return
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; name a directory")
+    temporary = temporary_name(directory)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for name, content in files.items():
+            atomic_write_bytes(temporary / name, content)
+        with disk_errors(directory):
+            os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Exports a run and says what was exported."""
+    arguments = cli.parse_arguments(argv, FLAGS)
+    if len(arguments) != 2:
+        raise UserError("give the directory of a run, and that of the policy to be written")
+    directory, out = (Path(argument).expanduser() for argument in arguments)
+    agent, settings, step = runs.load_run(directory, FLAGS.step)
+    run = read_run(directory)
+    fields, tensors = acting_part(agent)
+    features = parse_features(FLAGS.features, settings["observation_dim"])
+    normalisation, note = find_normalisation(run, features, fields["action_dim"])
+    state = "finished" if run.finished and step >= run.planned else "not finished" if not run.finished else "earlier"
+    files = policy_files(fields, tensors, features, normalisation)
+    write_directory(out, files | {"README.md": card(run, step, state, features, note)})
+    number = sum(tensor.size for tensor in tensors.values())
+    print(f"{out}: {run.algorithm}, step {step} of {run.planned} ({state}), {number} parameters")
+    print(f"{performance(run, step)}\nnormalisation: {note}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

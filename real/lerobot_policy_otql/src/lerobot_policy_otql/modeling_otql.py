@@ -1,0 +1,153 @@
+"""The policy as LeRobot runs it: a queue of actions over a sampler of chunks."""
+
+import dataclasses
+from collections import deque
+from typing import Any, NoReturn
+
+import torch
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.policies.rtc.modeling_rtc import RTCProcessor
+from torch import Tensor
+
+from lerobot_policy_otql.configuration_otql import OtqlConfig
+from lerobot_policy_otql.networks import Guide, Sampler, Velocity
+
+NOT_TRAINED_HERE = "OTQL policy: it is trained with main.py of the OTQL code and exported, not here"
+
+
+class OtqlPolicy(PreTrainedPolicy):
+    """Acts with what OTQL or a baseline trained.
+
+    Args:
+        config: of an exported directory. kwargs: what LeRobot adds; of it, the dataset's metadata are checked.
+
+    Raises:
+        ValueError: the robot's action or observation has another width than the networks; one line says which.
+    """
+
+    config_class = OtqlConfig
+    name = "otql"
+
+    def __init__(self, config: OtqlConfig, **kwargs: Any):
+        super().__init__(config)
+        features = getattr(kwargs.get("dataset_meta"), "features", {})
+        for key, feature in config.input_features.items():
+            found = tuple(features[key]["shape"]) if key in features else tuple(feature.shape)
+            if found != tuple(feature.shape):
+                raise ValueError(f"OTQL policy: '{key}' has {found[0]} values, it was exported for {feature.shape[0]}")
+        self.init_rtc_processor()
+        self.model = Sampler(config).requires_grad_(False)
+        if config.compile_model:
+            self.model.compile(mode=config.compile_mode)
+        self._queue: deque[Tensor] = deque()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, strict: bool = True, **kwargs: Any) -> "OtqlPolicy":
+        """As LeRobot's, but parameters that are missing are an error, not a warning."""
+        return super().from_pretrained(*args, strict=strict, **kwargs)
+
+    def init_rtc_processor(self) -> None:
+        """Takes up `config.rtc_config`, which LeRobot's real-time chunking sets after loading.
+
+        The guidance is capped at the number of Euler steps: more would overshoot the chunk it is to join.
+
+        Raises:
+            ValueError: the settings do not fit each other; one line says how.
+        """
+        self.config.validate_features()
+        rtc, steps = self.config.rtc_config, self.config.flow_steps
+        if rtc is not None:
+            rtc = dataclasses.replace(rtc, max_guidance_weight=min(rtc.max_guidance_weight, steps))
+        self.rtc_processor = RTCProcessor(rtc) if rtc is not None and rtc.enabled else None
+
+    def reset(self) -> None:
+        """Forgets the actions of the episode before, and compiles if that is still to be done."""
+        self._queue.clear()
+        if self.config.compile_model and self.rtc_processor is None:
+            # Compiled before the robot moves: it takes seconds, later calls milliseconds.
+            device = next(self.parameters()).device
+            widths = {key: feature.shape for key, feature in self.config.input_features.items()}
+            self.predict_action_chunk({key: torch.zeros(1, *shape, device=device) for key, shape in widths.items()})
+
+    def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """The next action: of the chunk at hand, or of a new one when `n_action_steps` of that are executed.
+
+        Args:
+            batch: preprocessed observation, [B, width] each. noise: as for `predict_action_chunk`.
+
+        Returns:
+            normalised actions, [B, A].
+
+        Raises:
+            ValueError: real-time chunking is on, which asks for chunks itself.
+        """
+        if self.rtc_processor is not None:
+            raise ValueError("OTQL policy: rtc_config.enabled is for programs that ask for chunks; turn it off here")
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch, noise=noise)
+            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(dim=1))
+        return self._queue.popleft()
+
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Tensor],
+        noise: Tensor | None = None,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """The best of N chunks.
+
+        Args:
+            batch: preprocessed observation, [B, width] each. noise: standard normal [N, B, draws, d]; default: drawn.
+            inference_delay, prev_chunk_left_over, execution_horizon: of real-time chunking, where it is on; steps,
+                normalised actions [B, T, A] or [T, A], steps.
+
+        Returns:
+            normalised actions in [−1, 1], [B, H, A].
+        """
+        # LeRobot calls this in inference mode, whose tensors know no gradients; guidance needs some.
+        with torch.inference_mode(False), torch.no_grad():
+            observations, config = self._observations(batch), self.config
+            if noise is None:
+                shape = (config.best_of_n, len(observations), self.model.draws, self.model.action_dim)
+                noise = torch.randn(shape, device=observations.device)
+            if self.rtc_processor is not None:
+                guide = self._join(prev_chunk_left_over, inference_delay or 0, execution_horizon)
+                actions = self.model.forward(observations, noise, guide)  # Not compiled.
+            else:
+                actions = self.model(observations, noise)
+            return actions.reshape(-1, config.chunk_size, config.action_dim)
+
+    def _observations(self, batch: dict[str, Tensor]) -> Tensor:
+        """The observation vector, [B, o]."""
+        widths = {key: feature.shape[0] for key, feature in self.config.input_features.items()}
+        for key, width in widths.items():
+            if key not in batch:
+                raise ValueError(f"OTQL policy: the observation has no '{key}'; it needs {', '.join(widths)}")
+            if batch[key].shape[-1] != width:
+                raise ValueError(f"OTQL policy: '{key}' has {batch[key].shape[-1]} values; it needs {width}")
+        return torch.cat([batch[key].float() for key in widths], dim=-1)
+
+    def _join(self, previous: Tensor | None, delay: int, execution_horizon: int | None) -> Guide:
+        """Real-time chunking's guidance towards what is left of the chunk before; LeRobot's time runs from 1 to 0."""
+        if previous is not None and previous.ndim == 2:
+            previous = previous[None]
+
+        def guide(velocity: Velocity, x: Tensor, t: float) -> Tensor:
+            chunks = x.reshape(-1, self.config.chunk_size, self.config.action_dim)
+            left = None if previous is None else previous.repeat(len(chunks) // len(previous), 1, 1)
+            backwards = self.rtc_processor.denoise_step(
+                chunks, left, delay, 1 - t, lambda y: -velocity(y.reshape(x.shape)).reshape(y.shape), execution_horizon
+            )
+            return -backwards.reshape(x.shape)
+
+        return guide
+
+    def get_optim_params(self) -> NoReturn:
+        """There are none."""
+        raise NotImplementedError(NOT_TRAINED_HERE)
+
+    def forward(self, batch: dict[str, Tensor]) -> NoReturn:
+        """There is no loss."""
+        raise NotImplementedError(NOT_TRAINED_HERE)

@@ -1,0 +1,175 @@
+"""The networks that act, and how candidates are drawn from them and ranked: agents/ in torch, forward only.
+
+Parameters are laid out as in the JAX code (kernels [in, out], ensembles stacked on a leading axis), so that the export
+copies them as they are.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lerobot_policy_otql.configuration_otql import OtqlConfig
+
+Velocity = Callable[[Tensor], Tensor]
+Guide = Callable[[Velocity, Tensor, float], Tensor]
+
+
+class MLP(nn.Module):
+    """K perceptrons side by side on shared inputs; hidden layers are Dense → activation (→ LayerNorm).
+
+    Args:
+        widths: of the input, the hidden layers and the output. members: K.
+    """
+
+    def __init__(self, widths: Sequence[int], members: int = 1, layer_norm: bool = False, activation: str = "gelu"):
+        super().__init__()
+        self.layer_norm, self.activation = layer_norm, activation
+
+        def parameters(*shapes: tuple[int, ...]) -> nn.ParameterList:
+            return nn.ParameterList(nn.Parameter(torch.zeros(members, *shape)) for shape in shapes)
+
+        self.kernels = parameters(*itertools.pairwise(widths))
+        self.biases = parameters(*((1, width) for width in widths[1:]))
+        if layer_norm:
+            self.scales = parameters(*((1, width) for width in widths[1:-1]))
+            self.shifts = parameters(*((1, width) for width in widths[1:-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., in] to [K, ..., out]."""
+        members = self.kernels[0].shape[0]
+        h = x.reshape(1, -1, x.shape[-1]).expand(members, -1, -1)
+        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            if i:
+                # flax's GELU is the approximation by tanh, its LayerNorm's epsilon 1e-6.
+                h = F.gelu(h, approximate="tanh") if self.activation == "gelu" else F.mish(h)
+                if self.layer_norm:
+                    h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * self.scales[i - 1] + self.shifts[i - 1]
+            h = torch.baddbmm(bias, h, kernel)
+        return h.reshape(members, *x.shape[:-1], h.shape[-1])
+
+
+class Denoiser(nn.Module):
+    """Noise prediction ε(s, x, t) of a diffusion policy on learned Fourier features of t."""
+
+    def __init__(self, input_dim: int, action_dim: int, config: OtqlConfig):
+        super().__init__()
+        hidden = config.actor_hidden_dims
+        self.frequencies = nn.Parameter(torch.zeros(config.time_dim // 2))
+        self.time = MLP((config.time_dim, *hidden), activation="mish")
+        self.body = MLP((input_dim + hidden[-1], *hidden, action_dim), activation="mish")
+        # Of the steps t = 1 … T: ᾱ_t and the factors of x̂₀, x_t and fresh noise in x_{t−1}.
+        self.register_buffer("schedule", torch.zeros(config.flow_steps, 4))
+
+    def forward(self, observations: Tensor, x: Tensor, t: float) -> Tensor:
+        """Maps observations [..., o] and points x [..., d] at step t to noise [..., d]."""
+        phase = 2 * torch.pi * t * self.frequencies
+        time = self.time(torch.cat([phase.cos(), phase.sin()]))[0]
+        return self.body(torch.cat([observations, x, time.expand(*x.shape[:-1], -1)], dim=-1))[0]
+
+
+class Sampler(nn.Module):
+    """Candidates of the policy, and the one that the critics rank first."""
+
+    def __init__(self, config: OtqlConfig):
+        super().__init__()
+        self.config = config
+        width = sum(feature.shape[0] for feature in config.input_features.values())
+        dim, hidden = config.chunk_size * config.action_dim, config.actor_hidden_dims
+        self.action_dim = dim
+        if config.sampler in ("flow", "one_step"):
+            self.actor = MLP((width + dim + (config.sampler == "flow"), *hidden, dim))
+        else:
+            self.actor = Denoiser(width + dim, dim, config)
+        if config.latent_scale > 0:
+            self.latent = MLP((width, *hidden, 2 * dim))
+        if config.edit_scale > 0:
+            self.edit = MLP((width + dim, *hidden, 2 * dim))
+        if config.num_qs:
+            self.critic = MLP((width + dim, *config.value_hidden_dims, 1), config.num_qs, layer_norm=True)
+
+    @property
+    def draws(self) -> int:
+        """Standard normal vectors [d] that a candidate takes: its start, a diffusion's steps, an edit."""
+        steps = self.config.flow_steps if self.config.sampler in ("estimate", "ddpm") else 0
+        return 1 + steps + (self.config.edit_scale > 0)
+
+    def forward(self, observations: Tensor, noise: Tensor, guide: Guide | None = None) -> Tensor:
+        """Acts.
+
+        Args:
+            observations: [B, o]. noise: standard normal, [N, B, draws, d].
+            guide: what takes the place of the flow's velocity v(·, t), from that, x [N, B, d] and t.
+
+        Returns:
+            chunks in [−1, 1], [B, d].
+        """
+        observations = observations.expand(noise.shape[0], *observations.shape)
+        actions = self.propose(observations, noise, guide)
+        if noise.shape[0] == 1:
+            return actions[0]
+        qs = self.values(observations, actions)
+        best = (qs.mean(dim=0) if self.config.rank == "mean" else qs.amin(dim=0)).argmax(dim=0)
+        return actions.gather(0, best[None, :, None].expand(1, -1, actions.shape[-1]))[0]
+
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_k(s, a) of observations [..., o] and chunks [..., d]: [K, ...]."""
+        return self.critic(torch.cat([observations, actions], dim=-1))[..., 0]
+
+    def propose(self, observations: Tensor, noise: Tensor, guide: Guide | None) -> Tensor:
+        """One chunk for each observation [..., o] and noise [..., draws, d]: [..., d] in [−1, 1]."""
+        config, x = self.config, noise[..., 0, :]
+        if config.latent_scale > 0:
+            x = config.latent_scale * squash(self.latent(observations)[0], x)
+        if config.sampler == "flow":
+            x = self.integrate(observations, x, guide)
+        elif config.sampler == "one_step":
+            x = self.actor(torch.cat([observations, x], dim=-1))[0]
+        else:
+            x = self.denoise(observations, x, noise[..., 1 : 1 + config.flow_steps, :])
+        x = x.clamp(-1.0, 1.0)
+        if config.edit_scale > 0:
+            edits = squash(self.edit(torch.cat([observations, x], dim=-1))[0], noise[..., -1, :])
+            x = (x + config.edit_scale * edits).clamp(-1.0, 1.0)
+        return x
+
+    def integrate(self, observations: Tensor, x: Tensor, guide: Guide | None) -> Tensor:
+        """Euler steps of the flow from x [..., d] at t = 0 to t = 1; not clipped."""
+        for i in range(self.config.flow_steps):
+            t = i / self.config.flow_steps
+
+            def velocity(x: Tensor, t: float = t) -> Tensor:
+                time = x.new_full((*x.shape[:-1], 1), t)
+                v = self.actor(torch.cat([observations, x, time], dim=-1))[0]
+                return v + self.config.guidance_coef * self.guidance(observations, x, t) if self.guided(t) else v
+
+            x = x + (guide(velocity, x, t) if guide else velocity(x)) / self.config.flow_steps
+        return x
+
+    def guided(self, t: float) -> bool:
+        """Whether the critics bend the flow at time t."""
+        return self.config.guidance_coef > 0 and t > 0
+
+    def guidance(self, observations: Tensor, x: Tensor, t: float) -> Tensor:
+        """(x + (1 − t) τ ∇_x Q(s, x)) / t, Q the ensemble's mean (agents/cgql.py): [..., d]."""
+        slope = torch.func.grad(lambda y: self.values(observations, y).mean(dim=0).sum())(x)
+        return (x + (1 - t) * self.config.inv_temp * slope) / t
+
+    def denoise(self, observations: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+        """The reverse process (agents/qsm.py) from x [..., d] with the noise of its steps [..., T, d]; not clipped."""
+        ddpm = self.config.sampler == "ddpm"
+        for t in range(self.config.flow_steps, 0, -1):
+            power, of_clean, of_x, of_noise = self.actor.schedule[t - 1]
+            clean = (x - (1 - power).sqrt() * self.actor(observations, x, float(t))) / power.sqrt()
+            clean = clean.clamp(-1.0, 1.0) if ddpm else clean
+            x = of_clean * clean + of_x * x + of_noise * noise[..., t - 1, :]
+            x = x if ddpm else x.clamp(-1.0, 1.0)
+        return x
+
+
+def squash(parameters: Tensor, noise: Tensor) -> Tensor:
+    """A sample of a tanh-Gaussian: parameters (mean, log deviation) [..., 2 d] and noise [..., d] → [..., d]."""
+    mean, log_std = parameters.chunk(2, dim=-1)
+    return torch.tanh(mean + log_std.clamp(-20.0, 2.0).exp() * noise)

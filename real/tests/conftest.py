@@ -1,0 +1,36 @@
+"""Directories as the export writes them. These tests run in real/.venv: JAX and torch side by side."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_agents import OBSERVATION_DIM
+
+from real.acting import acting_part
+from real.export import write_directory
+from real.lerobot_format import Normalisation, policy_files
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_threads():
+    """Small networks gain nothing from threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def export(tmp_path) -> Callable[..., Path]:
+    """Returns a function that writes an agent as a policy directory."""
+
+    def write(
+        agent: Any, features: dict[str, int] | None = None, normalisation: Normalisation | None = None, **changes: Any
+    ) -> Path:
+        fields, tensors = acting_part(agent)
+        features = features or {"observation.state": OBSERVATION_DIM}
+        files = policy_files(fields | changes, tensors, features, normalisation or Normalisation())
+        directory = tmp_path / f"policy{len(list(tmp_path.iterdir()))}"
+        write_directory(directory, files)
+        return directory
+
+    return write

@@ -1,0 +1,33 @@
+"""Agents of random networks."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from utils.runs import load_agent
+
+OBSERVATION_DIM, ACTION_DIM = 6, 3
+
+
+def make_agent(name: str, seed: int = 0, horizon: int = 2, **settings: Any) -> Any:
+    """An agent of agents/ with small networks, whose parameters and averages are drawn independently, all non-zero."""
+    module = load_agent(f"agents/{name}.py")
+    config = module.get_config()
+    config.update({"actor_hidden_dims": (24, 16), "value_hidden_dims": (20, 12), "num_qs": 3, **settings})
+    config.horizon_length = horizon
+    example = {
+        "observations": np.zeros((1, OBSERVATION_DIM), np.float32),
+        "actions": np.zeros((1, horizon * ACTION_DIM), np.float32),
+    }
+    # Shapes alone: to compile an initialisation for each agent would take most of the time of the tests.
+    agent = jax.eval_shape(lambda: module.Agent.create(jax.random.PRNGKey(0), example, config))
+    generator = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        kind, values = path[-1].key, generator.standard_normal(leaf.shape).astype(np.float32)
+        return values / np.float32(leaf.shape[-2] ** 0.5) if kind == "kernel" else 0.2 * values + (kind == "scale")
+
+    params, targets = (jax.tree_util.tree_map_with_path(draw, tree) for tree in (agent.params, agent.targets))
+    hyper = {name: np.float32(config[name]) for name in agent.hyper}
+    return agent.replace(params=params, targets=targets, hyper=hyper)
