@@ -25,10 +25,13 @@ test: .venv/ready
 test-real: real/.venv/ready
 	real/.venv/bin/python -m pytest -q -x --durations=10 real/tests
 
-real/.venv/ready: pyproject.toml real/constraints.txt real/lerobot_policy_otql/pyproject.toml
+PLUGINS = real/lerobot_policy_otql real/lerobot_teleoperator_otql_reset real/lerobot_robot_otql_sim
+
+real/.venv/ready: pyproject.toml real/constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -m venv real/.venv
 	real/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c real/constraints.txt \
-		-e real/lerobot_policy_otql -e . pytest
+		$(PLUGINS:%=-e %) -e .[robot] pytest
+	real/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c real/constraints.txt --no-deps gym-hil
 	touch $@
 
 lint: .venv/ready
