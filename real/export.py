@@ -85,7 +85,7 @@ def card(run: Run, step: int, state: str, features: dict[str, int], normalisatio
     }
     rows |= {f"`{name}`": show(value) for name, value in sorted(settings["config"].items())}
     lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "tags: [robotics, lerobot, otql]", "---", ""]
-    lines += [f"# {run.algorithm} on {settings['env_name']}", "", "Exported by real/export.py. To use it, install", ""]
+    lines += [f"# {run.algorithm} on {settings['env_name']}", "", "Exported by real/export.py. To use it, install"]
     lines += ["`lerobot_policy_otql` beside LeRobot 0.4.4 and give this directory as `--policy.path`.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
     return "\n".join(lines).encode()
