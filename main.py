@@ -15,6 +15,7 @@ from utils.datasets import ShardRotation, describe, prepare
 from utils.errors import UserError
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
+from utils.starts import go_on_from
 from utils.training import Trainer
 
 FLAGS = flags.FlagValues()
@@ -25,6 +26,7 @@ _flag("integer", "online_steps", 0, "Environment steps after them.", lower_bound
 _flag("integer", "start_training", 5_000, "Environment steps before the first online update.", lower_bound=0)
 _flag("integer", "utd_ratio", 1, "Updates an environment step.", lower_bound=1)
 _flag("bool", "balanced_sampling", False, "Online: half of a batch from each of dataset and experience.")
+_flag("string", "start_from", None, "Directory of a run to start from: its agent, or of another agent its flow.")
 _flag("string", "dataset", None, "An .npz file to use as the dataset; needed for gym: tasks.")
 _flag("enum", "dataset_source", "auto", "Where the dataset comes from.", enum_values=list(env_datasets.SOURCES))
 _flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where datasets are.")
@@ -40,7 +42,7 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
 
     def prepared(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         env_datasets.check_horizon(raw, horizon)
-        return prepare(raw, horizon, terminates=task.kind == "gym")
+        return prepare(raw, horizon, terminates=task.dataset is None)
 
     rotation = None
     if FLAGS.ogbench_dataset_dir and FLAGS.dataset:
@@ -90,7 +92,11 @@ def main(argv: Sequence[str]) -> None:
         return
     data, rotation, dataset = load_data(task, program.config, program.sparse)
     make = functools.partial(make_env, FLAGS.env_name)
-    program.start(program.new_agents(data), dataset, data["observations"][0], make)
+    agents = program.new_agents(data)
+    if FLAGS.start_from:
+        directory = Path(FLAGS.start_from).expanduser()
+        agents, dataset["start"] = go_on_from(agents, directory, data["observations"].shape[-1])
+    program.start(agents, dataset, data["observations"][0], make)
     program.check_phase("explorer", FLAGS.offline_steps)
     trainer = Trainer(program.batch_keys(), FLAGS.dataset_placement)
     trainer.set_data(rotation.at(program.step) if rotation else data)

@@ -25,11 +25,12 @@ from envs.panda import TASKS
 from envs.panda.demonstrate import demonstrate
 from envs.tasks import Task, make_env, parse_task
 from utils import cli, runs
-from utils.datasets import checksum, describe, prepare
+from utils.datasets import describe, prepare
 from utils.errors import UserError
 from utils.logging import ProgressBar
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
+from utils.starts import load_base
 from utils.training import SEGMENT, Trainer, stack
 
 FLAGS = flags.FlagValues()
@@ -80,30 +81,6 @@ def find_base(program: Program, demonstrations: Path) -> Path:
     return directory
 
 
-def load_base(directory: Path, config: Any, chunk_dim: int, observation_dim: int) -> tuple[Any, dict[str, Any]]:
-    """The base agent, and what a run records of it.
-
-    Raises:
-        UserError: there is no run, or its flow does not fit the agent.
-    """
-    base, settings, step = runs.load_run(directory)
-    if "flow" not in base.targets:
-        raise UserError(f"{directory} is a run of {settings['agent']}, which has no flow to start from")
-    wanted = {
-        "horizon_length": config.horizon_length,
-        "actor_hidden_dims": tuple(config.actor_hidden_dims),
-        "chunk_dim": chunk_dim,
-        "observation_dim": observation_dim,
-    }
-    had = settings["config"] | {key: settings[key] for key in ("chunk_dim", "observation_dim")}
-    for key, value in wanted.items():
-        own = tuple(had[key]) if isinstance(value, tuple) else had[key]
-        if own != value:
-            raise UserError(f"the base in {directory} has {key} = {own}, the agent {value}; they must be equal")
-    crc = checksum(jax.tree.leaves(jax.device_get(base.targets["flow"])))
-    return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": crc}
-
-
 def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
     """Fits the agents' one-step policies, if they have such, to their flow."""
     names = agents.distilled
@@ -140,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     path = find_demonstrations(task)
     raw, _, info = env_datasets.load_dataset(task, dataset_path=path, sparse=program.sparse, with_val=False)
     env_datasets.check_horizon(raw, program.config.horizon_length)
-    data = prepare(raw, program.config.horizon_length, terminates=task.kind == "gym")
+    data = prepare(raw, program.config.horizon_length, terminates=task.dataset is None)
     print(f"demonstrations: {info}")
     agents = program.new_agents(data)
     widths = agents.config.action_dim, data["observations"].shape[-1]

@@ -134,15 +134,18 @@ def load_file(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
         UserError: something is wrong with the file.
     """
     path = Path(path).expanduser()
-    env = _labelling_env(task.name)
-    observation_width, action_width = env.observation_space.shape[0], env.action_space.shape[0]
-    if task.kind == "gym":
-        dataset = read_gym_dataset(path, observation_width, action_width)
+    if task.kind == "robot":
+        dataset = read_gym_dataset(path)
     else:
-        dataset = _read_ogbench_file(task, path, env)
-        check_width(path, "observations", dataset["observations"], observation_width)
-        check_width(path, "actions", dataset["actions"], action_width)
-        dataset = _relabel(task, env, dataset)
+        env = _labelling_env(task.name)
+        widths = env.observation_space.shape[0], env.action_space.shape[0]
+        if task.kind == "gym":
+            dataset = read_gym_dataset(path, *widths)
+        else:
+            dataset = _read_ogbench_file(task, path, env)
+            for name, width in zip(("observations", "actions"), widths, strict=True):
+                check_width(path, name, dataset[name], width)
+            dataset = _relabel(task, env, dataset)
     if sparse:
         dataset["rewards"] = -(dataset["rewards"] != 0).astype(np.float32)
     dataset["actions"] = np.clip(dataset["actions"], -ACTION_LIMIT, ACTION_LIMIT)

@@ -94,13 +94,15 @@ def _check_rows(path: Path, arrays: Arrays) -> None:
             raise UserError(f"'{name}' in {path} is NaN or infinite (first in row {row}); remove such episodes")
 
 
-def check_width(path: Path, name: str, array: np.ndarray, width: int) -> None:
-    """Checks that an array is [N, width].
+def check_width(path: Path, name: str, array: np.ndarray, width: int | None) -> None:
+    """Checks that an array is [N, width], or [N, any] for None.
 
     Raises:
         UserError: it is not, so the file belongs to another environment.
     """
-    if array.ndim != 2 or array.shape[1] != width:
+    if width is None and array.ndim != 2:
+        raise UserError(f"'{name}' in {path} has shape {list(array.shape)}; it must have two axes, [N, width]")
+    if width is not None and (array.ndim != 2 or array.shape[1] != width):
         raise UserError(
             f"'{name}' in {path} has shape {list(array.shape)}, the environment needs [N, {width}]; "
             "the file belongs to another environment"

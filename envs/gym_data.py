@@ -26,13 +26,13 @@ _OPTIONAL = ("masks", "timeouts", "next_observations")
 _TOLERANCE = 1e-3  # Rounding of a normalisation, forgiven on the bound of the actions.
 
 
-def read_gym_dataset(path: Path, observation_width: int, action_width: int) -> Arrays:
+def read_gym_dataset(path: Path, observation_width: int | None = None, action_width: int | None = None) -> Arrays:
     """Reads a file and returns it in the compact layout.
 
     Args:
         path: the file.
-        observation_width: size of the environment's observations.
-        action_width: size of its actions.
+        observation_width: size of the environment's observations; None: the file's own.
+        action_width: size of its actions; None: the file's own.
 
     Returns:
         observations, actions, rewards, masks, terminals, all float32. The last transition i of an episode that truly
@@ -42,10 +42,10 @@ def read_gym_dataset(path: Path, observation_width: int, action_width: int) -> A
         UserError: something is wrong with the file.
     """
     arrays = read_npz(path, _REQUIRED, _OPTIONAL)
-    for name in ("observations", "next_observations"):
+    widths = {"observations": observation_width, "next_observations": observation_width, "actions": action_width}
+    for name, width in widths.items():
         if name in arrays:
-            check_width(path, name, arrays[name], observation_width)
-    check_width(path, "actions", arrays["actions"], action_width)
+            check_width(path, name, arrays[name], width)
     for name in ("terminals", "timeouts", "masks"):
         if name in arrays:
             check_flags(path, name, arrays[name])

@@ -49,10 +49,10 @@ class Task:
 
     Attributes:
         name: as given, such as 'cube-double-play-singletask-task2-v0' or 'gym:Pendulum-v1'.
-        domain: key of the presets, such as 'cube-double' or 'OpenMicrowave'; 'gym' for any other environment.
-        kind: 'manipulation', 'pointmaze', 'locomotion' or 'gym'.
+        domain: key of the presets, such as 'cube-double', 'OpenMicrowave' or 'robot'; 'gym' for any other environment.
+        kind: 'manipulation', 'pointmaze', 'locomotion', 'gym' or 'robot', which has no environment.
         env_id: gymnasium's id, such as 'cube-double-singletask-task2-v0'.
-        dataset: OGBench's dataset, such as 'cube-double-play-v0'; None for 'gym'.
+        dataset: OGBench's dataset, such as 'cube-double-play-v0'; None for 'gym' and 'robot'.
     """
 
     name: str
@@ -77,7 +77,7 @@ def parse_task(env_name: str) -> Task:
 
     Args:
         env_name: OGBench's name with dataset type and 'singletask' (without a number: OGBench's default task of the
-            domain), one of PANDA_TASKS, or 'gym:' and the id of any gymnasium environment.
+            domain), one of PANDA_TASKS, 'gym:' and the id of any gymnasium environment, or 'robot:' and any name.
 
     Raises:
         UserError: unknown, goal-conditioned or image-based name; the message offers names to use.
@@ -86,6 +86,10 @@ def parse_task(env_name: str) -> Task:
         if env_name == "gym:":
             raise UserError("'gym:' needs the id of an environment, for example gym:Pendulum-v1")
         return Task(env_name, "gym", "gym", env_name.removeprefix("gym:"), None)
+    if env_name.startswith("robot:"):
+        if not re.fullmatch(r"[\w.-]+", env_name.removeprefix("robot:")):
+            raise UserError("'robot:' needs a name of letters, digits, '_', '-' and '.', for example robot:pick_cube")
+        return Task(env_name, "robot", "robot", "", None)
     if env_name in PANDA_TASKS:  # Gymnasium imports what stands before the colon, which registers the task.
         return Task(env_name, env_name.removesuffix("-v0"), "gym", f"envs.panda:{env_name}", None)
     match = _TASK_NAME.fullmatch(env_name)
@@ -132,9 +136,11 @@ def make_env(
         height: of a rendered image (pixels).
 
     Raises:
-        UserError: unknown name, or observations or actions that are no flat vectors.
+        UserError: unknown name, a robot, or observations or actions that are no flat vectors.
     """
     task = parse_task(env_name)
+    if task.kind == "robot":
+        raise UserError(f"{env_name} has no simulation, only data: it cannot be stepped or filmed")
     kwargs = {"render_mode": render_mode, "width": width, "height": height}
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     if task.kind == "gym":

@@ -46,7 +46,7 @@ def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: in
     flag("integer", "log_interval", log, "Steps between rows of train.csv.", lower_bound=1)
     flag("integer", "eval_interval", evaluate, "Steps between evaluations; 0: only at the end.", lower_bound=0)
     flag("integer", "save_interval", save, "Steps between checkpoints; 0: only at the end.", lower_bound=0)
-    flag("integer", "eval_episodes", 50, "Episodes an evaluation.", lower_bound=1)
+    flag("integer", "eval_episodes", 50, "Episodes an evaluation; 0: no evaluations.", lower_bound=0)
     flag("bool", "eval_overlap", None, "Train on while evaluating, same numbers; default: if there is an accelerator.")
     flag("integer", "eval_workers", None, "Processes that step environments; default: one a core.", lower_bound=1)
     flag("integer", "video_episodes", 0, "Episodes of the final policy in videos/.", lower_bound=0)
@@ -120,6 +120,9 @@ class Program:
         """
         self.flags, self.task, self.ends, self.module = values, task, tuple(ends), runs.load_agent(values.agent)
         self.total, self._logs = self.ends[-1], (*LOGS, *logs)
+        self._episodes = 0 if task.kind == "robot" else values.eval_episodes
+        if task.kind == "robot" and (logs or values.video_episodes):
+            raise UserError(f"{task.name} has no simulation, only data: no online training and no videos of it")
         self.overlap = jax.default_backend() != "cpu" if values.eval_overlap is None else values.eval_overlap
         given = {k: values[k].value for k in ("horizon_length", "sparse") if values[k].value is not None}
         if given.keys() & overrides.keys():
@@ -196,7 +199,7 @@ class Program:
     def __enter__(self) -> "Program":
         self.signals, self.extra, self._spent, self._updates = cli.Signals(), lambda index: {}, 0.0, 0
         evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=self.flags.eval_workers)
-        self.evaluations = Evaluations(evaluator, self.lanes, self.flags.eval_episodes, self.signals.check)
+        self.evaluations = Evaluations(evaluator, self.lanes, self._episodes, self.signals.check)
         if self.restored:
             owing = [state.get("owed") for state in self.restored]
             self.evaluations.take_up(owing, lambda step: lane(self.actors_at(step), 0))
@@ -252,7 +255,7 @@ class Program:
             Interrupted: a signal came.
         """
         self.evaluations.settle(wait=False)
-        if self.due(self.flags.eval_interval) and not self.evaluated:
+        if self._episodes and self.due(self.flags.eval_interval) and not self.evaluated:
             # There is no training after the last step that the evaluation could overlap with.
             self.evaluations.start(self.step, self.actors, overlap=self.overlap and self.step < self.total)
             self.evaluated = True

@@ -1,0 +1,99 @@
+"""Data without an environment, and runs that start from what another has learnt."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import BC, OTQL, assert_same_tree, refused, run_dir, run_main
+
+import main
+import online_main
+from utils import runs
+from utils.logging import read_csv
+
+
+@pytest.fixture(scope="module")
+def robot_data(tmp_path_factory):
+    """Twenty episodes of 12 rows, half of them solved; observations of 3 numbers, actions of 2."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("robot") / "robot.npz"
+    last, solved = np.arange(240) % 12 == 11, np.repeat(np.arange(20) % 2 == 0, 12)
+    np.savez(
+        path,
+        observations=rng.normal(size=(240, 3)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (240, 2)).astype(np.float32),
+        rewards=(last & solved) - 1.0,
+        terminals=(last & solved) * 1.0,
+        timeouts=(last & ~solved) * 1.0,
+    )
+    return path
+
+
+def flags_of(agent, robot_data, save_dir):
+    return *agent, "--env_name=robot:try", f"--dataset={robot_data}", f"--save_dir={save_dir}", "--offline_steps=20"
+
+
+@pytest.fixture(scope="module")
+def learnt(robot_data, tmp_path_factory):
+    """Runs of BC and of OTQL on the robot's data."""
+    directories = {}
+    for name, agent in (("bc", BC), ("otql", OTQL)):
+        save_dir = tmp_path_factory.mktemp(name)
+        run_main(*flags_of(agent, robot_data, save_dir))
+        directories[name] = run_dir(save_dir)
+    return directories
+
+
+def test_data_without_environment_are_trained_on(learnt):
+    """A run ends without an evaluation, with the settings of the paper's Tables 7 and 8."""
+    for directory in learnt.values():
+        assert runs.load_run(directory)[2] == 20
+        assert not (directory / "eval.csv").read_bytes()
+        assert read_csv(directory / "train.csv")["step"][-1] == 20
+    config = runs.resolve_config(runs.load_agent("agents/otql.py"), "robot", "paper", {})[0]
+    assert (config.lam, config.w_max, config.best_of_n, config.flow_steps) == (0.75, 10, 5, 3)
+    assert (config.num_qs, config.rho, config.batch_size, config.lr) == (2, 0, 256, 3e-4)
+
+
+@pytest.mark.parametrize("source", ["bc", "otql"])
+def test_start_is_what_another_run_has_learnt(source, learnt, robot_data, tmp_path, monkeypatch):
+    """The flow of another agent, in both places; parameters, averages and Adam's state of the same agent."""
+    started = []
+    train = main.Trainer.train
+
+    def note(self, agents, *rest):
+        started.append(jax.device_get(agents))
+        return train(self, agents, *rest)
+
+    monkeypatch.setattr(main.Trainer, "train", note)
+    start = f"--start_from={learnt[source]}"
+    run_main(*flags_of(OTQL, robot_data, tmp_path), start, "--num_seeds=2", "--seed=7")
+    (agents,) = started
+    other, _, _ = runs.load_run(learnt[source])
+    for index in range(2):
+        own = jax.tree.map(lambda leaf, i=index: np.asarray(leaf)[i], agents)
+        if source == "bc":
+            assert_same_tree(own.params["flow"], other.targets["flow"])
+            assert_same_tree(own.targets["flow"], other.targets["flow"])
+            assert jax.tree.leaves(own.opt_state)[0] == 0
+        else:
+            assert_same_tree(own.params, other.params)
+            assert_same_tree(own.targets, other.targets)
+            pairs = zip(jax.tree.leaves(own.opt_state), jax.tree.leaves(other.opt_state), strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs)
+        assert own.step == 0 and not np.array_equal(own.key, other.key)
+
+
+def test_refusals(learnt, robot_data, tmp_path):
+    """What cannot be done ends in one line."""
+    robot = flags_of(OTQL, robot_data, tmp_path)
+    assert "no simulation" in refused(*robot, "--video_episodes=1")
+    assert "no simulation" in refused(*robot, "--online_steps=10")
+    online = ("--agent=agents/otql.py", "--env_name=robot:try", f"--dataset={robot_data}", f"--save_dir={tmp_path}")
+    assert "no simulation" in refused(*online, program=online_main)
+    assert "needs a name" in refused(*BC, "--env_name=robot:a/b")
+    assert "no dataset of its own" in refused(*BC, "--env_name=robot:try", f"--save_dir={tmp_path}")
+    start = f"--start_from={learnt['otql']}"
+    assert "other networks" in refused(*robot, start, "--agent.num_qs=3", "--run_group=a")
+    assert "they must be equal" in refused(*robot, start, "--horizon_length=2", "--run_group=b")
+    assert "not the directory of a run" in refused(*robot, f"--start_from={tmp_path}", "--run_group=c")
+    qsm = [flag for flag in robot if "flow_steps" not in flag and "max_iter" not in flag]
+    assert "no flow that could start" in refused(*qsm, start, "--agent=agents/qsm.py", "--run_group=d")

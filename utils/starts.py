@@ -1,0 +1,60 @@
+"""What a run starts from that another run has learnt."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from utils import runs
+from utils.datasets import checksum
+from utils.errors import UserError
+from utils.training import lane, stack
+
+
+def load_base(directory: Path, config: Any, chunk_dim: int, observation_dim: int) -> tuple[Any, dict[str, Any]]:
+    """The base agent, and what a run records of it.
+
+    Raises:
+        UserError: there is no run, or its flow does not fit the agent.
+    """
+    base, settings, step = runs.load_run(directory)
+    if "flow" not in base.targets:
+        raise UserError(f"{directory} is a run of {settings['agent']}, which has no flow to start from")
+    wanted = {
+        "horizon_length": config.horizon_length,
+        "actor_hidden_dims": tuple(config.actor_hidden_dims),
+        "chunk_dim": chunk_dim,
+        "observation_dim": observation_dim,
+    }
+    had = settings["config"] | {key: settings[key] for key in ("chunk_dim", "observation_dim")}
+    for key, value in wanted.items():
+        own = tuple(had[key]) if isinstance(value, tuple) else had[key]
+        if own != value:
+            raise UserError(f"the base in {directory} has {key} = {own}, the agent {value}; they must be equal")
+    crc = checksum(jax.tree.leaves(jax.device_get(base.targets["flow"])))
+    return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": crc}
+
+
+def go_on_from(agents: Any, directory: Path, observation_dim: int) -> tuple[Any, dict[str, Any]]:
+    """New stacked agents with what another run has learnt: all of it if it is of the same agent, else its flow.
+
+    Args:
+        agents: as initialised; their keys, steps and settings stay.
+
+    Returns:
+        the agents, and what a run records of the other.
+
+    Raises:
+        UserError: there is no run, or its networks do not fit the agents.
+    """
+    other, origin = load_base(directory, agents.config, agents.config.action_dim, observation_dim)
+    lanes = len(agents.step)
+    if other.config.algorithm != agents.config.algorithm:
+        if not agents.FLOWS:
+            raise UserError(f"this agent has no flow that could start as that of {directory}")
+        return agents.with_flow(stack([other.targets["flow"]] * lanes)), origin
+    learnt = {name: getattr(other, name) for name in ("params", "targets", "opt_state")}
+    own = {name: getattr(lane(agents, 0), name) for name in learnt}
+    if jax.tree.map(lambda x: x.shape, learnt) != jax.tree.map(lambda x: x.shape, own):
+        raise UserError(f"{directory} has other networks than this agent; give the same settings of its networks")
+    return agents.replace(**stack([learnt] * lanes)), origin
