@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     fields, tensors = acting_part(agent)
     features = parse_features(FLAGS.features, settings["observation_dim"])
     normalisation, note = find_normalisation(run, features, fields["action_dim"])
-    state = "finished" if run.finished and step >= run.planned else "not finished" if not run.finished else "earlier"
+    state = "finished" if step >= run.planned else "earlier" if run.finished else "not finished"
     files = policy_files(fields, tensors, features, normalisation)
     write_directory(out, files | {"README.md": card(run, step, state, features, note)})
     number = sum(tensor.size for tensor in tensors.values())

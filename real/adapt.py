@@ -1,0 +1,210 @@
+"""Adapts a policy on a robot in rounds (paper §4.3): python -m real.adapt --name=pick_cube --demos=DATASET --robot='…'
+
+    base      a BC flow is trained on the demonstrations, and exported
+    round r   the newest policy acts for --rollouts episodes on the robot; demonstrations and all rollouts so far are
+              imported; OTQL trains for --round_steps updates, from the base's flow and then from where it was; export
+    end       once there are --total_rollouts episodes, and --final_rollouts of the last policy
+
+Training needs no robot, and the robot no training: before each round of rollouts the program stops and prints the
+LeRobot command to run; start the same command again when that is done. With --unattended, for a simulated robot, it
+runs the command itself. What is finished is never done again. In --robot, {round} becomes the number of the round.
+
+Below <output_dir>/<name>: demos.npz and round1.npz, …; runs/; policies/base, policies/round1, …;
+rollouts/eval_round1, …; eval.csv and adaptation.png, the success of each policy's rollouts over updates.
+"""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from envs.files import read_json
+from real.import_rollouts import import_rollouts
+from real.lerobot_files import read_recording
+from real.success import LABELS, successes
+from utils import cli, runs
+from utils.errors import UserError
+from utils.files import atomic_write_text
+from utils.plotting import learning_curve, wilson_interval
+from utils.program import define_flag
+
+FLAGS = flags.FlagValues()
+for kind, name, default, text in (
+    ("string", "name", "task", "Of the task: letters, digits, '_', '-', '.'."),
+    ("string", "task", None, "What LeRobot records as the task; default: the name."),
+    ("string", "demos", None, "Folder of the demonstrations, a LeRobotDataset."),
+    ("string", "output_dir", "exp/robot", "Where everything goes."),
+    ("string", "robot", None, "LeRobot's flags of the robot, '--robot.type=… --robot.port=…'."),
+    ("string", "teleop", "--teleop.type=otql_reset", "LeRobot's flags of what waits for the scene's reset."),
+    ("string", "record", "lerobot-record", "LeRobot's program."),
+    ("string", "record_flags", "", "More flags for it."),
+    ("bool", "unattended", False, "Run LeRobot's command here instead of stopping, for a simulated robot."),
+    ("list", "features", ["observation.state"], "What makes up the observation."),
+    ("string", "state_norm", "mean_std", "Of the demonstrations' states, kept for all that follows; or min_max, none."),
+    ("string", "action_norm", "min_max", "Of the demonstrations' actions; or none."),
+    ("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it."),
+    ("string", "preset", "paper", "Settings of the domain 'robot': paper (Tables 7, 8), cpu or none."),
+    ("string", "device", "cpu", "On which the robot's computer runs the policy."),
+):
+    define_flag(FLAGS, kind, name, default, text)
+for name, default, text in (
+    ("rollouts", 10, "Episodes a round."),
+    ("total_rollouts", 50, "Episodes in all."),
+    ("round_steps", 20_000, "Updates a round."),
+    ("base_steps", 20_000, "Updates of the base."),
+    ("max_steps", 150, "Frames of an episode that count."),
+    ("fps", 30, "Of the recordings, the demonstrations' own."),
+    ("episode_time_s", 60, "LeRobot's limit on an episode."),
+):
+    define_flag(FLAGS, "integer", name, default, text, lower_bound=1)
+define_flag(FLAGS, "integer", "final_rollouts", 0, "Episodes of the last policy, not trained on.", lower_bound=0)
+define_flag(FLAGS, "integer", "seed", 0, "Of base and rounds.", lower_bound=0)
+
+
+class Waiting(Exception):
+    """The next step is a person's: the command to run."""
+
+
+def recorded(root: Path) -> int:
+    """Saved episodes of a recording."""
+    return int((read_json(root / "meta" / "info.json") or {}).get("total_episodes", 0))
+
+
+def record_command(policy: Path, root: Path, episodes: int, number: int) -> list[str]:
+    """LeRobot's command that records what is missing of `episodes` episodes of a policy."""
+    done = recorded(root)
+    command = [
+        *shlex.split(FLAGS.record),
+        *shlex.split((FLAGS.robot or "").replace("{round}", str(number))),
+        *shlex.split(FLAGS.teleop),
+        *(f"--policy.path={policy}", f"--policy.device={FLAGS.device}"),
+        *(f"--dataset.repo_id=local/{root.name}", f"--dataset.root={root}"),
+        *(f"--dataset.single_task={FLAGS.task or FLAGS.name}", f"--dataset.num_episodes={episodes - done}"),
+        *(f"--dataset.fps={FLAGS.fps}", f"--dataset.episode_time_s={FLAGS.episode_time_s}"),
+        *("--dataset.push_to_hub=false", "--play_sounds=false"),
+        *shlex.split(FLAGS.record_flags),
+    ]
+    return [*command, "--resume=true"] if done else command
+
+
+def roll_out(policy: Path, root: Path, episodes: int, number: int) -> None:
+    """Sees to it that there are `episodes` recorded episodes of a policy.
+
+    Raises:
+        Waiting: they are not there, and a person has to record them.
+    """
+    if recorded(root) >= episodes:
+        return
+    if root.exists() and not recorded(root):
+        shutil.rmtree(root)  # LeRobot was ended before the first episode, and takes no folder that is there.
+    command = record_command(policy, root, episodes, number)
+    if not FLAGS.unattended:
+        raise Waiting(f"{episodes - recorded(root)} rollouts of {policy} are to be recorded:\n\n{shlex.join(command)}")
+    cli.run_program(command, FLAGS.record)
+    if recorded(root) < episodes:
+        raise UserError(f"{root} has {recorded(root)} of {episodes} episodes; start the same command again to go on")
+
+
+def label_demonstrations(root: Path) -> None:
+    """Demonstrations that say nothing of success are successes."""
+    info = read_json(root / "meta" / "info.json") or {}
+    if (root / LABELS).exists() or {"next.success", "next.reward"} & set(info.get("features", {})):
+        return
+    lines = [json.dumps({"episode_index": index, "success": True}) for index in range(recorded(root))]
+    atomic_write_text(root / LABELS, "".join(f"{line}\n" for line in lines))
+    print(f"{root}: all {len(lines)} demonstrations count as successes; change {LABELS} there if some are not")
+
+
+def train(root: Path, group: str, agent: str, data: Path, steps: int, extra: Sequence[str]) -> Path:
+    """Trains an agent, or goes on with it; returns the run's directory."""
+    command = [
+        *(sys.executable, str(runs.ROOT / "main.py"), f"--agent={agent}", f"--env_name=robot:{FLAGS.name}"),
+        *(f"--dataset={data}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.seed}", f"--offline_steps={steps}"),
+        *(f"--save_dir={root / 'runs'}", f"--run_group={group}", "--save_interval=5000", "--log_interval=1000", *extra),
+    ]
+    cli.run_program(command, "main.py")
+    return runs.run_root(root / "runs", group, f"robot:{FLAGS.name}") / Path(agent).stem / f"sd{FLAGS.seed}"
+
+
+def export(run: Path, policy: Path, features: str) -> Path:
+    """Exports a run, unless that was done; returns the policy's directory."""
+    if not policy.exists():
+        command = [sys.executable, "-m", "real.export", str(run), str(policy), f"--features={features}"]
+        cli.run_program(command, "real.export")
+    return policy
+
+
+def report(root: Path, outcomes: list[tuple[int, list[bool]]]) -> None:
+    """Writes and prints the success of each policy's rollouts; `outcomes`: updates, and success by episode."""
+    rows = ["step,episodes,success_rate"]
+    print("\n| updates | rollouts | success |\n|---|---|---|")
+    for step, solved in outcomes:
+        rate = sum(solved) / len(solved)
+        low, high = wilson_interval(rate, len(solved))
+        rows.append(f"{step},{len(solved)},{rate}")
+        print(f"| {step} | {len(solved)} | {rate:.2f} ({low:.2f} to {high:.2f}) |")
+    atomic_write_text(root / "eval.csv", "\n".join(rows) + "\n")
+    learning_curve(root, root / "adaptation.png", title=f"{FLAGS.name}: rollouts of each policy")
+
+
+def adapt(root: Path, overrides: dict[str, str]) -> None:
+    """Does what is still to be done, up to the next step of a person's.
+
+    Raises:
+        Waiting: rollouts are to be recorded. UserError: something is wrong with the data, the robot or a setting.
+    """
+    demos, features = Path(FLAGS.demos).expanduser(), list(FLAGS.features)
+    config, _, _ = runs.resolve_config(runs.load_agent(FLAGS.agent), "robot", FLAGS.preset, overrides)
+    sizes = read_recording(demos, features, "action").widths
+    exported = ",".join(f"{feature}:{size}" for feature, size in sizes.items())
+    label_demonstrations(demos)
+    data = root / "demos.npz"
+    shared = {"features": features, "max_steps": FLAGS.max_steps}
+    if not data.exists():
+        norms = {"state_norm": FLAGS.state_norm, "action_norm": FLAGS.action_norm}
+        print(import_rollouts([demos], data, **shared, **norms), flush=True)
+    dims = ",".join(map(str, config.actor_hidden_dims))
+    base = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
+    run = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, base)
+    policy, step, outcomes, recordings = export(run, root / "policies" / "base", exported), 0, [], []
+    own = tuple(f"--agent.{field}={value}" for field, value in overrides.items())
+    rounds = -(-FLAGS.total_rollouts // FLAGS.rollouts)
+    for number in range(1, rounds + 1 + (FLAGS.final_rollouts > 0)):
+        last = number > rounds
+        episodes = min(FLAGS.rollouts, FLAGS.total_rollouts - FLAGS.rollouts * (number - 1))
+        recording = root / "rollouts" / ("eval_final" if last else f"eval_round{number}")
+        roll_out(policy, recording, FLAGS.final_rollouts if last else episodes, number)
+        solved = [solved for solved, _ in successes(read_recording(recording, features, "action"), None)]
+        outcomes.append((step, solved))
+        report(root, outcomes)
+        if last:
+            break
+        recordings.append(recording)
+        data = root / f"round{number}.npz"
+        if not data.exists():
+            print(import_rollouts([demos, *recordings], data, **shared, stats=root / "demos.npz"), flush=True)
+        start = f"--start_from={run}"
+        run = train(root, f"round{number}", FLAGS.agent, data, FLAGS.round_steps, (start, *own))
+        policy, step = export(run, root / "policies" / f"round{number}", exported), step + FLAGS.round_steps
+    print(f"\nadapted: {policy} (figure: {root / 'adaptation.png'})")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Goes on from where the last call stopped."""
+    overrides = cli.parse(argv, FLAGS)
+    for flag in ("demos", "robot"):
+        if not FLAGS[flag].value:
+            raise UserError(f"give --{flag}; --help says what it is")
+    root = (Path(FLAGS.output_dir).expanduser() / FLAGS.name).absolute()
+    try:
+        adapt(root, overrides)
+    except Waiting as step:
+        print(f"\n{step}\n\nThen start this program again with the same flags.")
+
+
+if __name__ == "__main__":
+    cli.run(main)
