@@ -119,23 +119,22 @@ def label_demonstrations(root: Path) -> None:
     print(f"{root}: all {len(lines)} demonstrations count as successes; change {LABELS} there if some are not")
 
 
-def train(root: Path, group: str, agent: str, data: Path, steps: int, extra: Sequence[str]) -> Path:
-    """Trains an agent, or goes on with it; returns the run's directory."""
-    command = [
-        *(sys.executable, str(runs.ROOT / "main.py"), f"--agent={agent}", f"--env_name=robot:{FLAGS.name}"),
-        *(f"--dataset={data}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.seed}", f"--offline_steps={steps}"),
-        *(f"--save_dir={root / 'runs'}", f"--run_group={group}", "--save_interval=5000", "--log_interval=1000", *extra),
-    ]
-    cli.run_program(command, "main.py")
-    return runs.run_root(root / "runs", group, f"robot:{FLAGS.name}") / Path(agent).stem / f"sd{FLAGS.seed}"
-
-
-def export(run: Path, policy: Path, features: str) -> Path:
-    """Exports a run, unless that was done; returns the policy's directory."""
+def train(
+    root: Path, group: str, agent: str, data: Path, steps: int, features: str, extra: Sequence[str]
+) -> tuple[Path, Path]:
+    """Trains an agent and exports it, as far as that is not done; returns the run's directory and the policy's."""
+    run = runs.run_root(root / "runs", group, f"robot:{FLAGS.name}") / Path(agent).stem / f"sd{FLAGS.seed}"
+    policy = root / "policies" / group
     if not policy.exists():
-        command = [sys.executable, "-m", "real.export", str(run), str(policy), f"--features={features}"]
-        cli.run_program(command, "real.export")
-    return policy
+        training = [
+            *(sys.executable, str(runs.ROOT / "main.py"), f"--agent={agent}", f"--env_name=robot:{FLAGS.name}"),
+            *(f"--dataset={data}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.seed}", f"--offline_steps={steps}"),
+            *(f"--save_dir={root / 'runs'}", f"--run_group={group}", "--save_interval=5000", "--log_interval=1000"),
+        ]
+        cli.run_program([*training, *extra], "main.py")
+        export = [sys.executable, "-m", "real.export", str(run), str(policy), f"--features={features}"]
+        cli.run_program(export, "real.export")
+    return run, policy
 
 
 def report(root: Path, outcomes: list[tuple[int, list[bool]]]) -> None:
@@ -169,8 +168,8 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         print(import_rollouts([demos], data, **shared, **norms), flush=True)
     dims = ",".join(map(str, config.actor_hidden_dims))
     base = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
-    run = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, base)
-    policy, step, outcomes, recordings = export(run, root / "policies" / "base", exported), 0, [], []
+    run, policy = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, exported, base)
+    step, outcomes, recordings = 0, [], []
     own = tuple(f"--agent.{field}={value}" for field, value in overrides.items())
     rounds = -(-FLAGS.total_rollouts // FLAGS.rollouts)
     for number in range(1, rounds + 1 + (FLAGS.final_rollouts > 0)):
@@ -187,9 +186,9 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         data = root / f"round{number}.npz"
         if not data.exists():
             print(import_rollouts([demos, *recordings], data, **shared, stats=root / "demos.npz"), flush=True)
-        start = f"--start_from={run}"
-        run = train(root, f"round{number}", FLAGS.agent, data, FLAGS.round_steps, (start, *own))
-        policy, step = export(run, root / "policies" / f"round{number}", exported), step + FLAGS.round_steps
+        extra = (f"--start_from={run}", *own)
+        run, policy = train(root, f"round{number}", FLAGS.agent, data, FLAGS.round_steps, exported, extra)
+        step += FLAGS.round_steps
     print(f"\nadapted: {policy} (figure: {root / 'adaptation.png'})")
 
 

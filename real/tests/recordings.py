@@ -49,6 +49,7 @@ def write_recording(
         shape = [data[name].shape[1] if data[name].ndim == 2 else 1]
         features[name] = {"dtype": "float32", "shape": shape, "names": None}
     info = {"codebase_version": "v3.0", "fps": fps, "features": features, "total_frames": len(data["timestamp"])}
+    info["total_episodes"] = len(lengths)
     for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
         (root / folder).mkdir(parents=True)
     (root / "meta/info.json").write_text(json.dumps(info))

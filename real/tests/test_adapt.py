@@ -1,0 +1,92 @@
+"""The rounds of an adaptation, with a program in LeRobot's place that writes recordings at once."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import write_recording
+
+from real.adapt import recorded
+from utils.logging import read_csv
+from utils.runs import ROOT, load_run
+
+RECORD = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from recordings import write_recording
+given = dict(argument.removeprefix("--").partition("=")[::2] for argument in sys.argv[1:])
+root, episodes = Path(given["dataset.root"]), int(given["dataset.num_episodes"])
+assert Path(given["policy.path"], "model.safetensors").is_file() and root.name.startswith("eval_")
+write_recording(root, (24,) * episodes, seed=int(given["robot.seed"]))
+lines = [json.dumps(dict(episode_index=i, success=i % 2 == 0, steps=24)) for i in range(episodes)]
+(root / "labels.jsonl").write_text("\\n".join(lines) + "\\n")
+"""
+NETWORKS = ("--agent.actor_hidden_dims=(8,8)", "--agent.value_hidden_dims=(8,8)", "--agent.batch_size=8")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """An adaptation of two rounds of two rollouts, and three at the end."""
+    program = tmp_path / "record.py"
+    program.write_text(RECORD.format(tests=str(Path(__file__).parent)))
+    write_recording(tmp_path / "demos", (24, 24))
+    return [
+        *(sys.executable, "-m", "real.adapt", "--name=pick", f"--demos={tmp_path / 'demos'}", *NETWORKS),
+        *(f"--output_dir={tmp_path / 'out'}", "--robot=--robot.type=arm --robot.seed={round}"),
+        *(f"--record={sys.executable} {program}", "--rollouts=2", "--total_rollouts=4", "--final_rollouts=3"),
+        *("--base_steps=3", "--round_steps=2"),
+    ]
+
+
+def run(command: list[str]) -> str:
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_person_and_program_take_turns(command: list[str], tmp_path: Path) -> None:
+    """Each call stops at the next recording, whose command works as printed, and the end is the unattended run's."""
+    root = tmp_path / "out" / "pick"
+    for number, name in enumerate(("eval_round1", "eval_round2", "eval_final")):
+        text = run(command)
+        (line,) = (line for line in text.splitlines() if "--policy.path=" in line)
+        policy = "base" if number == 0 else f"round{number}"
+        assert f"--policy.path={root / 'policies' / policy}" in line and f"--robot.seed={number + 1}" in line
+        assert "finished" not in run(command)  # Nothing is trained twice.
+        subprocess.run(shlex.split(line), check=True)
+        assert recorded(root / "rollouts" / name) == (3 if name == "eval_final" else 2)
+    assert "adapted:" in run(command)
+    table = read_csv(root / "eval.csv")
+    assert list(table["step"]) == [0, 2, 4] and list(table["episodes"]) == [2, 2, 3]
+    assert np.allclose(table["success_rate"], [0.5, 0.5, 2 / 3])
+    assert (root / "adaptation.png").stat().st_size > 1000
+
+    with np.load(root / "round2.npz") as last, np.load(root / "demos.npz") as first:
+        assert len(last["rewards"]) == 6 * 24 and last["terminals"].sum() == 4
+        np.testing.assert_array_equal(last["state_offset"], first["state_offset"])
+    labels = [json.loads(line) for line in (tmp_path / "demos" / "labels.jsonl").read_text().splitlines()]
+    assert [label["success"] for label in labels] == [True, True]
+    settings = [load_run(root / "runs" / f"round{i}" / "robot_pick" / "otql" / "sd0")[1] for i in (1, 2)]
+    assert [one["dataset"]["start"]["agent"] for one in settings] == ["bc", "otql"]
+    assert [one["dataset"]["start"]["step"] for one in settings] == [3, 2]
+
+    other = [flag.replace(str(tmp_path / "out"), str(tmp_path / "unattended")) for flag in command]
+    run([*other, "--unattended"])
+    same = ["eval.csv", "round2.npz", "policies/round2/model.safetensors"]
+    for name in same:
+        assert (root / name).read_bytes() == (tmp_path / "unattended" / "pick" / name).read_bytes(), name
+
+
+def test_refusals(command: list[str], tmp_path: Path) -> None:
+    for flags, says in [
+        (["--demos="], "give --demos"),
+        (["--robot="], "give --robot"),
+        ([f"--demos={tmp_path / 'none'}"], "no LeRobotDataset"),
+        (["--agent.lam=x"], "lam"),
+        (["--features=observation.images"], "observation.images"),
+    ]:
+        outcome = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+        assert outcome.returncode == 2 and says in outcome.stderr and outcome.stderr.count("\n") == 1, outcome
