@@ -17,10 +17,11 @@ from utils.plotting import STYLE, to_png
 # Runs that end before this share of the published curves would be a sliver beside them: these get a panel of their own.
 SHARE = 0.25
 GREY = "#9a9a9a"
-# Okabe and Ito's colours, then of Tol's muted ones those that differ from them most: one for each of twelve methods.
+# Okabe and Ito's colours, then of Tol's muted ones those that differ from them most, then two more: one for each of
+# fourteen methods.
 COLOURS = [
     *STYLE["axes.prop_cycle"].by_key()["color"],
-    *("#882255", "#999933", "#332288", "#44AA99", "#DDCC77"),
+    *("#882255", "#999933", "#332288", "#44AA99", "#DDCC77", "#8B5A2B", "#B7E08A"),
 ]
 
 

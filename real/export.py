@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import flags
 
+from envs.files import read_json
 from experiments.report_runs import Run, read_run, show
 from real.acting import acting_part
 from real.lerobot_format import Normalisation, parse_features, policy_files, read_normalisation
@@ -126,7 +127,9 @@ def main(argv: Sequence[str]) -> None:
     fields, tensors = acting_part(agent)
     features = parse_features(FLAGS.features, settings["observation_dim"])
     normalisation, note = find_normalisation(run, features, fields["action_dim"])
-    state = "finished" if step >= run.planned else "earlier" if run.finished else "not finished"
+    # Not run.finished, which asks for an evaluation: robots' runs have none.
+    ended = (read_json(directory / "summary.json") or {}).get("step", -1) >= run.planned
+    state = "not finished" if not ended else "finished" if step >= run.planned else "earlier"
     files = policy_files(fields, tensors, features, normalisation)
     write_directory(out, files | {"README.md": card(run, step, state, features, note)})
     number = sum(tensor.size for tensor in tensors.values())
