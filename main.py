@@ -10,7 +10,7 @@ from absl import flags
 
 from envs import datasets as env_datasets
 from envs.tasks import Task, make_env, parse_task
-from utils import cli
+from utils import checkpoints, cli
 from utils.datasets import ShardRotation, describe, prepare
 from utils.errors import UserError
 from utils.online import Online
@@ -27,7 +27,7 @@ _flag("integer", "start_training", 5_000, "Environment steps before the first on
 _flag("integer", "utd_ratio", 1, "Updates an environment step.", lower_bound=1)
 _flag("bool", "balanced_sampling", False, "Online: half of a batch from each of dataset and experience.")
 _flag("string", "start_from", None, "Directory of a run to start from: its agent, or of another agent its flow.")
-_flag("string", "dataset", None, "An .npz file to use as the dataset; needed for gym: tasks.")
+_flag("string", "dataset", None, "An .npz file to use as the dataset; needed for gym: and robot: tasks.")
 _flag("enum", "dataset_source", "auto", "Where the dataset comes from.", enum_values=list(env_datasets.SOURCES))
 _flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where datasets are.")
 _flag("integer", "dataset_episodes", None, "Episodes to collect; default: the official number.", lower_bound=1)
@@ -69,6 +69,17 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
     return data, rotation, description
 
 
+def start_from(program: Program, agents: Any, observation_dim: int) -> tuple[Any, dict[str, Any]]:
+    """The agents as --start_from leaves them, and what the run records of that."""
+    path = str(Path(FLAGS.start_from).expanduser().absolute())
+    recorded = [run.files.recorded().get("dataset", {}).get("start", {}) for run in program.lanes]
+    same = all(start.get("path") == path for start in recorded)
+    if same and all(checkpoints.valid_steps(run.checkpoints) for run in program.lanes):
+        return agents, recorded[0]  # What was begun goes on, whatever has become of the other run.
+    agents, start = go_on_from(agents, Path(path), observation_dim)
+    return agents, start | {"path": path}
+
+
 def train_offline(program: Program, trainer: Trainer, rotation: ShardRotation | None) -> None:
     """Trains on the dataset alone, up to --offline_steps."""
     interval = FLAGS.dataset_replace_interval if rotation else 0
@@ -94,8 +105,7 @@ def main(argv: Sequence[str]) -> None:
     make = functools.partial(make_env, FLAGS.env_name)
     agents = program.new_agents(data)
     if FLAGS.start_from:
-        directory = Path(FLAGS.start_from).expanduser()
-        agents, dataset["start"] = go_on_from(agents, directory, data["observations"].shape[-1])
+        agents, dataset["start"] = start_from(program, agents, data["observations"].shape[-1])
     program.start(agents, dataset, data["observations"][0], make)
     program.check_phase("explorer", FLAGS.offline_steps)
     trainer = Trainer(program.batch_keys(), FLAGS.dataset_placement)

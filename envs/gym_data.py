@@ -42,6 +42,9 @@ def read_gym_dataset(path: Path, observation_width: int | None = None, action_wi
         UserError: something is wrong with the file.
     """
     arrays = read_npz(path, _REQUIRED, _OPTIONAL)
+    if observation_width is None:
+        check_width(path, "observations", arrays["observations"], None)
+        observation_width = arrays["observations"].shape[1]
     widths = {"observations": observation_width, "next_observations": observation_width, "actions": action_width}
     for name, width in widths.items():
         if name in arrays:

@@ -16,6 +16,7 @@ rollouts/eval_round1, …; eval.csv and adaptation.png, the success of each poli
 import json
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from absl import flags
 
 from envs.files import read_json
 from real.import_rollouts import import_rollouts
-from real.lerobot_files import read_recording
+from real.lerobot_files import Recording, read_recording
 from real.success import LABELS, successes
 from utils import cli, runs
 from utils.errors import UserError
@@ -58,15 +59,23 @@ for name, default, text in (
     ("base_steps", 20_000, "Updates of the base."),
     ("max_steps", 150, "Frames of an episode that count."),
     ("fps", 30, "Of the recordings, the demonstrations' own."),
-    ("episode_time_s", 60, "LeRobot's limit on an episode."),
 ):
     define_flag(FLAGS, "integer", name, default, text, lower_bound=1)
+define_flag(FLAGS, "integer", "episode_time_s", None, "Limit on an episode; default: max_steps' time.", lower_bound=1)
 define_flag(FLAGS, "integer", "final_rollouts", 0, "Episodes of the last policy, not trained on.", lower_bound=0)
 define_flag(FLAGS, "integer", "seed", 0, "Of base and rounds.", lower_bound=0)
 
 
 class Waiting(Exception):
     """The next step is a person's: the command to run."""
+
+
+def words(flag: str) -> list[str]:
+    """The flags for LeRobot in one of ours."""
+    try:
+        return shlex.split(FLAGS[flag].value)
+    except ValueError as error:
+        raise UserError(f"--{flag}={FLAGS[flag].value}: {error}") from error
 
 
 def recorded(root: Path) -> int:
@@ -76,17 +85,17 @@ def recorded(root: Path) -> int:
 
 def record_command(policy: Path, root: Path, episodes: int, number: int) -> list[str]:
     """LeRobot's command that records what is missing of `episodes` episodes of a policy."""
-    done = recorded(root)
+    done, seconds = recorded(root), -(-FLAGS.max_steps // FLAGS.fps)
     command = [
-        *shlex.split(FLAGS.record),
-        *shlex.split((FLAGS.robot or "").replace("{round}", str(number))),
-        *shlex.split(FLAGS.teleop),
+        *words("record"),
+        *(word.replace("{round}", str(number)) for word in words("robot")),
+        *words("teleop"),
         *(f"--policy.path={policy}", f"--policy.device={FLAGS.device}"),
         *(f"--dataset.repo_id=local/{root.name}", f"--dataset.root={root}"),
         *(f"--dataset.single_task={FLAGS.task or FLAGS.name}", f"--dataset.num_episodes={episodes - done}"),
-        *(f"--dataset.fps={FLAGS.fps}", f"--dataset.episode_time_s={FLAGS.episode_time_s}"),
+        *(f"--dataset.fps={FLAGS.fps}", f"--dataset.episode_time_s={FLAGS.episode_time_s or seconds}"),
         *("--dataset.push_to_hub=false", "--play_sounds=false"),
-        *shlex.split(FLAGS.record_flags),
+        *words("record_flags"),
     ]
     return [*command, "--resume=true"] if done else command
 
@@ -99,14 +108,53 @@ def roll_out(policy: Path, root: Path, episodes: int, number: int) -> None:
     """
     if recorded(root) >= episodes:
         return
-    if root.exists() and not recorded(root):
-        shutil.rmtree(root)  # LeRobot was ended before the first episode, and takes no folder that is there.
+    if root.exists():
+        check_broken(root)
     command = record_command(policy, root, episodes, number)
     if not FLAGS.unattended:
         raise Waiting(f"{episodes - recorded(root)} rollouts of {policy} are to be recorded:\n\n{shlex.join(command)}")
-    cli.run_program(command, FLAGS.record)
+    # At SIGINT LeRobot closes its files, at SIGTERM it does not.
+    cli.run_program(command, FLAGS.record, end=signal.SIGINT)
     if recorded(root) < episodes:
         raise UserError(f"{root} has {recorded(root)} of {episodes} episodes; start the same command again to go on")
+
+
+def check_broken(root: Path) -> None:
+    """Refuses to go on with a recording that LeRobot cannot go on with.
+
+    Raises:
+        UserError: it was broken off, before its first episode or without its files being closed; or it is under way.
+    """
+    try:
+        if recorded(root):
+            read_recording(root, list(FLAGS.features), "action")
+            return
+        reason = "it has no episode"
+    except UserError as error:
+        reason = str(error)
+    raise UserError(f"{root} cannot be gone on with ({reason}); if nothing records there, remove it to record again")
+
+
+def check_settings(demos: Recording) -> None:
+    """Refuses what would else be noticed when a person has recorded rollouts.
+
+    Raises:
+        UserError: the settings do not fit the demonstrations, or each other.
+    """
+    for flag in ("record", "robot", "teleop", "record_flags"):
+        words(flag)
+    if FLAGS.unattended and not shutil.which(words("record")[0]):
+        raise UserError(f"there is no program {words('record')[0]}; name LeRobot's with --record=<bin>/lerobot-record")
+    if not runs.load_agent(FLAGS.agent).Agent.FLOWS:
+        raise UserError(f"{FLAGS.agent} has no flow that could start as the base's; see FLOWS in agents/base.py")
+    if demos.fps != FLAGS.fps:
+        raise UserError(f"{demos.root} has {demos.fps:g} frames a second; give --fps={demos.fps:g}")
+    long = [n for n, (solved, length) in enumerate(successes(demos, None)) if solved and length > FLAGS.max_steps]
+    if long:
+        raise UserError(
+            f"demonstration {long[0]} of {demos.root} succeeds after --max_steps={FLAGS.max_steps} frames, so it would "
+            "count as a failure: give more, or record at a lower rate"
+        )
 
 
 def label_demonstrations(root: Path) -> None:
@@ -158,14 +206,19 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     """
     demos, features = Path(FLAGS.demos).expanduser(), list(FLAGS.features)
     config, _, _ = runs.resolve_config(runs.load_agent(FLAGS.agent), "robot", FLAGS.preset, overrides)
-    sizes = read_recording(demos, features, "action").widths
-    exported = ",".join(f"{feature}:{size}" for feature, size in sizes.items())
+    shown = read_recording(demos, features, "action")
+    exported = ",".join(f"{feature}:{size}" for feature, size in shown.widths.items())
     label_demonstrations(demos)
+    check_settings(shown)
     data = root / "demos.npz"
     shared = {"features": features, "max_steps": FLAGS.max_steps}
+    norms = {"state_norm": FLAGS.state_norm, "action_norm": FLAGS.action_norm}
     if not data.exists():
-        norms = {"state_norm": FLAGS.state_norm, "action_norm": FLAGS.action_norm}
         print(import_rollouts([demos], data, **shared, **norms), flush=True)
+    before = read_json(data.with_suffix(".json")) or {}
+    for key, value in (shared | norms).items():
+        if before.get(key) != value:
+            raise UserError(f"{root} was begun with {key} = {before.get(key)}, not {value}; use another --name")
     dims = ",".join(map(str, config.actor_hidden_dims))
     base = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
     run, policy = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, exported, base)
@@ -177,8 +230,8 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         episodes = min(FLAGS.rollouts, FLAGS.total_rollouts - FLAGS.rollouts * (number - 1))
         recording = root / "rollouts" / ("eval_final" if last else f"eval_round{number}")
         roll_out(policy, recording, FLAGS.final_rollouts if last else episodes, number)
-        solved = [solved for solved, _ in successes(read_recording(recording, features, "action"), None)]
-        outcomes.append((step, solved))
+        counted = successes(read_recording(recording, features, "action"), None)
+        outcomes.append((step, [solved and length <= FLAGS.max_steps for solved, length in counted]))
         report(root, outcomes)
         if last:
             break
@@ -195,7 +248,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Goes on from where the last call stopped."""
     overrides = cli.parse(argv, FLAGS)
-    for flag in ("demos", "robot"):
+    for flag in ("demos", "robot", "features"):
         if not FLAGS[flag].value:
             raise UserError(f"give --{flag}; --help says what it is")
     root = (Path(FLAGS.output_dir).expanduser() / FLAGS.name).absolute()

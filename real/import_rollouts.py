@@ -69,6 +69,8 @@ def import_rollouts(
         raise UserError(f"{output} does not end in .npz; choose such a name for --output")
     if labels and len(labels) != len(roots):
         raise UserError(f"there are {len(labels)} files of --labels for {len(roots)} datasets; give one for each")
+    if not features:
+        raise UserError("no --features: name what makes up the observation, such as observation.state")
     if max_steps < 1:
         raise UserError(f"max_steps is {max_steps}; it must be at least 1")
     if stats and (state_norm or action_norm):

@@ -164,6 +164,22 @@ def test_signal_during_an_overlapping_evaluation(at, unbroken, otql_flags, slow_
     assert_same_run(directory, unbroken)
 
 
+def test_only_lanes_that_lack_a_row_are_evaluated_again(unbroken, otql_flags, monkeypatch, tmp_path):
+    """Killed between the lanes' saves of a step at which the rows have just been written."""
+    flags = (*otql_flags, f"--save_dir={tmp_path}", "--num_seeds=2", "--save_interval=0", "--offline_steps=1000")
+    run_main(*flags)
+    late = run_dirs(tmp_path)[1]
+    path = checkpoints.path_of(late / "checkpoints", 1000)
+    state = checkpoints.load(path)
+    train = {"train": state["csv"]["train"], "timing": state["csv"]["timing"]}
+    checkpoints.save(late / "checkpoints", 1000, state | {"evaluated": False, "csv": train | {"eval": 0}})
+    for directory in run_dirs(tmp_path):
+        (directory / "summary.json").unlink()
+    run_main(*flags)
+    for directory in run_dirs(tmp_path):
+        assert list(read_csv(directory / "eval.csv")["step"]) == [1000]
+
+
 def test_killed_during_an_overlapping_evaluation(unbroken, otql_flags, start, tmp_path):
     flags = (*otql_flags, f"--save_dir={tmp_path}", "--eval_overlap")
     process, log = start(*flags)

@@ -1,9 +1,11 @@
 """Data without an environment, and runs that start from what another has learnt."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
-from tiny_runs import BC, OTQL, assert_same_tree, refused, run_dir, run_main
+from tiny_runs import BC, OTQL, assert_same_run, assert_same_tree, call, refused, run_dir, run_main
 
 import main
 import online_main
@@ -82,6 +84,20 @@ def test_start_is_what_another_run_has_learnt(source, learnt, robot_data, tmp_pa
         assert own.step == 0 and not np.array_equal(own.key, other.key)
 
 
+def test_begun_run_goes_on_without_its_source(learnt, robot_data, tmp_path, interrupt_at):
+    """Whatever has become of the run it started from; but a new one needs it."""
+    source = shutil.copytree(learnt["bc"], tmp_path / "source")
+    save_dir, unbroken = tmp_path / "exp", tmp_path / "unbroken"
+    flags = (*flags_of(OTQL, robot_data, save_dir), f"--start_from={source}", "--log_interval=10")
+    run_main(*flags, f"--save_dir={unbroken}")
+    interrupt_at(10)
+    assert call(*flags).code == 143
+    shutil.rmtree(source)
+    assert "not the directory of a run" in refused(*flags, "--run_group=other")
+    run_main(*flags)
+    assert_same_run(run_dir(save_dir / "debug"), run_dir(unbroken))
+
+
 def test_refusals(learnt, robot_data, tmp_path):
     """What cannot be done ends in one line."""
     robot = flags_of(OTQL, robot_data, tmp_path)
@@ -96,4 +112,4 @@ def test_refusals(learnt, robot_data, tmp_path):
     assert "they must be equal" in refused(*robot, start, "--horizon_length=2", "--run_group=b")
     assert "not the directory of a run" in refused(*robot, f"--start_from={tmp_path}", "--run_group=c")
     qsm = [flag for flag in robot if "flow_steps" not in flag and "max_iter" not in flag]
-    assert "no flow that could start" in refused(*qsm, start, "--agent=agents/qsm.py", "--run_group=d")
+    assert "this agent has no flow" in refused(*qsm, start, "--agent=agents/qsm.py", "--run_group=d")

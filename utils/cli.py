@@ -93,14 +93,18 @@ def parse_arguments(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def run_program(command: Sequence[str], name: str) -> None:
-    """Runs another program of the project to its end; SIGTERM is handed on to it.
+def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) -> None:
+    """Runs another program to its end; on SIGTERM, it gets the signal `end`.
 
     Raises:
-        UserError: it failed; it has said why. Interrupted: it was ended by a signal.
+        UserError: it is not there, or failed and has said why. Interrupted: it was ended by a signal.
     """
-    with subprocess.Popen(command) as child:
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:
+        raise UserError(f"cannot run {command[0]}: {error.strerror}") from error
+    with child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(end))
         try:
             code = child.wait()
         finally:

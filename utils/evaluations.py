@@ -50,13 +50,13 @@ class Evaluations:
         self._cancelled = False
         self._step, self._actors, self._future = 0, [], None
 
-    def start(self, step: int, agents: Any, overlap: bool) -> None:
-        """Evaluates the stacked `agents` at `step`: now, or in the background once the one before has ended."""
+    def start(self, step: int, agents: Any, numbers: Sequence[int], overlap: bool) -> None:
+        """Evaluates the lanes `numbers` of stacked agents: now, or in the background once the one before has ended."""
         self.settle()
         if overlap:
             # The optimiser's state, the largest part of an agent, does not act.
             agents = jax.tree.map(jnp.copy, agents.replace(opt_state=()))
-        actors = [(number, agents, number) for number in range(len(self._lanes))]
+        actors = [(number, agents, number) for number in numbers]
         if overlap:
             self._begin(step, actors)
         else:

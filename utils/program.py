@@ -38,7 +38,7 @@ def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: in
     """
     flag = functools.partial(define_flag, values)
     flag("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
-    flag("string", "env_name", env_name, "OGBench single task, or gym:<Gymnasium id>.")
+    flag("string", "env_name", env_name, "OGBench single task, Panda task, gym:<Gymnasium id>, or robot:<name>.")
     flag("string", "preset", "paper", "paper: published settings of the domain; cpu: small networks, short runs; none.")
     flag("integer", "seed", 0, "First seed.", lower_bound=0, upper_bound=2**31)
     flag("integer", "num_seeds", 1, "Seeds trained side by side in one program.", lower_bound=1)
@@ -192,7 +192,9 @@ class Program:
             agents = stack(states)
             print(f"resuming at step {self.step}")
         self.agents, self.observation, self.make_env = agents, observation, make_env
-        self.evaluated = bool(self.restored) and all(state["evaluated"] for state in self.restored)
+        self.evaluated = [
+            bool(state["evaluated"]) for state in self.restored or [{"evaluated": False}] * len(self.lanes)
+        ]
         for run, state in zip(self.lanes, self.restored or [{"csv": {}}] * len(self.lanes), strict=True):
             run.open_logs(self._logs, state["csv"], self.flags.wandb, self.flags.run_group)
 
@@ -200,7 +202,7 @@ class Program:
         self.signals, self.extra, self._spent, self._updates = cli.Signals(), lambda index: {}, 0.0, 0
         evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=self.flags.eval_workers)
         self.evaluations = Evaluations(evaluator, self.lanes, self._episodes, self.signals.check)
-        if self.restored:
+        if self.restored and self._episodes:
             owing = [state.get("owed") for state in self.restored]
             self.evaluations.take_up(owing, lambda step: lane(self.actors_at(step), 0))
         self._clock, self._bar = time.perf_counter(), ProgressBar(self.total, initial=self.step)
@@ -255,10 +257,11 @@ class Program:
             Interrupted: a signal came.
         """
         self.evaluations.settle(wait=False)
-        if self._episodes and self.due(self.flags.eval_interval) and not self.evaluated:
+        missing = [number for number, done in enumerate(self.evaluated) if not done]
+        if self._episodes and self.due(self.flags.eval_interval) and missing:
             # There is no training after the last step that the evaluation could overlap with.
-            self.evaluations.start(self.step, self.actors, overlap=self.overlap and self.step < self.total)
-            self.evaluated = True
+            self.evaluations.start(self.step, self.actors, missing, self.overlap and self.step < self.total)
+            self.evaluated = [True] * len(self.lanes)
         if self.due(self.flags.save_interval):
             self.save()
         self.signals.check()
@@ -269,7 +272,7 @@ class Program:
         info = jax.device_get(info)
         self._spent, self._updates = self._spent + time.perf_counter() - self._clock, self._updates + updates
         self._bar.update(until - self.step, {k: value[0] for k, value in info.items() if k.endswith("loss")})
-        self.step, self.evaluated, self._clock = until, False, time.perf_counter()
+        self.step, self.evaluated, self._clock = until, [False] * len(self.lanes), time.perf_counter()
         if self.due(self.flags.log_interval) and info:
             for index, run in enumerate(self.lanes):
                 run.log("train", self.step, {key: float(value[index]) for key, value in info.items()})
@@ -280,7 +283,7 @@ class Program:
         """Writes a checkpoint of every lane."""
         for index, run in enumerate(self.lanes):
             owed = self.evaluations.owed(index)
-            evaluated = self.evaluated and not (owed and owed["step"] == self.step)
+            evaluated = self.evaluated[index] and not (owed and owed["step"] == self.step)
             earlier = {"owed": owed} if owed and owed["step"] < self.step else {}
             run.save(self.step, lane(self.agents, index), evaluated, self.extra(index) | earlier)
 

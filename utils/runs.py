@@ -265,8 +265,7 @@ class RunFiles:
         atomic_write_text(self.directory / "flags.json", text + "\n")
 
     def _refuse_other(self, settings: dict[str, Any]) -> None:
-        path = self.directory / "flags.json"
-        old = read_json(path) if path.exists() else {}
+        old = self.recorded()
         new = json.loads(json.dumps(settings, default=list))
         for key in (key for key in self.IDENTITY if key in old and key in new):
             was, now = old[key], new[key]
@@ -278,6 +277,11 @@ class RunFiles:
             raise UserError(
                 f"{self.directory} holds a run with {key} = {was}, not {now}; use another --run_group or --save_dir"
             )
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings of the run that was begun here, or none."""
+        path = self.directory / "flags.json"
+        return read_json(path) if path.exists() else {}
 
     def begun(self) -> bool:
         """Whether the run was ever started, even if it has no checkpoint yet."""

@@ -47,11 +47,11 @@ def go_on_from(agents: Any, directory: Path, observation_dim: int) -> tuple[Any,
     Raises:
         UserError: there is no run, or its networks do not fit the agents.
     """
+    if not agents.FLOWS:
+        raise UserError("this agent has no flow, so it cannot start from a run (--start_from)")
     other, origin = load_base(directory, agents.config, agents.config.action_dim, observation_dim)
     lanes = len(agents.step)
     if other.config.algorithm != agents.config.algorithm:
-        if not agents.FLOWS:
-            raise UserError(f"this agent has no flow that could start as that of {directory}")
         return agents.with_flow(stack([other.targets["flow"]] * lanes)), origin
     learnt = {name: getattr(other, name) for name in ("params", "targets", "opt_state")}
     own = {name: getattr(lane(agents, 0), name) for name in learnt}
