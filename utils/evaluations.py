@@ -71,12 +71,16 @@ class Evaluations:
             future, self._future = self._future, None
             self._record(self._step, self._actors, future.result())
 
-    def owed(self, number: int) -> dict[str, Any] | None:
-        """What a checkpoint holds of a lane's evaluation whose rows are not written yet: the step and the agent."""
-        for own, agents, index in self._actors if self._future else []:
-            if own == number:
-                return {"step": self._step, "agent": to_state_dict(jax.device_get(lane(agents, index)))}
-        return None
+    def owed_step(self, number: int) -> int | None:
+        """The step of a lane's evaluation whose row is not written yet, if there is one."""
+        return self._step if self._future and any(own == number for own, *_ in self._actors) else None
+
+    def owed(self, number: int) -> dict[str, Any]:
+        """What a checkpoint holds of that evaluation: its step and the agent, as the entry 'owed'; or nothing."""
+        if self.owed_step(number) is None:
+            return {}
+        agents, index = next((agents, index) for own, agents, index in self._actors if own == number)
+        return {"owed": {"step": self._step, "agent": to_state_dict(jax.device_get(lane(agents, index)))}}
 
     def take_up(self, owing: Sequence[dict[str, Any] | None], template: Callable[[int], Any]) -> None:
         """Goes on with what `owed` gave for each lane.

@@ -192,10 +192,9 @@ class Program:
             agents = stack(states)
             print(f"resuming at step {self.step}")
         self.agents, self.observation, self.make_env = agents, observation, make_env
-        self.evaluated = [
-            bool(state["evaluated"]) for state in self.restored or [{"evaluated": False}] * len(self.lanes)
-        ]
-        for run, state in zip(self.lanes, self.restored or [{"csv": {}}] * len(self.lanes), strict=True):
+        states = self.restored or [{"csv": {}, "evaluated": False}] * len(self.lanes)
+        self.evaluated = [bool(state["evaluated"]) for state in states]
+        for run, state in zip(self.lanes, states, strict=True):
             run.open_logs(self._logs, state["csv"], self.flags.wandb, self.flags.run_group)
 
     def __enter__(self) -> "Program":
@@ -282,10 +281,10 @@ class Program:
     def save(self) -> None:
         """Writes a checkpoint of every lane."""
         for index, run in enumerate(self.lanes):
-            owed = self.evaluations.owed(index)
-            evaluated = self.evaluated[index] and not (owed and owed["step"] == self.step)
-            earlier = {"owed": owed} if owed and owed["step"] < self.step else {}
-            run.save(self.step, lane(self.agents, index), evaluated, self.extra(index) | earlier)
+            # An evaluation of this very step starts again from the checkpoint's own agent.
+            due = self.evaluations.owed_step(index) == self.step
+            owed = {} if due else self.evaluations.owed(index)
+            run.save(self.step, lane(self.agents, index), self.evaluated[index] and not due, self.extra(index) | owed)
 
     def finish(self) -> None:
         """Waits for evaluations, records videos and marks the runs as finished."""
