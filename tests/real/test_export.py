@@ -19,7 +19,8 @@ def trained(pointmaze, tmp_path_factory):
     """A tiny finished run with two checkpoints."""
     save_dir = tmp_path_factory.mktemp("exp")
     flags = (f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={save_dir}")
-    run_main(*OTQL[:-1], "--agent.best_of_n=3", "--agent.flow_tau=0.5", *flags, "--offline_steps=4", "--save_interval=2")
+    own = ("--agent.best_of_n=3", "--agent.flow_tau=0.5")
+    run_main(*OTQL[:-1], *own, *flags, "--offline_steps=4", "--save_interval=2")
     return run_dir(save_dir)
 
 
