@@ -175,8 +175,10 @@ def _reasons(group: Group, reference: Condition | None) -> list[str]:
     """Why a group cannot stand beside those of the reference: one 'short: long' a reason."""
     own, result = group.condition, []
     if not own.finished:
+        planned = group.runs[0].planned
         reached = own.steps[-1] if own.steps else max(run.reached for run in group.runs)
-        result.append(f"unfinished: {show_steps(reached)} of {show_steps(group.runs[0].planned)} updates")
+        progress = f"unfinished: {show_steps(reached)} of {show_steps(planned)} updates"
+        result.append("no evaluations" if reached >= planned and not own.steps else progress)
     if reference is None:
         return result
     if own.finished and own.steps[-1] != reference.steps[-1]:

@@ -45,6 +45,13 @@ def test_a_run_is_read_while_it_is_written(tmp_path):
     assert f"| {SCENE} |" in text and "unfinished" in text
 
 
+def test_a_finished_run_without_evaluations_is_not_called_unfinished(tmp_path):
+    directory = write_run(tmp_path, (0, 0.1, 0.2, 0.3))
+    (directory / "eval.csv").unlink()
+    (group,) = groups_of(tmp_path)
+    assert group.apart == ["no evaluations"]
+
+
 def test_damaged_runs_are_left_out_by_name(tmp_path, monkeypatch, capsys):
     write_run(tmp_path, (0, 0.2, 0.3, 0.4), seed=0)
     for seed, (name, content) in enumerate(
