@@ -11,13 +11,18 @@ to --output.
 
 Evaluation: the batched evaluator against the public code bases' loop, which steps one environment and asks the policy
 at every step, with the same policy at the paper's settings.
+
+Starts: seconds from main.py's start to its first update, of a run's first and of its second start on --env_name (with
+--dataset, or what main.py finds), and the peak memory with 1 and with --lanes seeds.
+
+The report is printed part by part and written to bench.md in --output, beside the picture.
 """
 
 import functools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +31,19 @@ import numpy as np
 from absl import flags
 
 from envs.tasks import make_env, parse_task
-from experiments import bench_lanes, bench_updates
+from experiments import bench_lanes, bench_starts, bench_updates
 from utils import cli, runs
 from utils.errors import UserError
 from utils.evaluation import Evaluator
-from utils.files import atomic_write_bytes
+from utils.files import atomic_write_bytes, atomic_write_text
 from utils.plotting import wilson_interval
 from utils.training import act, stack
 
+Part = tuple[str, bool]  # a part of the report in Markdown, and whether all in it could be measured
 FLAGS = flags.FlagValues()
-flags.DEFINE_enum("part", "all", ["all", "updates", "seeds", "evaluation"], "What to measure.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "part", "all", ["all", "updates", "seeds", "evaluation", "starts"], "What to measure.", flag_values=FLAGS
+)
 flags.DEFINE_integer("rounds", 2, "Rounds, the two sides in turn.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cores", None, "Cores to run on; default: all.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("agents", [], "Updates: agents to measure; default: all in agents/.", flag_values=FLAGS)
@@ -47,11 +55,12 @@ flags.DEFINE_enum(
     "Updates: precision of matrix products, on both sides; a processor knows float32 alone.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("lanes", "1,2,4,8", "Seeds: numbers of agents side by side.", flag_values=FLAGS)
-flags.DEFINE_string("output", "exp/bench", "Seeds: directory of the picture.", flag_values=FLAGS)
-flags.DEFINE_string("agent", "agents/otql.py", "Seeds, evaluation: agent file.", flag_values=FLAGS)
+flags.DEFINE_list("lanes", "1,2,4,8", "Seeds, starts: numbers of agents side by side.", flag_values=FLAGS)
+flags.DEFINE_string("output", "exp/bench", "Directory of the report.", flag_values=FLAGS)
+flags.DEFINE_string("agent", "agents/otql.py", "All but updates: agent file.", flag_values=FLAGS)
 flags.DEFINE_string("run", None, "Evaluation: directory of a run whose agent acts.", flag_values=FLAGS)
-flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Evaluation: task.", flag_values=FLAGS)
+flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Evaluation, starts: task.", flag_values=FLAGS)
+flags.DEFINE_string("dataset", None, "Starts: an .npz file to use as the dataset.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "episodes", 8, "Evaluation: episodes a round of the evaluator; the loop runs a quarter.", flag_values=FLAGS
 )
@@ -89,8 +98,8 @@ def evaluated_agent() -> tuple[Any, Any]:
     return stack([module.Agent.create(jax.random.PRNGKey(0), example, config)]), make
 
 
-def bench_evaluation() -> None:
-    """Prints episodes a minute of both, their ratio and, where it is known, their success."""
+def evaluation(overrides: dict[str, str]) -> Part:
+    """Episodes a minute of both, their ratio and, where it is known, their success."""
     (agents, make), key = evaluated_agent(), jax.random.PRNGKey(1)
     env, horizon = make(), agents.config.horizon_length
 
@@ -112,57 +121,83 @@ def bench_evaluation() -> None:
             seconds["batched"] += time.perf_counter() - middle
             successes["batched"] += list(result.get("success", []))
     rate = {name: 60 * FLAGS.rounds * counts[name] / seconds[name] for name in seconds}
-    print(f"## Evaluation\n\nEpisodes a minute, batched over one by one: **{rate['batched'] / rate['loop']:.2f}**")
-    print(f"({rate['batched']:.1f} and {rate['loop']:.1f} on this machine).")
+    lines = [
+        "## Evaluation",
+        "",
+        f"Episodes a minute, batched over one by one: **{rate['batched'] / rate['loop']:.2f}**",
+    ]
+    lines.append(f"({rate['batched']:.1f} and {rate['loop']:.1f} on this machine).")
     for name, outcomes in successes.items():
         if outcomes and np.isfinite(outcomes).all():
             low, high = wilson_interval(np.mean(outcomes), len(outcomes))
-            print(f"Success, {name}: {np.mean(outcomes):.2f} ({low:.2f} to {high:.2f}) over {len(outcomes)} episodes.")
+            about = f"{np.mean(outcomes):.2f} ({low:.2f} to {high:.2f}) over {len(outcomes)} episodes."
+            lines.append(f"Success, {name}: {about}")
+    return "\n".join(lines), True
 
 
-def bench_seeds(overrides: dict[str, str]) -> bool:
-    """Prints what agents side by side bring, and draws it; returns whether all could be measured."""
+def lanes() -> list[int]:
+    """The numbers of --lanes.
+
+    Raises:
+        UserError: they are none.
+    """
+    if not all(text.isdecimal() and int(text) for text in FLAGS.lanes) or not FLAGS.lanes:
+        raise UserError(f"--lanes={','.join(FLAGS.lanes)} needs whole numbers above 0, such as 1,2,4,8")
+    return sorted({int(text) for text in FLAGS.lanes})
+
+
+def updates(overrides: dict[str, str]) -> Part:
+    """Every agent beside the public code's."""
+    timing = FLAGS.rounds, FLAGS.seconds, FLAGS.matmul_precision
+    return bench_updates.compare(FLAGS.agents, overrides, FLAGS.public, FLAGS.public_python, *timing)
+
+
+def seeds(overrides: dict[str, str]) -> Part:
+    """What agents side by side bring; their picture goes to --output."""
     name = Path(FLAGS.agent).stem
     if name not in (known := bench_updates.find_agents()):
         raise UserError(f"--agent={FLAGS.agent}: seeds are measured of agents/{{{','.join(known)}}}.py")
-    if not all(text.isdecimal() and int(text) for text in FLAGS.lanes) or not FLAGS.lanes:
-        raise UserError(f"--lanes={','.join(FLAGS.lanes)} needs whole numbers above 0, such as 1,2,4,8")
-    lanes = sorted({int(text) for text in FLAGS.lanes})
     timing = FLAGS.rounds, FLAGS.seconds, FLAGS.matmul_precision
-    text, picture = bench_lanes.compare(name, overrides, lanes, *timing)
-    print(text, flush=True)
-    if picture:
-        path = Path(FLAGS.output).expanduser() / f"seeds_{name}.png"
-        atomic_write_bytes(path, picture)
-        print(f"picture: {path}", file=sys.stderr)
-    return picture is not None
+    text, picture = bench_lanes.compare(name, overrides, lanes(), *timing)
+    if picture is None:
+        return text, False
+    atomic_write_bytes(output() / f"seeds_{name}.png", picture)
+    return f"{text}\n\n![](seeds_{name}.png)", True
+
+
+def starts(overrides: dict[str, str]) -> Part:
+    """Seconds to the first update, and memory."""
+    return bench_starts.compare(FLAGS.agent, FLAGS.env_name, FLAGS.dataset, overrides, lanes()), True
+
+
+def output() -> Path:
+    """The directory of the report."""
+    return Path(FLAGS.output).expanduser()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the parts asked for and prints them as Markdown; progress goes to stderr."""
+    """Measures the parts asked for; progress goes to stderr."""
     overrides = cli.parse(argv, FLAGS)
     if FLAGS.cores:
         # Of this process, and of all that it starts.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.cores])
-    complete = True
-    if FLAGS.part in ("all", "updates"):
-        text, complete = bench_updates.compare(
-            FLAGS.agents,
-            overrides,
-            FLAGS.public,
-            FLAGS.public_python,
-            FLAGS.rounds,
-            FLAGS.seconds,
-            FLAGS.matmul_precision,
-        )
-        print(text, flush=True)
-    if FLAGS.part in ("all", "seeds"):
-        complete &= bench_seeds(overrides)
-    if FLAGS.part in ("all", "evaluation"):
-        bench_evaluation()
+    report, complete = [], True
+    for measure in PARTS.values() if FLAGS.part == "all" else (PARTS[FLAGS.part],):
+        text, whole = measure(overrides)
+        report, complete = [*report, text], complete and whole
+        print(f"{text}\n", flush=True)
+        atomic_write_text(output() / "bench.md", "\n\n".join(report) + "\n")
+    print(f"report: {output() / 'bench.md'}", file=sys.stderr)
     if not complete:
         sys.exit(1)
 
+
+PARTS: dict[str, Callable[[dict[str, str]], Part]] = {
+    "updates": updates,
+    "seeds": seeds,
+    "evaluation": evaluation,
+    "starts": starts,
+}
 
 if __name__ == "__main__":
     cli.run(main)

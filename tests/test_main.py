@@ -144,14 +144,14 @@ def test_signal_during_an_evaluation_repeats_only_that(unbroken, otql_flags, mon
 
 
 def test_evaluations_overlap_with_training_and_change_nothing(unbroken, otql_flags, tmp_path):
-    run_main(*otql_flags, f"--save_dir={tmp_path}", "--eval_overlap")
+    run_main(*otql_flags, f"--save_dir={tmp_path}", "--noeval_overlap")
     assert_same_run(run_dir(tmp_path), unbroken)
 
 
 @pytest.mark.parametrize("at", [1000, 1250])
 def test_signal_during_an_overlapping_evaluation(at, unbroken, otql_flags, slow_evaluation, interrupt_at, tmp_path):
     """The evaluation of step 1000 is owed by the checkpoint at that step or at a later one, in every lane."""
-    flags = (*otql_flags, f"--save_dir={tmp_path}", "--eval_overlap", "--num_seeds=2", "--save_interval=0")
+    flags = (*otql_flags, f"--save_dir={tmp_path}", "--num_seeds=2", "--save_interval=0")
     slow_evaluation()
     interrupt_at(at)
     interrupted(*flags)
@@ -181,7 +181,7 @@ def test_only_lanes_that_lack_a_row_are_evaluated_again(unbroken, otql_flags, mo
 
 
 def test_killed_during_an_overlapping_evaluation(unbroken, otql_flags, start, tmp_path):
-    flags = (*otql_flags, f"--save_dir={tmp_path}", "--eval_overlap")
+    flags = (*otql_flags, f"--save_dir={tmp_path}")
     process, log = start(*flags)
     wait_for(process, lambda: EVALUATION in log.read_text() and newest(tmp_path) > 1000)
     process.kill()

@@ -47,7 +47,7 @@ def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: in
     flag("integer", "eval_interval", evaluate, "Steps between evaluations; 0: only at the end.", lower_bound=0)
     flag("integer", "save_interval", save, "Steps between checkpoints; 0: only at the end.", lower_bound=0)
     flag("integer", "eval_episodes", 50, "Episodes an evaluation; 0: no evaluations.", lower_bound=0)
-    flag("bool", "eval_overlap", None, "Train on while evaluating, same numbers; default: if there is an accelerator.")
+    flag("bool", "eval_overlap", True, "Train on while evaluating; the numbers are the same.")
     flag("integer", "eval_workers", None, "Processes that step environments; default: one a core.", lower_bound=1)
     flag("integer", "video_episodes", 0, "Episodes of the final policy in videos/.", lower_bound=0)
     flag("integer", "video_frame_skip", 3, "Environment steps a frame.", lower_bound=1)
@@ -123,7 +123,6 @@ class Program:
         self._episodes = 0 if task.kind == "robot" else values.eval_episodes
         if task.kind == "robot" and (logs or values.video_episodes):
             raise UserError(f"{task.name} has no simulation, only data: no online training and no videos of it")
-        self.overlap = jax.default_backend() != "cpu" if values.eval_overlap is None else values.eval_overlap
         given = {k: values[k].value for k in ("horizon_length", "sparse") if values[k].value is not None}
         if given.keys() & overrides.keys():
             raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
@@ -259,7 +258,8 @@ class Program:
         missing = [number for number, done in enumerate(self.evaluated) if not done]
         if self._episodes and self.due(self.flags.eval_interval) and missing:
             # There is no training after the last step that the evaluation could overlap with.
-            self.evaluations.start(self.step, self.actors, missing, self.overlap and self.step < self.total)
+            overlap = self.flags.eval_overlap and self.step < self.total
+            self.evaluations.start(self.step, self.actors, missing, overlap)
             self.evaluated = [True] * len(self.lanes)
         if self.due(self.flags.save_interval):
             self.save()

@@ -25,6 +25,8 @@ POSTURE = np.array([0, -0.785, 0, -2.35, 0, 1.57, np.pi / 4])  # joint angles (r
 TASK_STIFFNESS, POSTURE_STIFFNESS = 200.0, 0.5  # k, 1/s²
 DOWN = np.array([0.0, 1.0, 0.0, 0.0])  # orientation of the hand, a quaternion
 CLOSED = 255.0  # gripper command
+# Observations give lengths in decimetres, as OGBench's arms do: in metres, a policy hardly sees where a box is.
+DECIMETRES, ORIGIN = 10.0, np.array([0.45, 0.0, 0.1])  # a metre; from where positions count (m)
 
 # What each scene adds to gym-hil's panda.xml; noslip keeps what is gripped from creeping out of the fingers.
 WORLD = """
@@ -59,9 +61,9 @@ class PandaEnv(gymnasium.Env):
     Action, in [-1, 1]: translation of the commanded position along x, y, z in units of 2 cm (x away from the base,
     y to its left, z up), and the gripper (-1 open, 1 closed, in between partly). One action takes 0.1 s.
 
-    Observation: of the arm, joint angles (7, rad) and velocities (7, rad/s), position (3, m) and velocity (3, m/s) of
-    the hand (the point between the finger tips), lead of the commanded position over the hand (3, m), gripper closure
-    (1, 0 open to 1 closed) and its rate (1, 1/s); then the task's.
+    Observation: of the arm, joint angles (7, rad) and velocities (7, rad/s), position (3, dm, from ORIGIN) and velocity
+    (3, dm/s) of the hand (the point between the finger tips), lead of the commanded position over the hand (3, dm),
+    gripper closure (1, 0 open to 1 closed) and its rate (1, 1/s); then the task's.
 
     Reward: -1 a step; 0, with termination, if the state AFTER the step is solved (OGBench's single tasks judge the
     state acted from). An unsolved episode is truncated after `max_steps` actions. `info['success']` says if solved.
@@ -190,11 +192,12 @@ class PandaEnv(gymnasium.Env):
         arm = [
             data.qpos[self._qpos],
             data.qvel[self._dofs],
-            self.hand,
-            self._hand_jacobian()[:3] @ data.qvel[self._dofs],
+            place(self.hand),
+            DECIMETRES * self._hand_jacobian()[:3] @ data.qvel[self._dofs],
+            DECIMETRES * (self.target - self.hand),
         ]
         closure = [data.qpos[gripper.qposadr] / 0.8, data.qvel[gripper.dofadr] / 0.8]
-        return np.concatenate([*arm, self.target - self.hand, *closure, self.observe_objects()]).astype(np.float32)
+        return np.concatenate([*arm, *closure, self.observe_objects()]).astype(np.float32)
 
     @property
     def hand(self) -> np.ndarray:
@@ -256,6 +259,11 @@ class PandaEnv(gymnasium.Env):
     def solved(self) -> bool:
         """Whether the current state solves the task."""
         raise NotImplementedError
+
+
+def place(position: np.ndarray) -> np.ndarray:
+    """A position (m) as observations give it: dm, from ORIGIN."""
+    return DECIMETRES * (position - ORIGIN[: len(position)])
 
 
 def _dense_index(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:

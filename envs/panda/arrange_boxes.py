@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from envs.panda.arm import PandaEnv
+from envs.panda.arm import DECIMETRES, PandaEnv, place
 
 COLOURS = {"red": "0.85 0.15 0.12", "blue": "0.15 0.36 0.92"}
 HALF = 0.02  # m, half an edge of a box
@@ -33,9 +33,9 @@ def _scene() -> str:
 class ArrangeBoxes(PandaEnv):
     """Solved when both boxes lie still on their planes and the hand touches neither.
 
-    Observation, after the arm's 25 numbers (see `PandaEnv`), for the red and then the blue box: position (3, m),
-    the same relative to the hand (3, m), the place on its plane relative to it (3, m), rotation (6: the first two
-    columns of its matrix), velocity (3, m/s) and, in its own frame, angular velocity (3, rad/s).
+    Observation, after the arm's 25 numbers (see `PandaEnv`), for the red and then the blue box: position (3, dm, from
+    ORIGIN), the same relative to the hand (3, dm), the place on its plane relative to it (3, dm), rotation (6: the
+    first two columns of its matrix), velocity (3, dm/s) and, in its own frame, angular velocity (3, rad/s).
     """
 
     NAME = "ArrangeBoxes"
@@ -49,16 +49,18 @@ class ArrangeBoxes(PandaEnv):
             places = random.uniform(*REGION, (2, 2))
             if np.linalg.norm(places[0] - places[1]) >= APART:
                 break
-        for name, place, yaw in zip(COLOURS, places, random.uniform(-MAX_YAW, MAX_YAW, 2), strict=True):
+        for name, spot, yaw in zip(COLOURS, places, random.uniform(-MAX_YAW, MAX_YAW, 2), strict=True):
             quaternion = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
-            self.data.joint(name).qpos[:] = *place, HALF, *quaternion
+            self.data.joint(name).qpos[:] = *spot, HALF, *quaternion
 
     def observe_objects(self) -> np.ndarray:
         parts = []
         for name in COLOURS:
             position, body = self.box(name), self.data.body(name)
+            relative = DECIMETRES * (position - self.hand), DECIMETRES * (self.plane(name) - position)
+            velocity, spin = np.split(self.data.joint(name).qvel, 2)
             rotation = body.xmat.reshape(3, 3)[:, :2].T.ravel()
-            parts += [position, position - self.hand, self.plane(name) - position, rotation, self.data.joint(name).qvel]
+            parts += [place(position), *relative, rotation, DECIMETRES * velocity, spin]
         return np.concatenate(parts)
 
     def solved(self) -> bool:

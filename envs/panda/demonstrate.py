@@ -78,7 +78,7 @@ def demonstrate(
     if path.suffix != ".npz":
         raise UserError(f"{path} does not end in .npz; choose such a name")
     versions = {package: importlib.metadata.version(package) for package in ("mujoco", "numpy", "gym-hil")}
-    settings = {"env_name": env_name, "seed": seed}
+    settings = {"env_name": env_name, "seed": seed, "lengths": "dm"}
     record = path.with_suffix(".json")
     with only_one(path.with_suffix(".lock")):
         if path.exists():

@@ -3,7 +3,7 @@
 import mujoco
 import numpy as np
 
-from envs.panda.arm import PandaEnv
+from envs.panda.arm import DECIMETRES, PandaEnv, place
 
 OPEN = 1.0  # rad, the door's angle that solves the task
 PLACE = np.array([[0.62, -0.05, -0.12], [0.68, 0.05, 0.12]])  # of the front's middle: x, y (m), yaw (rad)
@@ -59,8 +59,8 @@ class OpenMicrowave(PandaEnv):
     """Solved when the door stands open by 1 rad (57 degrees).
 
     Observation, after the arm's 25 numbers (see `PandaEnv`): the door's angle (rad) and its rate (rad/s), position of
-    the handle (3, m: where the bar is gripped), the same relative to the hand (3, m), place of the oven (3: x, y of the
-    front's middle, m, and yaw, rad).
+    the handle (3, dm, from ORIGIN: where the bar is gripped), the same relative to the hand (3, dm), place of the oven
+    (3: x, y of the front's middle, dm, from ORIGIN, and yaw, rad).
     """
 
     NAME = "OpenMicrowave"
@@ -76,8 +76,8 @@ class OpenMicrowave(PandaEnv):
 
     def observe_objects(self) -> np.ndarray:
         door, handle, quaternion = self.data.joint("door"), self.handle(), self.data.mocap_quat[0]
-        place = [*self.data.mocap_pos[0, :2], 2 * np.arctan2(quaternion[3], quaternion[0])]
-        return np.concatenate([door.qpos, door.qvel, handle, handle - self.hand, place])
+        oven, yaw = place(self.data.mocap_pos[0, :2]), 2 * np.arctan2(quaternion[3], quaternion[0])
+        return np.concatenate([door.qpos, door.qvel, place(handle), DECIMETRES * (handle - self.hand), oven, [yaw]])
 
     def solved(self) -> bool:
         return self.angle >= OPEN

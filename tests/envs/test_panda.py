@@ -147,26 +147,30 @@ def test_observations(boxes, microwave):
     observation = run(boxes, [[1, 0.5, -0.5, -1]] * 3)[-1]
     data = boxes.data
     np.testing.assert_allclose(observation[:14], np.concatenate([data.qpos[:7], data.qvel[:7]]), atol=1e-5)
-    np.testing.assert_allclose(observation[14:17], boxes.hand, atol=1e-6)
-    assert observation[17] > 0.1 and observation[19] < -0.05  # Velocity of the hand, m/s.
-    np.testing.assert_allclose(observation[20:23], boxes.target - boxes.hand, atol=1e-6)
+    origin = np.array([0.45, 0, 0.1])
+    np.testing.assert_allclose(observation[14:17], 10 * (boxes.hand - origin), atol=1e-5)
+    assert observation[17] > 1 and observation[19] < -0.5  # Velocity of the hand, dm/s.
+    np.testing.assert_allclose(observation[20:23], 10 * (boxes.target - boxes.hand), atol=1e-5)
     np.testing.assert_allclose(boxes.target - before, [0.06, 0.03, -0.03], atol=1e-6)
     for name, part in zip(("red", "blue"), observation[25:].reshape(2, 21), strict=True):
-        np.testing.assert_allclose(part[:3], data.joint(name).qpos[:3], atol=1e-6)
-        np.testing.assert_allclose(part[3:6], boxes.box(name) - boxes.hand, atol=1e-6)
-        np.testing.assert_allclose(part[6:9], boxes.plane(name) - boxes.box(name), atol=1e-6)
+        np.testing.assert_allclose(part[:3], 10 * (data.joint(name).qpos[:3] - origin), atol=1e-5)
+        np.testing.assert_allclose(part[3:6], 10 * (boxes.box(name) - boxes.hand), atol=1e-5)
+        np.testing.assert_allclose(part[6:9], 10 * (boxes.plane(name) - boxes.box(name)), atol=1e-5)
         matrix = np.column_stack([part[9:12], part[12:15], np.cross(part[9:12], part[12:15])])
         np.testing.assert_allclose(matrix, data.body(name).xmat.reshape(3, 3), atol=1e-6)
-        np.testing.assert_allclose(part[15:], 0, atol=1e-3)
+        np.testing.assert_allclose(part[15:], 0, atol=1e-2)
+    data.joint("red").qvel[:] = np.arange(1, 7)
+    np.testing.assert_allclose(boxes._observe()[40:46], [10, 20, 30, 4, 5, 6], atol=1e-5)
 
     microwave.reset(seed=3)
     microwave.data.joint("door").qpos[:] = 0.4
     observation = run(microwave, [IDLE])[-1]
     bar = microwave.data.geom_xpos[microwave.model.geom("bar").id]
     np.testing.assert_allclose(observation[25:27], [0.4, 0], atol=2e-3)
-    np.testing.assert_allclose(observation[27:29], bar[:2], atol=1e-5)
-    np.testing.assert_allclose(observation[30:33], observation[27:30] - observation[14:17], atol=1e-5)
-    np.testing.assert_allclose(observation[33:35], microwave.data.body("microwave").xpos[:2], atol=1e-6)
+    np.testing.assert_allclose(observation[27:29], 10 * (bar - origin)[:2], atol=1e-4)
+    np.testing.assert_allclose(observation[30:33], observation[27:30] - observation[14:17], atol=1e-4)
+    oven = microwave.data.body("microwave").xpos
+    np.testing.assert_allclose(observation[33:35], 10 * (oven - origin)[:2], atol=1e-5)
     front = microwave.data.body("microwave").xmat.reshape(3, 3)[:, 0]
     np.testing.assert_allclose(observation[35], np.arctan2(front[1], front[0]), atol=1e-6)
 
@@ -235,8 +239,9 @@ def test_an_episode_is_a_function_of_seed_and_actions(name):
         np.testing.assert_array_equal(ours, theirs)
     starts = np.stack([first.reset(seed=seed)[0] for seed in range(8)])
     assert len(np.unique(starts[:, 14])) == len(np.unique(starts[:, 25:], axis=0)) == 8
-    low, high = first.START
-    assert (starts[:, 14:17] > np.array(low) - 1e-4).all() and (starts[:, 14:17] < np.array(high) + 1e-4).all()
+    low, high = np.array(first.START)
+    hands = starts[:, 14:17] / 10 + [0.45, 0, 0.1]
+    assert (hands > low - 1e-4).all() and (hands < high + 1e-4).all()
 
 
 @needs_model

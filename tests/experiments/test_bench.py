@@ -1,6 +1,7 @@
 """The update benchmark: what is measured on either side, and how it is reported."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -75,13 +76,19 @@ def cores():
     os.sched_setaffinity(0, before)
 
 
-def run_bench(*flags):
-    for name in bench.FLAGS:
-        bench.FLAGS[name].unparse()
-    bench.main(["bench", "--part=updates", *flags])
+@pytest.fixture
+def run_bench(tmp_path):
+    """Runs the benchmark; its report goes to the test's directory."""
+
+    def run(*flags, part="updates"):
+        for name in bench.FLAGS:
+            bench.FLAGS[name].unparse()
+        bench.main(["bench", f"--part={part}", f"--output={tmp_path}", *flags])
+
+    return run
 
 
-def test_both_sides(checkout, capsys, cores):
+def test_both_sides(checkout, capsys, cores, run_bench):
     run_bench(*TINY, "--agents=fql", f"--public={checkout}", "--rounds=2", "--seconds=0.01", "--cores=1")
     out, err = capsys.readouterr()
     (row,) = [row.split(" | ") for row in out.splitlines() if row.startswith("| fql ")]
@@ -92,7 +99,7 @@ def test_both_sides(checkout, capsys, cores):
     # After the warm-up and as many updates again, one call each; the stand-in counts from zero.
     assert loss == f"{2 * public_updates.WARM_UP - 1} |"
     assert f"geometric mean {ratio.strip('*')}" in out and out.count("device 1 CPU cores") == 2
-    assert [line.split(":")[0] for line in err.splitlines()] == ["fql, ours", "fql, theirs"] * 2
+    assert [line.split(":")[0] for line in err.splitlines()] == ["fql, ours", "fql, theirs"] * 2 + ["report"]
 
 
 def test_agents_that_they_lack_are_measured_alone(checkout):
@@ -105,7 +112,7 @@ def test_agents_that_they_lack_are_measured_alone(checkout):
     assert side.results == side.failures == {}
 
 
-def test_failed_measurement_leaves_the_others(checkout, capsys):
+def test_failed_measurement_leaves_the_others(checkout, capsys, run_bench):
     with (checkout / "agents" / "fql.py").open("a") as file:
         file.write("raise ValueError('broken')\n")
     with pytest.raises(SystemExit, match="1"):
@@ -124,7 +131,7 @@ def test_failed_measurement_leaves_the_others(checkout, capsys):
         (["--public_python=/bin/false"], "exit code 1, it wrote nothing to stderr; it needs jax 0.5.3"),
     ],
 )
-def test_mistakes(flags, message, checkout):
+def test_mistakes(flags, message, checkout, run_bench):
     with pytest.raises(UserError) as error:
         run_bench("--agents=fql", f"--public={checkout}", *flags)
     assert message in str(error.value)
@@ -195,19 +202,32 @@ def test_every_public_agent_is_compared():
     assert set(bench_updates.PUBLIC) <= set(bench_updates.find_agents())
 
 
-def test_seeds_side_by_side(tmp_path, capsys):
-    for name in bench.FLAGS:
-        bench.FLAGS[name].unparse()
-    flags = ["--part=seeds", "--agent=agents/fql.py", "--lanes=2,1", f"--output={tmp_path}", *TINY]
-    bench.main(["bench", *flags, "--rounds=1", "--seconds=0.01"])
+def test_seeds_side_by_side(tmp_path, capsys, run_bench):
+    run_bench("--agent=agents/fql.py", "--lanes=2,1", *TINY, "--rounds=1", "--seconds=0.01", part="seeds")
     out, err = capsys.readouterr()
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in out.splitlines() if row.startswith("| ")}
     assert list(rows)[1:] == ["step by step", "1 side by side", "2 side by side"]
     assert rows["step by step"][1] == "**1.00**"
     rates = [float(rows[name][0]) for name in list(rows)[1:]]
     assert float(rows["2 side by side"][1].strip("*")) == pytest.approx(rates[2] / rates[0], abs=0.02)
-    assert "Beyond `--num_seeds=" in out and f"picture: {tmp_path / 'seeds_fql.png'}" in err
+    assert "Beyond `--num_seeds=" in out and f"report: {tmp_path / 'bench.md'}" in err
+    assert (tmp_path / "bench.md").read_text().strip() == out.strip() and "![](seeds_fql.png)" in out
     assert (tmp_path / "seeds_fql.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_starts(tmp_path, capsys, run_bench):
+    rng, size = np.random.default_rng(0), 200
+    data = {"observations": rng.normal(size=(size, 3)), "actions": rng.uniform(-1, 1, (size, 2))}
+    np.savez(tmp_path / "own.npz", **data, rewards=-np.ones(size), terminals=np.zeros(size))
+    task = ("--env_name=robot:own", f"--dataset={tmp_path / 'own.npz'}", "--lanes=1", "--agent=agents/fql.py", *TINY)
+    run_bench(*task, part="starts")
+    out = capsys.readouterr().out
+    rows = {row[0]: float(row[1]) for row in re.findall(r"^\| (first start|second start|1) \| ([\d.]+) \|$", out, re.M)}
+    # A process that imports JAX takes at least this long, and this much memory.
+    assert min(rows["first start"], rows["second start"]) > 0.2 and 0.1 < rows["1"] < 20
+    assert "own.npz, 199 transitions" in out
+    with pytest.raises(UserError, match=r"failed: error: .*nothing\.npz"):
+        run_bench(*task, "--dataset=nothing.npz", part="starts")
 
 
 def test_stepwise_updates_are_those_of_the_loop():
