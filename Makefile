@@ -19,7 +19,7 @@ quickstart: .venv/ready
 	$(BIN)/python -m experiments.quickstart $(RUN)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q -x --durations=10
+	$(BIN)/python -m pytest -q -x -n 2 --dist=loadfile --durations=10
 
 # The robot bridge: LeRobot, torch and JAX side by side, which LeRobot's versions allow and `constraints.txt` does not.
 test-real: real/.venv/ready

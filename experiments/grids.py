@@ -55,6 +55,14 @@ GRIDS: dict[str, Grid] = {
         flags=("--offline_steps=500000", "--online_steps=500000"),
     ),
     "fig3": Grid(("otql", "qc", "fql", "ewfm", "dsrl"), PANDA_TASKS, seeds=5, program="online_main.py"),
+    # Fig. 3 as far as two cores go: half of the updates, and a base of three demonstrations that leaves room above it.
+    "laptop_microwave": Grid(
+        ("otql", "fql", "ewfm", "dsrl"),
+        ("OpenMicrowave-v0",),
+        seeds=3,
+        program="online_main.py",
+        flags=("--base_group=laptop_microwave", "--demonstrations=3", "--utd_ratio=5", "--eval_interval=2000"),
+    ),
     "fig6": Grid(
         ("otql",),
         ("OpenMicrowave-v0",),

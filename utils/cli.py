@@ -135,6 +135,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     keep_compiled()
     try:
         main(sys.argv)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -144,3 +145,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # Who reads the output, such as `head`, has seen enough; what is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

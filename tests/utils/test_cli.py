@@ -40,3 +40,15 @@ def test_what_is_compiled_is_kept(tmp_path, given):
         environment["XDG_CACHE_HOME"] = str(tmp_path / "file")
         again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_closed_output_is_no_error(lines):
+    program = f"from utils import cli; cli.run(lambda argv: print('line\\n' * {lines}))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
