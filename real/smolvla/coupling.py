@@ -1,0 +1,110 @@
+"""The advantage-weighted coupling of utils/coupling.py in torch: the same plan, solved by POT. No gradient passes.
+
+See there for the reasons. Actions and noise are chunks with padded steps, flattened to d numbers.
+"""
+
+import math
+
+import ot
+import torch
+from torch import Tensor
+
+_INNER = 10  # Iterations between two checks of the marginal.
+
+
+def tilted_marginal(advantages: Tensor, valid: Tensor, lam: float, w_max: float) -> Tensor:
+    """p_j = w_j / Σ w with w_j = min(exp(λ A_j), w_max) · valid_j (paper Eq. 5, §3.2), without overflow: [m] → [m].
+
+    At least one window must be valid.
+    """
+    logits = (lam * advantages).clamp(max=math.log(w_max)).masked_fill(valid == 0, -math.inf)
+    return torch.softmax(logits, dim=0)
+
+
+def squared_distances(x: Tensor, y: Tensor, y_mask: Tensor | None = None) -> Tensor:
+    """‖x_i − y_j‖² for x [n, d] and y [m, d] as [n, m]; components with y_mask [m, d] = 0 do not count."""
+    kept = torch.ones_like(y) if y_mask is None else y_mask
+    distances = x.square() @ kept.T + (kept * y.square()).sum(dim=1) - 2 * x @ (kept * y).T
+    return distances.clamp(min=0)
+
+
+def solve_plan(
+    noise: Tensor,
+    source_conditions: Tensor,
+    actions: Tensor,
+    conditions: Tensor,
+    probs: Tensor,
+    *,
+    alpha: float,
+    epsilon: float,
+    max_iterations: int,
+    threshold: float,
+    action_mask: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
+
+    Args:
+        noise: z, [m, d]. source_conditions: c̄, [m, c]. actions: a, [m, d]. conditions: c, [m, c].
+        probs: target marginal p, [m], sums to 1; entries may be 0.
+        alpha: weight of the condition term.
+        epsilon: entropic regularisation relative to the mean of the action term.
+        max_iterations: cap on Sinkhorn iterations. threshold: stop at this L1 error of the column marginal.
+        action_mask: [m, d], 0 where a component of a_j is padding.
+
+    Returns:
+        The plan Γ [m, m], whose rows are exact, and scalars `marginal_error`, `capped`, `transport_cost`.
+    """
+    action_cost = squared_distances(noise, actions, action_mask)
+    cost = action_cost + alpha**2 * squared_distances(source_conditions, conditions)
+    uniform, potentials = torch.full_like(probs, 1 / len(noise)), None
+    for _ in range(0, max_iterations, _INNER):
+        plan, log = ot.bregman.sinkhorn_log(
+            *(uniform, probs, cost, epsilon * action_cost.mean()),
+            **{"numItermax": min(_INNER, max_iterations), "stopThr": 0, "warn": False, "log": True},
+            warmstart=potentials,
+        )
+        potentials = log["log_u"], log["log_v"]
+        error = (plan.sum(dim=0) - probs).abs().sum()
+        if error < threshold:
+            break
+    independent_cost = uniform @ action_cost @ probs
+    return plan, {
+        "marginal_error": error,
+        "capped": (error > threshold).float(),
+        "transport_cost": (plan * action_cost).sum() / independent_cost.clamp(min=1e-12),
+    }
+
+
+def couple(
+    noise: Tensor,
+    actions: Tensor,
+    conditions: Tensor,
+    probs: Tensor,
+    random: torch.Generator,
+    action_mask: Tensor,
+    **settings: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pairs each noise with an action, so that the actions follow `probs` (paper §3.1).
+
+    Args:
+        noise: z, [m, d]. actions: a, [m, d]. conditions: c, [m, c], standardised.
+        probs: p, [m].
+        random: a generator on the processor, which draws c̄_i ~ Categorical(p) and the pairs.
+        action_mask: [m, d].
+        settings: those of `solve_plan`.
+
+    Returns:
+        index j [m] of each noise's action, and what to log: effective sample size of p over m, share of distinct
+        actions, share of pairs whose source condition is the action's own, and that of `solve_plan`.
+    """
+    size = len(noise)
+    source = torch.multinomial(probs.cpu(), size, replacement=True, generator=random).to(noise.device)
+    plan, diagnostics = solve_plan(
+        noise, conditions[source], actions, conditions, probs, action_mask=action_mask, **settings
+    )
+    index = torch.multinomial(plan.cpu(), 1, generator=random)[:, 0].to(noise.device)
+    return index, diagnostics | {
+        "effective_sample_size": 1 / (size * probs.square().sum()),
+        "distinct_actions": torch.tensor(len(index.unique()) / size),
+        "condition_match": (source == index).float().mean(),
+    }

@@ -1,0 +1,292 @@
+"""Fine-tunes SmolVLA's expert, first on demonstrations, then by OTQL on rollouts; its vision-language model is frozen.
+
+    python -m real.smolvla.train --policy.path=lerobot/smolvla_base --demos=data/demos --output_dir=out/base
+    python -m real.smolvla.train --policy.path=out/base/sft --demos=data/demos --rollouts=data/eval_1 --output_dir=out/1
+
+Without --rollouts it fine-tunes (SFT) and writes <output_dir>/sft; with them it goes on from a fine-tuned policy by
+OTQL on demonstrations and rollouts and writes <output_dir>/otql; with --sft_steps as well, both. These are SmolVLA
+directories as LeRobot writes them. Beside them: sft.csv and otql.csv, checkpoints, settings.json, and prefixes/, the
+frozen model's outputs for all frames (--cache_dir puts them elsewhere, for several runs). A killed run goes on, to the
+same numbers, when the same command is started again.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors.torch
+import torch
+from lerobot.datasets.compute_stats import aggregate_stats
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
+from safetensors import safe_open
+
+from envs.files import read_json, write_json
+from real.lerobot_files import read_recording
+from real.smolvla.data import ACTION, STATE, Rows, read_rows
+from real.smolvla.directory import add_lora, adopt, load_config, load_policy, load_processors, save_directory
+from real.smolvla.otql import Otql, Settings, Sft
+from real.smolvla.prefixes import MODES, AllPrefixes, Encoder, Prefixes
+from utils.errors import UserError
+from utils.files import atomic_write_bytes
+from utils.logging import CsvLogger, ProgressBar
+
+_OWN = ("output_dir", "device", "cache", "cache_dir", "save_interval", "log_interval")  # No number depends on these.
+
+
+class Interrupted(Exception):
+    """A signal came, and the checkpoint is written."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line.
+
+    Raises:
+        UserError: it is faulty.
+    """
+    parser = Parser(
+        prog="python -m real.smolvla.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--policy.path", dest="policy", required=True, help="a SmolVLA: a folder, or a hub's name")
+    parser.add_argument("--demos", required=True, help="folders of demonstrations, LeRobotDatasets, a,b,…")
+    parser.add_argument("--rollouts", default="", help="folders of rollouts, a,b,…")
+    parser.add_argument("--labels", default="", help="files with the rollouts' success, a,b,…; default: their own")
+    parser.add_argument("--output_dir", required=True, help="where everything goes")
+    parser.add_argument("--cameras", default="", help="for SFT: which of the dataset's take the places of the policy's")
+    parser.add_argument("--sft_steps", type=int, help="updates of SFT; default: 20000 without rollouts, else 0")
+    parser.add_argument("--otql_steps", type=int, default=20_000, help="updates of OTQL")
+    parser.add_argument("--lora", type=int, default=0, help="rank of LoRA on the expert's layers; 0: they are trained")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, …")
+    parser.add_argument("--cache", choices=MODES, default="disk", help="where the prefixes are kept")
+    parser.add_argument("--cache_dir", help="folder of those on disk; default: <output_dir>/prefixes")
+    parser.add_argument("--save_interval", type=int, default=1000, help="updates between checkpoints")
+    parser.add_argument("--log_interval", type=int, default=100, help="updates between rows of the log")
+    parser.add_argument("--video_backend", help="LeRobot's decoder: torchcodec or pyav")
+    for field in dataclasses.fields(Settings):
+        if field.type is bool:
+            parser.add_argument(f"--{field.name}", action="store_true")
+        else:
+            kind = _widths if field.name == "critic_dims" else field.type
+            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"default: {field.default}")
+    args = parser.parse_args(argv)
+    for name in ("demos", "rollouts", "labels"):
+        setattr(args, name, [Path(part).expanduser() for part in getattr(args, name).split(",") if part])
+    if args.sft_steps is None:
+        args.sft_steps = 0 if args.rollouts else 20_000
+    if not args.rollouts:
+        args.otql_steps = 0
+    least = {"otql_steps": 0, "sft_steps": 0, "lora": 0, "horizon": 0, "seed": 0, "alpha": 0, "lam": 0, "rho": 0}
+    for name, value in vars(args).items():
+        if isinstance(value, int | float) and not (math.isfinite(value) and value >= least.get(name, 0)):
+            raise UserError(f"--{name}={value}: it must be at least {least.get(name, 0)}")
+    for name in ("batch_size", "nfe", "num_qs", "best_of_n", "value_samples", "accumulate", "save_interval", "w_max"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name} must be above 0")
+    if args.accumulate > args.batch_size:
+        raise UserError(f"--accumulate={args.accumulate} parts of --batch_size={args.batch_size}; give fewer")
+    return args
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+class Run:
+    """One call of the program: the datasets, and the stages that are trained on them."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.root = args, Path(args.output_dir).expanduser()
+        self.settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
+        for root in (*args.demos, *args.rollouts):
+            read_recording(root, [STATE], ACTION)  # LeRobot would look for what is missing on the hub.
+        self.datasets = [
+            LeRobotDataset(f"local/{root.name}", root=root, video_backend=args.video_backend)
+            for root in (*args.demos, *args.rollouts)
+        ]
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: Any) -> None:
+        """Notes the first signal, for the next step boundary; a second one acts at once."""
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def check_settings(self) -> None:
+        """Refuses to go on with other settings than a run was begun with.
+
+        Raises:
+            UserError: they differ.
+        """
+        shown = {name: value for name, value in vars(self.args).items() if name not in _OWN}
+        shown = json.loads(json.dumps(shown, default=lambda value: str(Path(value).absolute())))
+        begun = read_json(self.root / "settings.json")
+        for name, value in shown.items():
+            if begun is not None and begun.get(name) != value:
+                raise UserError(
+                    f"{self.root} was begun with {name} = {begun.get(name)}, not {value}; use another folder"
+                )
+        write_json(self.root / "settings.json", shown)
+
+    def train(self) -> Path:
+        """Does what is still to be done of the stages; returns the last policy."""
+        self.check_settings()
+        path = self.args.policy
+        for name, steps in (("sft", self.args.sft_steps), ("otql", self.args.otql_steps)):
+            if steps:
+                directory = self.root / name
+                if not directory.exists():
+                    self.stage(name, path, directory, steps)
+                path = str(directory)
+        return Path(path)
+
+    def stage(self, name: str, path: str, directory: Path, steps: int) -> None:
+        """Trains the policy at `path` for a number of updates and writes it to `directory`."""
+        args, config = self.args, load_config(path, self.args.device)
+        demos = self.datasets[: len(args.demos)]
+        stats = aggregate_stats([dataset.meta.stats for dataset in demos]) if name == "sft" else None
+        if name == "sft":
+            adopt(config, demos[0], [camera for camera in args.cameras.split(",") if camera])
+        self.check_features(config)
+        policy, processors = load_policy(path, config), load_processors(path, config, stats)
+        if args.lora:
+            add_lora(policy, args.lora, self.settings.seed)
+        rows, prefixes = self.read(policy, processors[0], name)
+        if name == "sft":
+            optimiser = torch.optim.SGD([torch.zeros(1)])
+            schedule = config.get_scheduler_preset().build(optimiser, steps).lr_lambdas[0]
+            learner = Sft(policy, rows, prefixes, self.settings, schedule)
+        else:
+            learner = Otql(policy, rows, prefixes, self.settings)
+        if not len(learner.starts):
+            raise UserError(f"no window of {learner.horizon} steps fits in the episodes; give a smaller --horizon")
+        self.loop(name, learner, steps)
+        changes = {"num_steps": self.settings.nfe} if name == "otql" else {}
+        save_directory(policy, processors, directory, **changes)
+        self.checkpoint(name).unlink(missing_ok=True)
+
+    def check_features(self, config: Any) -> None:
+        """Checks that the policy can be fed by all datasets.
+
+        Raises:
+            UserError: a camera is missing, or the state or action has another width.
+        """
+        for dataset in self.datasets:
+            cameras = [key for key in config.image_features if "empty_camera" not in key]
+            for key in (*cameras, STATE, ACTION):
+                expected = config.output_features[key] if key == ACTION else config.input_features[key]
+                found = dataset.meta.features.get(key)
+                if found is None or (key not in cameras and tuple(found["shape"]) != tuple(expected.shape)):
+                    has = ", ".join(dataset.meta.camera_keys) if key in cameras else found and list(found["shape"])
+                    raise UserError(f"{dataset.root} does not fit the policy's {key} (it has {has or 'none'})")
+
+    def read(self, policy: Any, preprocess: Any, name: str) -> tuple[Rows, AllPrefixes]:
+        """The rows of the stage's datasets, and their prefixes."""
+        args = self.args
+        used = self.datasets if name == "otql" else self.datasets[: len(args.demos)]
+
+        def normalise(states: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            batch = preprocess({STATE: states, ACTION: actions, "task": [""] * len(states)})
+            return batch[STATE].cpu(), batch[ACTION].cpu()
+
+        rows = read_rows(args.demos, args.rollouts if name == "otql" else [], args.labels, normalise)
+        tasks = sorted({str(task) for dataset in self.datasets for task in dataset.meta.tasks.index})
+        width = policy.config.input_features[STATE].shape[0]
+        tokens = preprocess({STATE: torch.zeros(len(tasks), width), "task": tasks})[OBS_LANGUAGE_ATTENTION_MASK]
+        learner_bf16 = self.settings.bf16
+
+        def autocast() -> Any:
+            return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=learner_bf16)
+
+        encoder = Encoder(policy, preprocess, autocast, int(tokens.sum(dim=1).max()))
+        cache = Path(args.cache_dir).expanduser() if args.cache_dir else self.root / "prefixes"
+        return rows, AllPrefixes([Prefixes(encoder, each, args.cache, cache) for each in used], rows.frames)
+
+    def checkpoint(self, name: str) -> Path:
+        return self.root / f"{name}.checkpoint.safetensors"
+
+    def loop(self, name: str, learner: Sft, steps: int) -> None:
+        """The updates, from the checkpoint if there is one.
+
+        Raises:
+            Interrupted: by a signal; the checkpoint is written. UserError: the loss is no number any more.
+        """
+        step, position = 0, 0
+        if self.checkpoint(name).exists():
+            with safe_open(self.checkpoint(name), "pt", device=self.args.device) as file:
+                step, position = (int(file.metadata()[key]) for key in ("step", "position"))
+                learner.load(nested((key, file.get_tensor(key)) for key in file.keys()))  # noqa: SIM118
+        log = CsvLogger(self.root / f"{name}.csv", position)
+        with ProgressBar(steps, step, description=name) as bar:
+            while step < steps:
+                info = learner.update(step)
+                step += 1
+                logged = step % self.args.log_interval == 0 or step == steps
+                numbers = {key: float(value) for key, value in info.items()} if logged else {}
+                if logged:
+                    log.log(step, numbers)
+                    if not math.isfinite(numbers["flow/loss"]):
+                        raise UserError(f"the loss is {numbers['flow/loss']} after {step} updates; lower --actor_lr")
+                bar.update(1, {key: numbers[key] for key in ("flow/loss", "critic/loss") if key in numbers})
+                if self.signal or step % self.args.save_interval == 0:
+                    tensors = {key: value.detach().cpu().contiguous() for key, value in flat(learner.state())}
+                    about = {"step": str(step), "position": str(log.position())}
+                    atomic_write_bytes(self.checkpoint(name), safetensors.torch.save(tensors, about))
+                if self.signal:
+                    raise Interrupted
+        log.close()
+
+
+def flat(tree: dict[Any, Any], above: str = "") -> Iterable[tuple[str, torch.Tensor]]:
+    """Tensors of nested dictionaries, by their keys joined."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{key}|")
+        else:
+            yield f"{above}{key}", value
+
+
+def nested(items: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+    """The dictionaries that `flat` was given."""
+    tree: dict[str, Any] = {}
+    for key, value in items:
+        *above, last = key.split("|")
+        branch = tree
+        for part in above:
+            branch = branch.setdefault(part, {})
+        branch[last] = value
+    return tree
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; a mistake ends in one line and exit code 2, a signal in 128 + its number."""
+    run = None
+    try:
+        run = Run(parse(argv))
+        print(f"trained: {run.train()}")
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted:
+        print("interrupted and saved; start the same command again to go on", file=sys.stderr)
+        sys.exit(128 + run.signal)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
