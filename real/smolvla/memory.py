@@ -80,7 +80,7 @@ def update_peak(policy: SmolVLAPolicy, settings: Settings) -> dict[str, int]:
         "expert": trained,
         "Adam": 2 * trained,
         "prefixes (s and s')": 4 * _bytes([prefix.tokens]),
-        "gradient and activations": allocated.peak + trained,
+        "gradient and activations": allocated.peak,
     }
 
 
@@ -93,7 +93,9 @@ def fake_policy(size: str, cameras: int, action_dim: int = 7) -> SmolVLAPolicy:
     with tempfile.TemporaryDirectory() as folder:
         write_vlm(Path(folder), size)
         policy = SmolVLAPolicy(make_config(Path(folder), [f"c{i}" for i in range(cameras)], 6, action_dim, size))
-    policy.model.vlm_with_expert.vlm.bfloat16()
+    for module in policy.model.vlm_with_expert.vlm.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(parameter.bfloat16(), requires_grad=False))
     return policy
 
 

@@ -12,6 +12,7 @@ Q_φ sees the state, the frozen model's pooled features and the H actions that a
 All randomness of an update is a function of (seed, step), so a run goes on from a checkpoint to the same numbers.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +96,11 @@ class Sft:
             **{"betas": config.optimizer_betas, "eps": config.optimizer_eps},
             weight_decay=config.optimizer_weight_decay,
         )
-        self.starts = torch.arange(len(rows.states))[rows.demonstrated]
+
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        """The rows at which windows may begin."""
+        return torch.nonzero(self.rows.demonstrated)[:, 0]
 
     def update(self, step: int) -> Info:
         """One step."""
@@ -172,7 +177,6 @@ class Otql(Sft):
 
     def __init__(self, policy: SmolVLAPolicy, rows: Rows, prefixes: AllPrefixes, settings: Settings):
         super().__init__(policy, rows, prefixes, settings)
-        self.starts = rows.starts(self.horizon)
         pooled = prefixes.pooled.float()
         self.observations = torch.cat([rows.states, standardised(pooled)], dim=1).to(self.device)
         condition = torch.cat([rows.states, principal_components(pooled, settings.components)], dim=1)
@@ -184,6 +188,11 @@ class Otql(Sft):
             self.critic, self.target = Critic(*sizes).to(self.device), Critic(*sizes).to(self.device)
         self.target.load_state_dict(self.critic.state_dict())
         self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=settings.critic_lr)
+
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        """The rows at which windows may begin: those that are samples."""
+        return self.rows.starts(self.horizon)
 
     def update(self, step: int) -> Info:
         """One step on critics and expert, both from the parameters before it (Algorithm 1)."""

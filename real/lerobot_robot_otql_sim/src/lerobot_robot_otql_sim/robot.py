@@ -45,6 +45,7 @@ STATES = {
     "OpenMicrowave-v0": [*_ARM, *_MICROWAVE],
 }
 ACTIONS = ["hand.x", "hand.y", "hand.z", "gripper"]
+CAMERAS = {"front": "view", "wrist": "handcam_rgb"}  # LeRobot's name → the scene's
 
 
 @RobotConfig.register_subclass("otql_sim")
@@ -57,12 +58,15 @@ class OtqlSimConfig(RobotConfig):
         seed: of the episodes' first states.
         max_steps: step limit; default: the task's.
         only_successes: throw failed episodes away and record them again, as for demonstrations.
+        image_size: side (pixels) of the images of two cameras, `front` and `wrist`; the state is then the arm's alone,
+            as a real robot's. 0: no cameras.
     """
 
     task: str = "OpenMicrowave-v0"
     seed: int = 0
     max_steps: int | None = None
     only_successes: bool = False
+    image_size: int = 0
 
 
 class OtqlSim(Robot):
@@ -75,7 +79,6 @@ class OtqlSim(Robot):
     """
 
     config_class, name = OtqlSimConfig, "otql_sim"
-    cameras: dict = {}
     is_calibrated = True
     resets_itself = True
 
@@ -85,16 +88,22 @@ class OtqlSim(Robot):
             refuse(f"there is no task '{config.task}'; use --robot.task={' or '.join(STATES)}")
         if config.seed < 0 or (config.max_steps is not None and config.max_steps < 1):
             refuse("--robot.seed must be at least 0 and --robot.max_steps at least 1")
+        if not 0 <= config.image_size <= 1440:
+            refuse("--robot.image_size must be between 0 (no cameras) and 1440")
         self.config = config
+        self.cameras = CAMERAS if config.image_size else {}
+        self._states = _ARM if config.image_size else STATES[config.task]
+        self._renderer: Any = None
         self.episode, self.steps, self.ended = (0, 0), 0, False
         self._env: Any = None
         self._observation, self._expert_seed = np.empty(0), 0
         self._attempts: collections.Counter = collections.Counter()
 
     @property
-    def observation_features(self) -> dict[str, type]:
-        """The names of the state's numbers."""
-        return dict.fromkeys(STATES[self.config.task], float)
+    def observation_features(self) -> dict[str, Any]:
+        """The names of the state's numbers, and the cameras' shapes."""
+        shape = (self.config.image_size, self.config.image_size, 3)
+        return dict.fromkeys(self._states, float) | dict.fromkeys(self.cameras, shape)
 
     @property
     def action_features(self) -> dict[str, type]:
@@ -121,8 +130,8 @@ class OtqlSim(Robot):
         self._observation, _ = self._env.reset(seed=env_seed)
         self.steps, self.ended = 0, False
 
-    def get_observation(self) -> dict[str, float]:
-        """The state. If LeRobot is at a reset, or the episode is over, a new episode is started before."""
+    def get_observation(self) -> dict[str, Any]:
+        """State and images. If LeRobot is at a reset, or the episode is over, a new episode is started before."""
         recording, (index, _) = current(), self.episode
         if recording is None:
             if self.ended:
@@ -138,7 +147,18 @@ class OtqlSim(Robot):
             if not self.ended and index < recording.saved:
                 self._out_of_time(recording)
             self._begin(recording.saved)
-        return dict(zip(STATES[self.config.task], self._observation.tolist(), strict=True))
+        # The arm's numbers are the first of the environment's.
+        return dict(zip(self._states, self._observation.tolist(), strict=not self.cameras)) | self._images()
+
+    def _images(self) -> dict[str, np.ndarray]:
+        """What the cameras see, uint8 [height, width, 3]."""
+        if self.cameras and self._renderer is None:
+            self._renderer = _make_renderer(self._env.model, self.config.image_size)
+        images = {}
+        for name, camera in self.cameras.items():
+            self._renderer.update_scene(self._env.data, camera)
+            images[name] = self._renderer.render().copy()
+        return images
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
         """Takes an action (clipped to [-1, 1]); returns it as taken. During a reset, nothing moves."""
@@ -172,8 +192,10 @@ class OtqlSim(Robot):
             if self.steps and not self.ended and recording.saved > self.episode[0]:
                 self._out_of_time(recording)
             labels.keep(recording.dataset.root, recording.saved)
+        if self._renderer is not None:
+            self._renderer.close()
         self._env.close()
-        self._env = None
+        self._env = self._renderer = None
 
     def calibrate(self) -> None:
         """There is nothing to calibrate."""
@@ -197,3 +219,13 @@ def _make_env(config: OtqlSimConfig) -> Any:
         refuse(str(error))
     except ImportError as error:
         refuse(f"otql_sim needs mujoco ({error}): pip install mujoco")
+
+
+def _make_renderer(model: Any, size: int) -> Any:
+    """Returns what draws square images of a scene."""
+    try:
+        import mujoco
+
+        return mujoco.Renderer(model, size, size)
+    except Exception as error:  # Of OpenGL, and of many kinds.
+        refuse(f"the cameras cannot be drawn ({error}); without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
