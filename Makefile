@@ -30,7 +30,7 @@ PLUGINS = real/lerobot_policy_otql real/lerobot_teleoperator_otql_reset real/ler
 real/.venv/ready: pyproject.toml real/constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -m venv real/.venv
 	real/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c real/constraints.txt \
-		$(PLUGINS:%=-e %) -e '.[robot]' pytest
+		$(PLUGINS:%=-e %) -e '.[robot,smolvla]' pytest
 	real/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c real/constraints.txt --no-deps gym-hil
 	touch $@
 

@@ -127,7 +127,7 @@ def merged(policy: SmolVLAPolicy) -> SmolVLAPolicy:
         parent, _, own = name.rpartition(".")
         setattr(policy.get_submodule(parent), own, layer.get_base_layer())
     for name, parameter in policy.named_parameters():
-        parameter.data = parameter.data.to(policy.directory_dtypes[name])
+        parameter.data = parameter.data.to(getattr(policy, "directory_dtypes", {}).get(name, parameter.dtype))
     return policy
 
 

@@ -1,5 +1,13 @@
-"""SmolVLA without a hub: untrained, of a given size, with a tokenizer of bytes. For tests, trials and calculations."""
+"""SmolVLA without a hub: untrained, of a given size, with a tokenizer of bytes. For tests, trials and calculations.
 
+    python -m real.smolvla.local DIRECTORY [--chunk_size=10]
+
+writes a tiny one as a policy directory; the first fine-tuning gives it the state, actions and cameras of its data.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +15,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -15,6 +24,8 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
+
+from real.smolvla.directory import save_directory
 
 # Widths of the vision and text models; 'base' is what lerobot/smolvla_base is built on, SmolVLM2-500M-Video-Instruct.
 SIZES: dict[str, dict[str, Any]] = {
@@ -96,8 +107,25 @@ def make_config(
     )
 
 
-def make_policy(config: SmolVLAConfig, seed: int = 0) -> SmolVLAPolicy:
-    """An untrained SmolVLA."""
+def write_policy(directory: Path, config: SmolVLAConfig, seed: int = 0) -> None:
+    """Writes an untrained SmolVLA, whose processors normalise nothing yet."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return SmolVLAPolicy(config)
+        policy = SmolVLAPolicy(config)
+    save_directory(policy, make_smolvla_pre_post_processors(config, None), directory)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m real.smolvla.local", description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--chunk_size", type=int, default=10)
+    args = parser.parse_args(argv)
+    vlm = args.directory.absolute() / "vlm"
+    write_vlm(vlm)
+    sizes = {"chunk_size": args.chunk_size, "n_action_steps": args.chunk_size}
+    write_policy(args.directory / "policy", make_config(vlm, ["front"], 1, 1, **sizes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -14,7 +14,7 @@ from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_pro
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from lerobot.utils.control_utils import predict_action
 from safetensors.torch import load_file
-from tiny_smolvla import ACTION_DIM, CHUNK, SIDE, STATE_DIM, load, observation, write_dataset, write_policy
+from tiny_smolvla import ACTION_DIM, CHUNK, SIDE, STATE_DIM, load, observation, write_dataset, write_tiny
 
 from real.smolvla import coupling, train
 from real.smolvla.data import Rows, read_rows
@@ -31,7 +31,7 @@ PAD = 32  # max_action_dim
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained policy's directory."""
-    return write_policy(tmp_path_factory.mktemp("smolvla"))
+    return write_tiny(tmp_path_factory.mktemp("smolvla"))
 
 
 @pytest.fixture
@@ -376,6 +376,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
         assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     assert read_csv(tmp_path / "whole/otql.csv")["step"].tolist() == [1, 2, 3, 4, 5]
     assert not list((tmp_path / "killed").glob("*checkpoint*"))
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # OTQL took what SFT had made of the demonstrations.
     with pytest.raises(UserError, match="begun with lam"):
         run(*flags, cache, f"--output_dir={tmp_path / 'killed'}", "--lam=2")
 

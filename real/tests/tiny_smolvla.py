@@ -7,23 +7,22 @@ import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 
-from real.smolvla.directory import load_config, load_policy, save_directory
-from real.smolvla.local import make_config, make_policy, write_vlm
+from real.smolvla.directory import load_config, load_policy
+from real.smolvla.local import make_config, write_policy, write_vlm
 
 CAMERAS = ("front", "wrist")
 STATE_DIM, ACTION_DIM, CHUNK, SIDE = 3, 2, 4, 32
 
 
-def write_policy(directory: Path, **changes: Any) -> Path:
-    """Writes an untrained policy, with processors that normalise nothing."""
+def write_tiny(directory: Path, **changes: Any) -> Path:
+    """Writes an untrained policy; returns its directory."""
     write_vlm(directory / "vlm")
     sizes = {"chunk_size": CHUNK, "n_action_steps": CHUNK}
-    config = make_config(directory / "vlm", list(CAMERAS), STATE_DIM, ACTION_DIM, **(sizes | changes))
-    policy = make_policy(config)
-    policy.directory_dtypes = {name: each.dtype for name, each in policy.named_parameters()}
-    save_directory(policy, make_smolvla_pre_post_processors(config, None), directory / "policy")
+    write_policy(
+        directory / "policy",
+        make_config(directory / "vlm", list(CAMERAS), STATE_DIM, ACTION_DIM, **(sizes | changes)),
+    )
     return directory / "policy"
 
 
