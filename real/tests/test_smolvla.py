@@ -383,10 +383,10 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
 
 @pytest.mark.parametrize("lora", [0, 2])
 def test_the_directory_is_a_smolvla_that_lerobot_loads_and_acts_with(
-    path: Path, dataset: Path, tmp_path: Path, lora: int
+    path: Path, dataset: Path, rollouts: Path, tmp_path: Path, lora: int
 ) -> None:
     run(
-        *(f"--policy.path={path}", f"--demos={dataset}", f"--rollouts={dataset}", "--sft_steps=2", "--otql_steps=2"),
+        *(f"--policy.path={path}", f"--demos={dataset}", f"--rollouts={rollouts}", "--sft_steps=2", "--otql_steps=2"),
         *(f"--output_dir={tmp_path}", f"--lora={lora}", "--cache=memory", "--actor_lr=1e-2"),
     )
     before, after = (load_file(directory / "model.safetensors") for directory in (path, tmp_path / "otql"))
