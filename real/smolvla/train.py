@@ -77,7 +77,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache_dir", help="folder of those on disk; default: <output_dir>/prefixes")
     parser.add_argument("--save_interval", type=int, default=1000, help="updates between checkpoints")
     parser.add_argument("--log_interval", type=int, default=100, help="updates between rows of the log")
-    parser.add_argument("--video_backend", help="LeRobot's decoder: torchcodec or pyav")
     for field in dataclasses.fields(Settings):
         if field.type is bool:
             parser.add_argument(f"--{field.name}", action="store_true")
@@ -107,6 +106,15 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def _decoder() -> str:
+    """LeRobot's decoder of videos: torchcodec, or pyav where that does not find FFmpeg's libraries."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return "pyav"
+    return "torchcodec"
+
+
 class Run:
     """One call of the program: the datasets, and the stages that are trained on them."""
 
@@ -116,7 +124,7 @@ class Run:
         for root in (*args.demos, *args.rollouts):
             read_recording(root, [STATE], ACTION)  # LeRobot would look for what is missing on the hub.
         self.datasets = [
-            LeRobotDataset(f"local/{root.name}", root=root, video_backend=args.video_backend)
+            LeRobotDataset(f"local/{root.name}", root=root, video_backend=_decoder())
             for root in (*args.demos, *args.rollouts)
         ]
         self.signal: int | None = None

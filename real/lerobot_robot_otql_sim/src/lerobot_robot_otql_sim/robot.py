@@ -222,10 +222,14 @@ def _make_env(config: OtqlSimConfig) -> Any:
 
 
 def _make_renderer(model: Any, size: int) -> Any:
-    """Returns what draws square images of a scene."""
+    """Returns what draws square images of a scene, without what takes a processor long: shadows, mirrors, smoothing."""
     try:
         import mujoco
 
-        return mujoco.Renderer(model, size, size)
+        model.vis.quality.offsamples = 0
+        renderer = mujoco.Renderer(model, size, size)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            renderer.scene.flags[flag] = False
+        return renderer
     except Exception as error:  # Of OpenGL, and of many kinds.
         refuse(f"the cameras cannot be drawn ({error}); without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
