@@ -48,7 +48,7 @@ class Settings:
     best_of_n: int = 1
     nfe: int = 3
     # ---
-    horizon: int = 0  # H, 0: the policy's n_action_steps
+    horizon: int = 0  # H, which the policy will execute of a chunk; 0: its n_action_steps
     critic_dims: tuple[int, ...] = (256, 256, 256, 256)
     value_samples: int = 2  # k
     alpha: float = 0.3

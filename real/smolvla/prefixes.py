@@ -38,33 +38,31 @@ class Encoder:
     Attributes:
         policy: SmolVLA, of which the frozen part is used.
         preprocess: the policy's preprocessor.
-        autocast: makes the context in which the model runs.
         language_length: tokens of language in a prefix.
+        bf16: whether the model runs in bfloat16 whatever its weights are.
     """
 
     policy: SmolVLAPolicy
     preprocess: Callable[[dict[str, Any]], dict[str, Any]]
-    autocast: Callable[[], Any]
     language_length: int
+    bf16: bool = False
 
     def __call__(self, frames: list[dict[str, Any]]) -> tuple[Prefix, Tensor]:
         """Prefix and pooled features of frames as the dataset gives them."""
         keys = [STATE, *(key for key in self.policy.config.image_features if key in frames[0])]
         batch = {key: torch.stack([frame[key] for frame in frames]) for key in keys}
         batch = self.preprocess(batch | {"task": [frame["task"] for frame in frames]})
-        with self.autocast():
+        with torch.autocast(torch.device(self.policy.config.device).type, torch.bfloat16, enabled=self.bf16):
             return encode(self.policy, batch, self.language_length)
 
     def fingerprint(self, root: Path) -> str:
         """Of all that the prefixes of a dataset depend on."""
         digest, config = hashlib.blake2b(digest_size=16), self.policy.config
-        with self.autocast():
-            kind = str(torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype)
         fields = {
             name: getattr(config, name)
             for name in ("resize_imgs_with_padding", "empty_cameras", "add_image_special_tokens", "num_vlm_layers")
         }
-        digest.update(repr((fields, list(config.image_features), self.language_length, kind)).encode())
+        digest.update(repr((fields, list(config.image_features), self.language_length, self.bf16)).encode())
         for name, tensor in self.policy.model.vlm_with_expert.vlm.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -128,8 +128,6 @@ class Run:
             for root in (*args.demos, *args.rollouts)
         ]
         self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
 
     def _note(self, number: int, _: Any) -> None:
         """Notes the first signal, for the next step boundary; a second one acts at once."""
@@ -182,11 +180,14 @@ class Run:
             learner = Sft(policy, rows, prefixes, self.settings, schedule)
         else:
             learner = Otql(policy, rows, prefixes, self.settings)
+        if learner.horizon > config.chunk_size:
+            raise UserError(f"--horizon={learner.horizon} is more than the policy's chunk of {config.chunk_size}")
         if not len(learner.starts):
             raise UserError(f"no window of {learner.horizon} steps fits in the episodes; give a smaller --horizon")
         self.loop(name, learner, steps)
-        changes = {"num_steps": self.settings.nfe} if name == "otql" else {}
-        save_directory(policy, processors, directory, **changes)
+        # What the critic has judged is what is executed.
+        changes = {"num_steps": self.settings.nfe, "n_action_steps": learner.horizon}
+        save_directory(policy, processors, directory, **(changes if name == "otql" else {}))
         self.checkpoint(name).unlink(missing_ok=True)
 
     def check_features(self, config: Any) -> None:
@@ -217,12 +218,7 @@ class Run:
         tasks = sorted({str(task) for dataset in self.datasets for task in dataset.meta.tasks.index})
         width = policy.config.input_features[STATE].shape[0]
         tokens = preprocess({STATE: torch.zeros(len(tasks), width), "task": tasks})[OBS_LANGUAGE_ATTENTION_MASK]
-        learner_bf16 = self.settings.bf16
-
-        def autocast() -> Any:
-            return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=learner_bf16)
-
-        encoder = Encoder(policy, preprocess, autocast, int(tokens.sum(dim=1).max()))
+        encoder = Encoder(policy, preprocess, int(tokens.sum(dim=1).max()), self.settings.bf16)
         cache = Path(args.cache_dir).expanduser() if args.cache_dir else self.root / "prefixes"
         return rows, AllPrefixes([Prefixes(encoder, each, args.cache, cache) for each in used], rows.frames)
 
@@ -235,9 +231,11 @@ class Run:
         Raises:
             Interrupted: by a signal; the checkpoint is written. UserError: the loss is no number any more.
         """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
         step, position = 0, 0
         if self.checkpoint(name).exists():
-            with safe_open(self.checkpoint(name), "pt", device=self.args.device) as file:
+            with safe_open(self.checkpoint(name), "pt") as file:
                 step, position = (int(file.metadata()[key]) for key in ("step", "position"))
                 learner.load(nested((key, file.get_tensor(key)) for key in file.keys()))  # noqa: SIM118
         log = CsvLogger(self.root / f"{name}.csv", position)
@@ -294,6 +292,8 @@ def main(argv: Sequence[str]) -> None:
     except Interrupted:
         print("interrupted and saved; start the same command again to go on", file=sys.stderr)
         sys.exit(128 + run.signal)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

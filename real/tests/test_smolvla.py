@@ -20,6 +20,7 @@ from real.smolvla import coupling, train
 from real.smolvla.data import Rows, read_rows
 from real.smolvla.directory import add_lora, merged
 from real.smolvla.expert import Prefix, encode, matching_error, sample, sample_times, with_state
+from real.smolvla.memory import Allocated
 from real.smolvla.otql import Otql, Settings, Sft, principal_components
 from real.smolvla.prefixes import AllPrefixes, Encoder, Prefixes
 from utils.errors import UserError
@@ -204,7 +205,7 @@ def test_principal_components() -> None:
 
 def prefixes_of(policy: SmolVLAPolicy, root: Path, mode: str, cache: Path, bf16: bool = False) -> Prefixes:
     preprocess, _ = make_smolvla_pre_post_processors(policy.config, None)
-    encoder = Encoder(policy, preprocess, lambda: torch.autocast("cpu", torch.bfloat16, enabled=bf16), 8)
+    encoder = Encoder(policy, preprocess, 8, bf16)
     return Prefixes(encoder, LeRobotDataset("local/it", root=root), mode, cache)
 
 
@@ -396,8 +397,8 @@ def test_the_directory_is_a_smolvla_that_lerobot_loads_and_acts_with(
     assert any("state_proj" in name for name in changed)
     assert not any(".vlm." in name for name in changed)
     theirs, ours = (json.loads((directory / "config.json").read_text()) for directory in (path, tmp_path / "otql"))
-    assert {name for name in theirs if theirs[name] != ours[name]} <= {"num_steps", "input_features"}
-    assert ours["num_steps"] == 3
+    assert {name for name in theirs if theirs[name] != ours[name]} <= {"num_steps", "n_action_steps", "input_features"}
+    assert (ours["num_steps"], ours["n_action_steps"]) == (3, 2)
     # As lerobot-record does.
     meta = LeRobotDataset("local/it", root=dataset).meta
     config = PreTrainedConfig.from_pretrained(tmp_path / "otql")
@@ -439,7 +440,7 @@ def test_merged_lora_is_the_policy_that_was_trained(path: Path) -> None:
         (("--rollouts={demos}", "--labels=a,b"), "give one for each"),
         (("--cameras=top",), "no camera observation.images.top"),
         (("--sft_steps=1", "--chunk"), "unrecognized"),
-        (("--rollouts={demos}", "--horizon=6"), "no window"),
+        (("--rollouts={demos}", "--horizon=6"), "chunk of 4"),
     ],
 )
 def test_a_mistake_ends_in_one_line(
@@ -458,3 +459,16 @@ def test_a_mistake_ends_in_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert words in lines[0]
+
+
+def test_memory_is_counted() -> None:
+    with Allocated() as allocated:
+        weight = torch.ones(1000, requires_grad=True)  # 4 kB
+        hidden = (weight * 2).exp()  # 4 kB that go, 4 kB that stay for the gradient
+        hidden.sum().backward()
+        held = allocated.now
+        del hidden
+    # The gradient and what it is computed from stand beside weight and hidden; then there is weight and its gradient.
+    assert 16_000 <= allocated.peak < 20_100
+    assert held in range(12_000, 12_100)
+    assert allocated.now in range(8_000, 8_100)
