@@ -27,7 +27,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from safetensors import safe_open
 
-from envs.files import read_json, write_json
+from envs.files import only_one, read_json, write_json
 from real.lerobot_files import read_recording
 from real.smolvla.data import ACTION, STATE, Rows, read_rows
 from real.smolvla.directory import add_lora, adopt, load_config, load_policy, load_processors, save_directory
@@ -285,7 +285,8 @@ def main(argv: Sequence[str]) -> None:
     run = None
     try:
         run = Run(parse(argv))
-        print(f"trained: {run.train()}")
+        with only_one(run.root / ".lock"):
+            print(f"trained: {run.train()}")
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

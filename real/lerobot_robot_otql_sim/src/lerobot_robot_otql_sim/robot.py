@@ -30,7 +30,7 @@ def _box(name: str) -> list[str]:
 
 
 # Names of the observation's numbers; units and meaning: envs/panda.
-_ARM = [
+ARM = [
     *(f"joint{i}.pos" for i in range(1, 8)),
     *(f"joint{i}.vel" for i in range(1, 8)),
     *_axes("hand"),
@@ -41,8 +41,8 @@ _ARM = [
 ]
 _MICROWAVE = ["door.pos", "door.vel", *_axes("handle"), *_axes("handle_from_hand"), "oven.x", "oven.y", "oven.yaw"]
 STATES = {
-    "ArrangeBoxes-v0": [*_ARM, *_box("red"), *_box("blue")],
-    "OpenMicrowave-v0": [*_ARM, *_MICROWAVE],
+    "ArrangeBoxes-v0": [*ARM, *_box("red"), *_box("blue")],
+    "OpenMicrowave-v0": [*ARM, *_MICROWAVE],
 }
 ACTIONS = ["hand.x", "hand.y", "hand.z", "gripper"]
 CAMERAS = {"front": "view", "wrist": "handcam_rgb"}  # LeRobot's name → the scene's
@@ -92,7 +92,7 @@ class OtqlSim(Robot):
             refuse("--robot.image_size must be between 0 (no cameras) and 1440")
         self.config = config
         self.cameras = CAMERAS if config.image_size else {}
-        self._states = _ARM if config.image_size else STATES[config.task]
+        self._states = ARM if config.image_size else STATES[config.task]
         self._renderer: Any = None
         self.episode, self.steps, self.ended = (0, 0), 0, False
         self._env: Any = None
