@@ -106,7 +106,7 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _decoder() -> str:
+def decoder() -> str:
     """LeRobot's decoder of videos: torchcodec, or pyav where that does not find FFmpeg's libraries."""
     try:
         import torchcodec.decoders  # noqa: F401
@@ -124,7 +124,7 @@ class Run:
         for root in (*args.demos, *args.rollouts):
             read_recording(root, [STATE], ACTION)  # LeRobot would look for what is missing on the hub.
         self.datasets = [
-            LeRobotDataset(f"local/{root.name}", root=root, video_backend=_decoder())
+            LeRobotDataset(f"local/{root.name}", root=root, video_backend=decoder())
             for root in (*args.demos, *args.rollouts)
         ]
         self.signal: int | None = None

@@ -434,7 +434,7 @@ def test_acts_through_lerobot_record_on_the_robot_with_cameras(tmp_path: Path) -
         *(sys.executable, "-m", "lerobot.scripts.lerobot_record", "--robot.type=otql_sim", "--robot.image_size=32"),
         *("--robot.max_steps=6", f"--policy.path={tmp_path / 'policy'}", "--dataset.repo_id=local/eval_it"),
         *(f"--dataset.root={tmp_path / 'data'}", "--dataset.single_task=open it", "--dataset.num_episodes=2"),
-        *("--dataset.fps=100", "--dataset.push_to_hub=false", "--play_sounds=false", "--dataset.video=false"),
+        *("--dataset.fps=100", "--dataset.push_to_hub=false", "--play_sounds=false", "--dataset.vcodec=h264"),
     ]
     plugin = str(Path(lerobot_robot_otql_sim.__file__).parents[1])
     environment = os.environ | {
@@ -444,7 +444,7 @@ def test_acts_through_lerobot_record_on_the_robot_with_cameras(tmp_path: Path) -
     }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-2000:]
-    frames = LeRobotDataset("local/eval_it", root=tmp_path / "data")
+    frames = LeRobotDataset("local/eval_it", root=tmp_path / "data", video_backend=train.decoder())
     assert len(frames) == 12
     assert frames[0]["observation.state"].shape == (len(ARM),)
     views = [frames[0][f"observation.images.{name}"] for name in CAMERAS]
