@@ -7,6 +7,8 @@ a stale cache is never read. It gets its name when it is complete.
 
 import dataclasses
 import hashlib
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -109,11 +111,6 @@ class Prefixes:
             return prefix.tokens.cpu(), prefix.mask.cpu()
         return torch.from_numpy(self._tokens[index]).view(self._dtype), torch.from_numpy(self._mask[index])
 
-    @property
-    def nbytes(self) -> int:
-        """Size of what is cached."""
-        return 0 if self._tokens is None else self._tokens.nbytes
-
     def _build(self, folder: Path | None, keep: bool = True) -> None:
         """Encodes all frames."""
         count, pooled, masks = len(self._dataset), [], []
@@ -129,9 +126,7 @@ class Prefixes:
                 if start == 0 and keep:
                     self._dtype = tokens.dtype
                     shape, kind = (count, *tokens.shape[1:]), _numbers(tokens).dtype
-                    self._tokens = (
-                        np.memmap(temporary / _TOKENS, kind, "w+", shape=shape) if temporary else np.empty(shape, kind)
-                    )
+                    self._tokens = _reserve(temporary / _TOKENS, shape, kind) if temporary else np.empty(shape, kind)
                 if keep:
                     self._tokens[start : start + len(frames)] = _numbers(tokens)
                 pooled.append(features.cpu())
@@ -158,6 +153,16 @@ class Prefixes:
         self._tokens = np.memmap(path, kind, "r", shape=tuple(about["shape"]))
         self._mask = np.load(self._folder / _MASK)
         self.pooled = torch.from_numpy(np.load(self._folder / _POOLED))
+
+
+def _reserve(path: Path, shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
+    """A file as an array; its place on the disk is taken now, since a full disk would end a process that maps it."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * kind.itemsize)
+        else:
+            file.truncate(math.prod(shape) * kind.itemsize)
+    return np.memmap(path, kind, "r+", shape=shape)
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:
