@@ -209,7 +209,7 @@ def test_seeds_side_by_side(tmp_path, capsys, run_bench):
     assert list(rows)[1:] == ["step by step", "1 side by side", "2 side by side"]
     assert rows["step by step"][1] == "**1.00**"
     rates = [float(rows[name][0]) for name in list(rows)[1:]]
-    assert float(rows["2 side by side"][1].strip("*")) == pytest.approx(rates[2] / rates[0], abs=0.02)
+    assert float(rows["2 side by side"][1].strip("*")) == pytest.approx(rates[2] / rates[0], rel=0.02)
     assert "Beyond `--num_seeds=" in out and f"report: {tmp_path / 'bench.md'}" in err
     assert (tmp_path / "bench.md").read_text().strip() == out.strip() and "![](seeds_fql.png)" in out
     assert (tmp_path / "seeds_fql.png").read_bytes().startswith(b"\x89PNG")
