@@ -3,6 +3,7 @@
 An agent file adds its policy loss and its sampler. See `agents/bc.py` for the smallest one.
 """
 
+import functools
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from utils.encoders import Encoder, augmented, encoded
 from utils.flow import euler, flow_matching_loss
 from utils.networks import CriticEnsemble, VectorField
+from utils.observations import Observation, state_of
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 Info = dict[str, jax.Array]
 
 # What the paper fixes per domain for every agent (method §4.1, §D.1, Table 3).
@@ -88,6 +91,7 @@ CPU = {
     "tau": 0.02,
     "rho": 0.0,
     "flow_tau": 0.002,
+    "encoder": "impala_tiny",
 }
 
 
@@ -108,6 +112,8 @@ def get_config() -> ml_collections.ConfigDict:
             "flow_steps": 10,  # NFE
             "best_of_n": 1,  # N, candidates at acting and in the TD target
             "window_rule": "pad",  # windows that see a true termination: 'pad' keeps them, 'drop' does not
+            "encoder": "impala_small",  # of camera images, where the data have some; see utils/encoders.py
+            "augment": True,  # random shifts of these, as in FQL
         }
     )
 
@@ -125,11 +131,12 @@ class Agent(flax.struct.PyTreeNode):
     """Base of all agents: pure methods over a pytree, so that agents can be vmapped, scanned and donated.
 
     Attributes:
-        params: network name → parameters, all trained by one Adam.
+        params: network name → parameters, all trained by one Adam. A network that takes observations has an encoder of
+            its own if these have images: its entry 'encoder'.
         targets: names in `params` → Polyak averages.
         opt_state: Adam's state. key: PRNG key, constant over training. step: updates done, int32.
         hyper: the float entries of the config, traced: one program serves every value.
-        condition_stats: mean and standard deviation of the observations, each [o].
+        condition_stats: mean and standard deviation of the states, each [o].
         config: all other entries of the config.
     """
 
@@ -169,23 +176,21 @@ class Agent(flax.struct.PyTreeNode):
         """
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)
-        observations, actions = jnp.asarray(example_batch["observations"]), jnp.asarray(example_batch["actions"])
+        observations, actions = jax.tree.map(jnp.asarray, (example_batch["observations"], example_batch["actions"]))
         config = ml_collections.ConfigDict(config)
         hyper = {k: jnp.asarray(v, jnp.float32) for k, v in config.items() if isinstance(v, float)}
         # The class by name: structures of two classes with equal fields compare equal, and jit must not mix them up.
         fixed = {"action_dim": actions.shape[-1], "algorithm": f"{cls.__module__}.{cls.__qualname__}"}
         static = ml_collections.FrozenConfigDict({k: v for k, v in config.items() if k not in hyper} | fixed)
         init_key, key = jax.random.split(key)
-        # A network is initialised on inputs of the kinds that its __call__ names.
-        inputs = {"observations": observations[:1], "actions": actions[:1], "x": actions[:1], "t": actions[:1, :1]}
+        one = jax.tree.map(lambda x: x[:1], observations)
+        inputs = {"observations": one, "actions": actions[:1], "x": actions[:1], "t": actions[:1, :1]}
         params = {
-            name: module.init(
-                jax.random.fold_in(init_key, i),
-                **{k: v for k, v in inputs.items() if k in inspect.signature(module.__call__).parameters},
-            )["params"]
+            name: init_network(jax.random.fold_in(init_key, i), module, inputs, static.encoder)
             for i, (name, module) in enumerate(cls.networks(static, static.action_dim).items())
         }
-        deviation = observations.std(axis=0)
+        states = state_of(observations)
+        deviation = states.std(axis=0)
         return cls(
             params=params,
             # A copy, not an alias: a donated buffer must stand once.
@@ -194,7 +199,7 @@ class Agent(flax.struct.PyTreeNode):
             key=key,
             step=jnp.zeros((), jnp.int32),
             hyper=hyper,
-            condition_stats=(observations.mean(axis=0), jnp.where(deviation > 1e-6, deviation, 1.0)),
+            condition_stats=(states.mean(axis=0), jnp.where(deviation > 1e-6, deviation, 1.0)),
             config=static,
         )
 
@@ -203,14 +208,30 @@ class Agent(flax.struct.PyTreeNode):
         """All settings by attribute, static and traced."""
         return SimpleNamespace(**self.config, **self.hyper)
 
-    def apply(self, name: str, *inputs: jax.Array, params: Any = None) -> jax.Array:
-        """Evaluates the network `name`, with `params` of that network or the agent's own."""
+    def apply(self, name: str, *inputs: Any, params: Any = None) -> jax.Array:
+        """Evaluates the network `name`, with `params` of that network or the agent's own.
+
+        Observations with images are encoded first; give those that `encode` made where it is asked time and again.
+        """
+        params = self.params[name] if params is None else params
         module = self.networks(self.config, self.config.action_dim)[name]
-        return module.apply({"params": self.params[name] if params is None else params}, *inputs)
+        return module.apply({"params": params}, *(self.encode(name, x, params) for x in inputs))
+
+    def encode(self, name: str, observations: Any, params: Any = None) -> jax.Array:
+        """What the network `name` sees of observations: the state joined with the features of the images, [..., o + f].
+
+        What has no images is returned as it is.
+        """
+        if not isinstance(observations, Observation):
+            return observations
+        params = self.params[name] if params is None else params
+        return encoded(self.config.encoder, params["encoder"], observations)
 
     def update(self, batch: Batch) -> tuple["Agent", Info]:
         """One gradient step on `loss` and one Polyak step. Its randomness is a function of (key, step)."""
         key = jax.random.fold_in(self.key, self.step)
+        if self.config.augment and isinstance(batch["observations"], Observation):
+            batch = augmented(batch, jax.random.fold_in(key, 0))
         (_, info), grads = jax.value_and_grad(self.loss, has_aux=True)(self.params, batch, key)
         directions, opt_state = self.OPTIMISER.update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
@@ -293,6 +314,7 @@ class Agent(flax.struct.PyTreeNode):
     def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
         """Euler samples of the averaged flow, clipped: observations [..., o], noise [..., d] → [..., d]."""
         params = self.targets["flow"] if params is None else params
+        observations = self.encode("flow", observations, params)
         actions = euler(
             lambda x, t: self.apply("flow", observations, x, t, params=params), noise, self.config.flow_steps
         )
@@ -309,8 +331,12 @@ class Agent(flax.struct.PyTreeNode):
         return self.flow_actions(observations, noise)
 
     def candidates(self, observations: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-        """n proposals for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d]."""
-        observations = jnp.broadcast_to(observations, (n, *observations.shape))
+        """n proposals for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d].
+
+        Images are not repeated: they are encoded once.
+        """
+        states = jnp.broadcast_to(state_of(observations), (n, *observations.shape))
+        observations = observations._replace(state=states) if isinstance(observations, Observation) else states
         return observations, self.propose(observations, key)
 
     def rank(self, qs: jax.Array) -> jax.Array:
@@ -332,3 +358,15 @@ class Agent(flax.struct.PyTreeNode):
             return actions[0]
         best = self.rank(self.apply("critic", observations, actions)).argmax(axis=0)
         return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]
+
+
+def init_network(key: jax.Array, module: Any, inputs: dict[str, Any], encoder: str) -> dict[str, Any]:
+    """Parameters of a network, initialised on those of `inputs` that its __call__ names, and of its encoder, if any."""
+    own = {k: v for k, v in inputs.items() if k in inspect.signature(module.__call__).parameters}
+    if not isinstance(own.get("observations"), Observation):
+        return module.init(key, **own)["params"]
+    encoder_key = jax.random.fold_in(key, 0)
+    encoder_params = Encoder(encoder).init(encoder_key, own["observations"].images)["params"]
+    seen = jax.eval_shape(functools.partial(encoded, encoder), encoder_params, own["observations"])
+    own["observations"] = jnp.zeros(seen.shape)
+    return {"encoder": encoder_params, **module.init(key, **own)["params"]}

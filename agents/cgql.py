@@ -28,12 +28,13 @@ class Agent(base.Agent):
     def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
         """Guided Euler samples, clipped: observations [..., o], noise [..., d] → [..., d]."""
         cfg, params = self.cfg, self.targets["flow"] if params is None else params
+        states, valued = self.encode("flow", observations, params), self.encode("critic", observations)
 
         def flow(x: jax.Array, t: jax.Array) -> jax.Array:
-            return self.apply("flow", observations, x, jnp.full((*x.shape[:-1], 1), t), params=params)
+            return self.apply("flow", states, x, jnp.full((*x.shape[:-1], 1), t), params=params)
 
         def value(x: jax.Array) -> jax.Array:
-            return self.apply("critic", observations, x).mean(axis=0).sum()
+            return self.apply("critic", valued, x).mean(axis=0).sum()
 
         def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
             guidance = (x + (1 - t) * cfg.inv_temp * jax.grad(value)(x)) / t

@@ -10,16 +10,25 @@ One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (the paper's Algorit
 
 Algorithm 1's V̂ prints s' and a bare sum; §3.2 defines it as the mean over π_θ(·|s), which is what stands here. Both
 losses are differentiated at the same parameters, as in the public Q-chunking code, so Q_φ(s_j, a_j) is evaluated once.
+
+With cameras, s_j in the coupling is the standardised state joined with principal components of the image features. The
+paper does not say what it takes there. Its first author's COT Policy (arXiv 2505.01179) has, in its public code, the
+state and 100 components of the PIXELS, fitted to the whole dataset and not scaled, replaces them by cluster centres,
+and sets α from each batch. What stands here are components over the batch, scaled to unit variance, of the features of
+v̄, the flow that is sampled from: features see what the task needs, where pixels show mostly the arm, and α weighs a
+component as it weighs a number of the state.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from agents import base
-from utils.coupling import couple, tilted_marginal
+from utils.coupling import couple, principal_components, tilted_marginal
 from utils.flow import flow_matching_loss
+from utils.observations import Observation, state_of
 
 
 class Agent(base.Agent):
@@ -33,16 +42,16 @@ class Agent(base.Agent):
 
         advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
         probs = tilted_marginal(advantages, batch["valid"], cfg.lam, cfg.w_max)
-        mean, deviation = self.condition_stats
         noise, index, diagnostics = couple(
             couple_key,
             batch["actions"],
-            (batch["observations"] - mean) / deviation,
+            self.conditions(batch["observations"]),
             probs,
             cfg,
             action_mask=batch["action_mask"],
         )
-        pairs = {k: batch[k][index] for k in ("observations", "actions", "valid", "action_mask")}
+        encoded = batch | {"observations": self.encode("flow", batch["observations"], params["flow"])}
+        pairs = {k: encoded[k][index] for k in ("observations", "actions", "valid", "action_mask")}
         flow_loss = flow_matching_loss(
             lambda x, t: self.apply("flow", pairs["observations"], x, t, params=params["flow"]),
             time_key,
@@ -53,6 +62,18 @@ class Agent(base.Agent):
         info |= {f"coupling/{k}": v for k, v in diagnostics.items()}
         info |= {"flow/loss": flow_loss, "advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         return critic_loss + flow_loss, info
+
+    def conditions(self, observations: jax.Array) -> jax.Array:
+        """What the coupling's cost compares, without gradient: [m, o] standardised, [m, c].
+
+        Images add the leading principal components of their features in the flow that is sampled from.
+        """
+        mean, deviation = self.condition_stats
+        states = (state_of(observations) - mean) / deviation
+        if not isinstance(observations, Observation):
+            return states
+        features = self.encode("flow", observations, self.targets["flow"])[:, len(mean) :]
+        return jnp.concatenate([states, principal_components(features, self.config.image_components)], axis=1)
 
     def value(self, observations: jax.Array, key: jax.Array) -> jax.Array:
         """V̂(s) = mean over `value_samples` flow samples of the ensemble mean of Q_φ(s, â) (§3.2): [m, o] → [m]."""
@@ -75,6 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
             "epsilon": 0.5,  # entropic regularisation over the mean of ‖z − a‖²
             "max_iterations": 50,  # Sinkhorn's cap
             "threshold": 1e-2,  # Sinkhorn stops at this L1 error of the marginal p
+            "image_components": 16,  # principal components of image features in the condition
         }
     )
     return config

@@ -112,6 +112,7 @@ class Agent(base.Agent):
     def rollout(self, observations: jax.Array, key: jax.Array) -> jax.Array:
         """x_0 … x_{T−1} of the memoryless SDE of v_fast, without gradient: observations [m, o] → [T, m, d]."""
         h, (times, sigmas) = 1 / self.config.flow_steps, schedule(self.config.flow_steps)
+        observations = self.encode("flow", observations)
         noise = jax.random.normal(key, (self.config.flow_steps, len(observations), self.config.action_dim))
 
         def step(x: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
@@ -126,6 +127,7 @@ class Agent(base.Agent):
     def adjoints(self, observations: jax.Array, path: jax.Array, last: jax.Array) -> jax.Array:
         """g_0 … g_{T−1}, [T, m, d], at observations [m, o], along x_0 … x_{T−1} [T, m, d] and x_T [m, d]."""
         h, (times, _) = 1 / self.config.flow_steps, schedule(self.config.flow_steps)
+        states = self.encode("slow", observations, self.targets["slow"])
 
         def value(x: jax.Array) -> jax.Array:
             qs = self.apply("critic", observations, jnp.clip(x, -1.0, 1.0), params=self.targets["critic"])
@@ -135,7 +137,7 @@ class Agent(base.Agent):
             x, t = inputs
 
             def drift(x: jax.Array) -> jax.Array:
-                return 2 * self.velocity("slow", self.targets["slow"], observations, x, t + h) - x / (t + h)
+                return 2 * self.velocity("slow", self.targets["slow"], states, x, t + h) - x / (t + h)
 
             adjoint = adjoint + h * jax.vjp(drift, x)[1](adjoint)[0]
             return adjoint, adjoint
@@ -145,6 +147,7 @@ class Agent(base.Agent):
 
     def velocity(self, name: str, params: Any, observations: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
         """The flow `name` at observations [m, o] and points x [m, d] at a time [1, 1], or [T, m, d] at [T, 1, 1]."""
+        observations = self.encode(name, observations, params)
         observations, t = (jnp.broadcast_to(y, (*x.shape[:-1], y.shape[-1])) for y in (observations, t))
         return self.apply(name, observations, x, t, params=params)
 

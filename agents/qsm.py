@@ -138,6 +138,7 @@ class Agent(base.Agent):
     def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
         """One action of the policy for each observation: [..., o] → [..., d] in [−1, 1]."""
         noise_key, steps_key = jax.random.split(key)
+        observations = self.encode("denoiser", observations, self.targets["denoiser"])
         return denoise(
             lambda x, t: self.apply("denoiser", observations, x, t, params=self.targets["denoiser"]),
             jax.random.normal(noise_key, (*observations.shape[:-1], self.config.action_dim)),

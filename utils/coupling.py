@@ -12,6 +12,7 @@ from ott.geometry import geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 
+SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the search for principal components
 SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
 
 
@@ -44,6 +45,33 @@ def squared_distances(x: jax.Array, y: jax.Array, y_mask: jax.Array | None = Non
     else:
         distances = matmul(x**2, y_mask.T) + jnp.sum(y_mask * y**2, 1)[None] - 2 * matmul(x, (y_mask * y).T)
     return jnp.maximum(distances, 0.0)
+
+
+def principal_components(features: jax.Array, count: int) -> jax.Array:
+    """The scores of the leading principal components over a batch, each scaled to unit variance.
+
+    They are √m times the leading eigenvectors of the Gram matrix of the centred features, up to their signs, which no
+    distance depends on, by subspace iteration: a whole eigendecomposition can cost more than the rest of an update.
+    Components without variance, as of equal images, are zero.
+
+    Args:
+        features: [m, f].
+        count: how many, k; m at most.
+
+    Returns:
+        [m, min(k, m)].
+    """
+    size, count = len(features), min(count, len(features))
+    centred = features - features.mean(axis=0)
+    gram = jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST)
+    basis = jax.random.normal(jax.random.key(0), (size, min(count + SPARE_DIRECTIONS, size)))
+    for _ in range(SUBSPACE_ITERATIONS):
+        basis = jnp.linalg.qr(gram @ basis)[0]
+    values, turn = jnp.linalg.eigh(basis.T @ gram @ basis)
+    vectors = (basis @ turn)[:, ::-1][:, :count]
+    # Below, there is only what rounding leaves of features that are not centred.
+    present = values[::-1][:count] > 1e-6 * jnp.sum(jnp.square(features))
+    return jnp.where(present, jnp.sqrt(size) * vectors, 0.0)
 
 
 def solve_plan(

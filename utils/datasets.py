@@ -10,8 +10,12 @@ The one statement of what a batch holds (m windows, H = horizon, A = action widt
     valid              [m]     0 if the window runs across an episode's end: no sample, zero weight everywhere
     action_mask        [m, d]  0 on actions after a true termination, which were never executed
 
+With cameras, observations and next_observations are `Observation(state [m, o], images [m, C, h, w, 3] uint8)`
+(utils/observations.py), and o may be 0.
+
 Arrays of a dataset hold one row a state (N rows): `observations` [N, o], `actions` [N, A], `rewards` [N], `masks` [N]
-and `terminals` [N], 1 on the last row of an episode: a state from which nothing was executed.
+and `terminals` [N], 1 on the last row of an episode: a state from which nothing was executed; with cameras also
+`images` [N, C, h, w, 3] uint8.
 """
 
 import functools
@@ -23,6 +27,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from utils.observations import observe
 
 Arrays = dict[str, Any]
 
@@ -41,7 +47,8 @@ def prepare(dataset: dict[str, np.ndarray], horizon: int, terminates: bool) -> d
     """
     size = len(dataset["observations"])
     after_terminal = np.concatenate([[0.0], 1.0 - dataset["masks"][:-1]])
-    return {k: dataset[k] for k in ("observations", "actions", "rewards", "masks", "terminals")} | {
+    names = ("observations", "images", "actions", "rewards", "masks", "terminals")
+    return {k: dataset[k] for k in names if k in dataset} | {
         "terminated": (after_terminal * dataset["terminals"] * float(terminates)).astype(np.float32),
         "starts": np.flatnonzero(dataset["terminals"][: size - horizon] == 0).astype(np.int32),
     }
@@ -53,7 +60,7 @@ def describe(data: dict[str, np.ndarray], name: str) -> dict[str, Any]:
         "file": name,
         "episodes": int(data["terminals"].sum()),
         "transitions": int((data["terminals"] == 0).sum()),
-        "checksum": checksum(data[key] for key in ("observations", "actions", "rewards", "masks")),
+        "checksum": checksum(data[k] for k in ("observations", "actions", "rewards", "masks", "images") if k in data),
     }
 
 
@@ -65,9 +72,10 @@ def checksum(arrays: Iterable[np.ndarray]) -> int:
 def gather(data: Arrays, start: Any, horizon: int) -> Arrays:
     """The rows of windows that begin at `start` [...], NumPy or JAX alike: only indexing, no arithmetic on values."""
     steps = start[..., None] + np.arange(horizon)
+    parts = [name for name in ("observations", "images") if name in data]
     return {
-        "observations": data["observations"][start],
-        "next_observations": data["observations"][start + horizon],
+        **{name: data[name][start] for name in parts},
+        **{f"next_{name}": data[name][start + horizon] for name in parts},
         "terminated": data["terminated"][steps + 1],
         **{k: data[k][steps] for k in ("actions", "rewards", "masks", "terminals")},
     }
@@ -93,11 +101,11 @@ def assemble(rows: Arrays, discount: float | jax.Array, window_rule: str) -> Arr
     held = jnp.minimum(jnp.arange(horizon), jnp.maximum(count - 1, 0)[:, None])
     actions = jnp.take_along_axis(rows["actions"], held[..., None], axis=1)
     return {
-        "observations": rows["observations"],
+        "observations": observe(rows["observations"], rows.get("images")),
         "actions": actions.reshape(len(actions), -1),
         "rewards": jnp.sum(rows["rewards"] * executed * discount ** jnp.arange(horizon), axis=1),
         "masks": jnp.where(executed > 0, rows["masks"], 1.0).min(axis=1),
-        "next_observations": rows["next_observations"],
+        "next_observations": observe(rows["next_observations"], rows.get("next_images")),
         "valid": valid,
         "action_mask": jnp.repeat(executed, actions.shape[-1], axis=1),
     }
@@ -109,9 +117,16 @@ def sample_starts(key: jax.Array, step: jax.Array, batch_size: int, count: int |
 
 
 def example_batch(data: dict[str, np.ndarray], horizon: int, max_rows: int = 100_000) -> Arrays:
-    """An evenly spaced subset of prepared data as one batch: shapes, and statistics of the observations."""
+    """An evenly spaced subset of prepared data as one batch: shapes, and statistics of the states. It has one image."""
     starts = data["starts"][:: len(data["starts"]) // max_rows + 1]
-    return assemble(gather(data, starts, horizon), 1.0, "drop")
+    batch = assemble(gather({k: v for k, v in data.items() if k != "images"}, starts, horizon), 1.0, "drop")
+    images = data["images"][starts[:1]] if "images" in data else None
+    return batch | {"observations": observe(batch["observations"], images)}
+
+
+def first_observation(data: dict[str, np.ndarray]) -> Any:
+    """The observation of the first row."""
+    return observe(data["observations"][0], data["images"][0] if "images" in data else None)
 
 
 class ShardRotation:

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.datasets import Arrays
+from utils.errors import UserError
+from utils.memory import free_memory
+from utils.observations import as_observation, columns, map_parts
 
 State = dict[str, Any]
 
@@ -21,13 +24,15 @@ class Replay:
     `counts` [lanes] is how many of `starts` a window may begin at: whole windows, and all of a finished episode.
     """
 
-    def __init__(self, lanes: int, max_steps: int, horizon: int, observation_dim: int, action_dim: int):
-        """Makes room for `max_steps` environment steps of each lane."""
+    def __init__(self, lanes: int, max_steps: int, horizon: int, observation: Any, action_dim: int):
+        """Makes room for `max_steps` environment steps of each lane, with observations of the kind of `observation`."""
         # An episode has a row more than it has steps. Windows and blocks may reach past the last row.
         rows = 2 * max_steps + 2 * (horizon + 1)
         self.horizon, self.counts = horizon, np.zeros(lanes, np.int32)
+        parts = {name: np.asarray(part) for name, part in columns(observation).items()}
+        _check_memory(lanes * rows * sum(part.nbytes for part in parts.values()))
         self.arrays = {
-            "observations": jnp.zeros((lanes, rows, observation_dim)),
+            **{name: jnp.zeros((lanes, rows, *part.shape), part.dtype) for name, part in parts.items()},
             "actions": jnp.zeros((lanes, rows, action_dim)),
             "rewards": jnp.zeros((lanes, rows)),
             "masks": jnp.ones((lanes, rows)),
@@ -54,6 +59,15 @@ class Replay:
         for name, values in rows.items():
             self.arrays[name] = self.arrays[name].at[lane, : len(values)].set(values)
         self.counts[lane] = count
+
+
+def _check_memory(needed: int) -> None:
+    """Refuses a buffer that does not fit."""
+    stats = jax.local_devices()[0].memory_stats()  # None on a processor.
+    free = stats["bytes_limit"] - stats["bytes_in_use"] if stats else free_memory()
+    if needed > free:
+        sizes = f"{needed / 2**30:.1f} GiB for observations, {free / 2**30:.1f} are free"
+        raise UserError(f"the experience of all steps takes {sizes}; take fewer --online_steps, or fewer seeds at once")
 
 
 def _pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
@@ -83,7 +97,7 @@ class Explorer:
         """Starts the first episode.
 
         Args:
-            env: an environment with vector observations and actions in [-1, 1].
+            env: an environment from make_env: vector observations or such with images, and actions in [-1, 1].
             replay: where rows go. lane: which of its lanes.
             seed_of: number of the episode → seed of its reset.
             sparse: give −1 for each reward that is not 0.
@@ -99,24 +113,24 @@ class Explorer:
         observation, _ = self._env.reset(seed=seed)
         self._random_state = np.random.get_state()
         self.first_row, self._return, self._length = self.row, 0.0, 0
-        self.observation = np.asarray(observation, np.float32)
+        self.observation = as_observation(observation)
         self._write([self.observation], [], [], [], False, False)
 
-    def _step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def _step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
         # OGBench draws from NumPy's global generator: each lane has a state of its own.
         np.random.set_state(self._random_state)
         observation, reward, terminated, truncated, info = self._env.step(np.clip(action, -1, 1))
         self._random_state = np.random.get_state()
         reward = -float(reward != 0) if self._sparse else float(reward)
-        return np.asarray(observation, np.float32), reward, terminated, truncated, info
+        return as_observation(observation), reward, terminated, truncated, info
 
-    def act(self, steps: int, policy: Callable[[np.ndarray, int, int], np.ndarray]) -> list[dict[str, float]]:
+    def act(self, steps: int, policy: Callable[[Any, int, int], np.ndarray]) -> list[dict[str, float]]:
         """Takes exactly `steps` environment steps, chunks open loop, and stores them.
 
         Args:
             steps: environment steps.
-            policy: (observation [o], episode, step in it) → chunk of actions [H, action_dim]; asked when the last
-                chunk is used up or the episode is new.
+            policy: (observation [o] or with images, episode, step in it) → chunk of actions [H, action_dim]; asked when
+                the last chunk is used up or the episode is new.
 
         Returns:
             success (if the environment reports it), return and length of each episode that ended.
@@ -150,7 +164,7 @@ class Explorer:
         last = {"actions": np.zeros(width), "rewards": 0.0, "masks": 1.0}
         flags = np.arange(count + 1) == count
         values = {
-            "observations": np.array(observations, np.float32),
+            **columns(map_parts(np.stack, observations)),
             "actions": np.array([*actions, last["actions"]], np.float32),
             "rewards": np.array([*rewards, last["rewards"]], np.float32),
             "masks": np.array([*masks, last["masks"]], np.float32),
@@ -183,7 +197,7 @@ class Explorer:
         for name in ("episode", "row", "transitions", "first_row"):
             setattr(self, name, int(state[name]))
         self._queue = np.asarray(state["queue"], np.float32)
-        rows, target = state["rows"], np.asarray(state["rows"]["observations"][state["row"]])
+        rows = state["rows"]
         actions = rows["actions"][self.first_row : self.row]
         seed = self._seed_of(self.episode)
         np.random.seed(seed)
@@ -196,8 +210,9 @@ class Explorer:
             observation, reward, terminated, truncated, _ = self._step(action)
             self._return, self._length, over = self._return + reward, self._length + 1, terminated or truncated
         self._replay.restore(self._lane, rows, int(state["count"]))
-        self.observation = np.asarray(observation, np.float32)
-        if not over and np.array_equal(self.observation, target):
+        self.observation = as_observation(observation)
+        parts = columns(self.observation).items()
+        if not over and all(np.array_equal(part, rows[name][state["row"]]) for name, part in parts):
             return True
         self._replay.counts[self._lane] = self.transitions
         self.episode, self.row, self._queue = self.episode + 1, self.row + 1, self._queue[:0]

@@ -14,6 +14,7 @@ import scipy.stats
 from utils.coupling import (
     SOURCE_CONDITIONS,
     couple,
+    principal_components,
     sample_conditional,
     solve_plan,
     squared_distances,
@@ -422,3 +423,31 @@ def test_unknown_settings_are_refused():
     for wrong in ({"coupling": "exact"}, {"source_conditions": "uniform"}):
         with pytest.raises(ValueError, match=next(iter(wrong.values()))):
             jax.eval_shape(lambda a, w=wrong: couple(jax.random.key(0), a, a, jnp.ones(4), config(**w)), actions)
+
+
+components = jax.jit(principal_components, static_argnums=1)
+
+
+@pytest.mark.parametrize(("size", "width"), [(30, 8), (12, 50)])
+def test_principal_components_equal_numpy(size, width):
+    """Scores of a singular value decomposition, scaled to unit variance, up to their signs."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(size, width)) * 2.0 ** -np.arange(width) + 5
+    scores = np.asarray(components(jnp.float32(features), 4))
+    left, singular, right = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    expected = (features - features.mean(0)) @ right[:4].T
+    np.testing.assert_allclose(expected, left[:, :4] * singular[:4], atol=1e-9)
+    expected /= expected.std(0)
+    np.testing.assert_allclose(scores, expected * np.sign((scores * expected).sum(0)), atol=2e-3)
+    np.testing.assert_allclose(scores.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(scores.T @ scores / size, np.eye(4), atol=1e-4)
+
+
+def test_principal_components_of_what_does_not_vary():
+    """No noise is blown up to unit variance: equal features, and directions beyond the rank, are zero."""
+    rng = np.random.default_rng(1)
+    assert np.all(np.asarray(components(jnp.full((10, 6), 3.7), 4)) == 0)
+    flat = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 9)) + 4
+    scores = np.asarray(components(jnp.float32(flat), 5))
+    np.testing.assert_allclose(scores.std(0), [1, 1, 0, 0, 0], atol=1e-4)
+    assert components(jnp.float32(flat[:3]), 5).shape == (3, 3)

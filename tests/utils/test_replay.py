@@ -9,10 +9,13 @@ from test_training import Recorder
 
 from envs.wrappers import SeededReset
 from utils.datasets import assemble, gather, prepare
+from utils.errors import UserError
+from utils.observations import Observation
 from utils.replay import Explorer, Replay
 from utils.training import Trainer, lane, stack
 
 HORIZON = 3
+STATE = np.zeros(4, np.float32)
 
 
 class Logged(gymnasium.Wrapper):
@@ -33,6 +36,14 @@ class Logged(gymnasium.Wrapper):
         return outcome
 
 
+class Pictured(gymnasium.ObservationWrapper):
+    """With two images that show the state."""
+
+    def observation(self, observation):
+        images = (np.zeros((2, 4, 5, 3)) + 50 * np.asarray(observation)[:, None, None] % 256).astype(np.uint8)
+        return Observation(np.float32(observation[:1]), images)
+
+
 def policy(observation, episode, step):
     """A chunk that shows when it was asked for."""
     rng = np.random.default_rng((episode, step))
@@ -41,7 +52,7 @@ def policy(observation, episode, step):
 
 def explore(ticks, lane_=0, lanes=1, env=None, max_steps=400, seed=0):
     """An explorer that has taken `ticks` (a list of numbers of steps), its environment and its buffer."""
-    replay, env = Replay(lanes, max_steps, HORIZON, 4, 2), Logged(SeededReset(env or CountingEnv()))
+    replay, env = Replay(lanes, max_steps, HORIZON, STATE, 2), Logged(SeededReset(env or CountingEnv()))
     explorer = Explorer(env, replay, lane_, lambda episode: 1000 * seed + episode)
     ended = [outcome for steps in ticks for outcome in explorer.act(steps, policy)]
     return explorer, env, replay, ended
@@ -89,6 +100,35 @@ def test_windows_are_what_happened(ticks):
     assert explorer.transitions == sum(ticks) == sum(len(episode) - 1 for episode in env.episodes)
 
 
+def test_images_are_stored_beside_their_states():
+    """As uint8, one a state, for s and s' alike; and a restored run finds its way back by them."""
+    env = Pictured(CountingEnv())
+    replay = Replay(1, 100, HORIZON, env.observation(STATE), 2)
+    explorer = Explorer(SeededReset(env), replay, 0, lambda episode: episode)
+    explorer.act(50, policy)
+    assert replay.arrays["images"].dtype == np.uint8
+    own, count = lane(replay.arrays, 0), int(replay.counts[0])
+    batch = assemble(gather(own, own["starts"][:count], HORIZON), 0.9, "drop")
+    for name in ("observations", "next_observations"):
+        seen = batch[name]
+        whole = np.asarray(batch["valid"]) > 0
+        steps = np.asarray(seen.state)[whole, 0]
+        np.testing.assert_array_equal(np.asarray(seen.images)[whole, 0, 0, 0, 0], 50 * steps % 256)
+    state = jax.device_get(explorer.state())
+    other = Explorer(SeededReset(Pictured(CountingEnv())), Replay(1, 100, HORIZON, explorer.observation, 2), 0, int)
+    assert other.restore(state)
+    state["rows"]["images"] = 255 - state["rows"]["images"]
+    assert not other.restore(state)
+
+
+def test_too_little_memory(monkeypatch):
+    monkeypatch.setattr("utils.replay.free_memory", lambda: 10_000_000)
+    images = Observation(np.zeros(2, np.float32), np.zeros((1, 64, 64, 3), np.uint8))
+    Replay(1, 300, HORIZON, images, 2)
+    with pytest.raises(UserError, match="fewer --online_steps"):
+        Replay(1, 500, HORIZON, images, 2)
+
+
 def test_ticks_change_nothing():
     """The rows are a function of the steps taken, not of how they were divided."""
     one, many = explore([90])[2], explore([4, 5] * 10)[2]
@@ -101,7 +141,7 @@ def test_ticks_change_nothing():
 def test_chunks_are_open_loop():
     """The policy is asked at an episode's start and whenever a chunk is used up, and for nothing else."""
     asked = []
-    replay, env = Replay(1, 100, HORIZON, 4, 2), Logged(CountingEnv())
+    replay, env = Replay(1, 100, HORIZON, STATE, 2), Logged(CountingEnv())
     explorer = Explorer(env, replay, 0, lambda episode: episode)
     explorer.act(60, lambda *a: (asked.append(a[1:]), policy(*a))[1])
     due = [(i, t) for i, e in enumerate(env.episodes) for t in range(0, max(len(e) - 1, 1), HORIZON) if len(e) > 1]
@@ -144,7 +184,7 @@ def test_an_environment_that_cannot_come_back():
 
 def test_sparse_rewards():
     """−1 for each reward that is not 0."""
-    replay = Replay(1, 50, HORIZON, 4, 2)
+    replay = Replay(1, 50, HORIZON, STATE, 2)
     Explorer(CountingEnv(), replay, 0, lambda episode: episode, sparse=True).act(20, policy)
     assert set(np.unique(np.asarray(replay.arrays["rewards"][0, :20]))) <= {-1.0, 0.0}
 
@@ -172,7 +212,7 @@ class Wide(Recorder):
 @pytest.mark.parametrize("balanced", [True, False])
 def test_shares_of_experience_in_a_batch(balanced):
     """Balanced: half from each. Else: by their numbers. Each lane meets its own experience only."""
-    replay = Replay(2, 100, HORIZON, 4, 2)
+    replay = Replay(2, 100, HORIZON, STATE, 2)
     for index, steps in enumerate((90, 30)):
         Explorer(CountingEnv(), replay, index, lambda episode, i=index: 50 * i + episode).act(steps, policy)
     data, updates = offline_data(), 40
