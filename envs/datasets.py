@@ -4,6 +4,7 @@ Compact layout: rows are states in time order.
     observations [N, o] f32, actions [N, a] f32 in (-1, 1), rewards [N] f32, masks [N] f32 (0: no bootstrap),
     terminals [N] f32, 1 on the LAST ROW of each episode and nowhere else. That row is a state whose action was not
     followed, so there is a transition from row i to row i + 1 if and only if terminals[i] is 0.
+    images [N, C, h, w, 3] uint8, of tasks that have some.
 """
 
 import dataclasses
@@ -17,14 +18,15 @@ import numpy as np
 from envs import recipes
 from envs.collect import collect
 from envs.download import download
-from envs.files import Arrays, check_flags, check_width, read_npz
+from envs.files import Arrays, check_flags, check_images, check_width, read_npz
 from envs.gym_data import read_gym_dataset
 from envs.recipes import DEFAULT_DATASET_DIR
-from envs.tasks import Task, make_env
+from envs.tasks import VISUAL, Task, make_env
 from utils.errors import UserError
 
 SOURCES = ("auto", "download", "collect")
 ACTION_LIMIT = 1 - 1e-5
+OGBENCH_IMAGES = (1, 64, 64, 3)  # of its tasks with images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +139,17 @@ def load_file(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
     if task.kind == "robot":
         dataset = read_gym_dataset(path)
     else:
-        env = _labelling_env(task.name)
-        widths = env.observation_space.shape[0], env.action_space.shape[0]
+        # OGBench's rewards are functions of the physical state: what labels them need not render.
+        env = _labelling_env(task.name if task.kind == "gym" else task.name.removeprefix(VISUAL))
+        state_width, image_shape = observed_shapes(env)
+        action_width = env.action_space.shape[0]
         if task.kind == "gym":
-            dataset = read_gym_dataset(path, *widths)
+            dataset = read_gym_dataset(path, state_width, action_width, image_shape)
         else:
             dataset = _read_ogbench_file(task, path, env)
-            for name, width in zip(("observations", "actions"), widths, strict=True):
-                check_width(path, name, dataset[name], width)
+            if not task.rendered:
+                check_width(path, "observations", dataset["observations"], state_width)
+            check_width(path, "actions", dataset["actions"], action_width)
             dataset = _relabel(task, env, dataset)
     if sparse:
         dataset["rewards"] = -(dataset["rewards"] != 0).astype(np.float32)
@@ -172,6 +177,12 @@ def _labelling_env(env_name: str) -> Any:
     return env
 
 
+def observed_shapes(env: Any) -> tuple[int, tuple[int, ...] | None]:
+    """Of an environment from `make_env`: the width of its state, and the shape of its images or None."""
+    space = env.observation_space
+    return (space["state"].shape[0], space["images"].shape) if hasattr(space, "spaces") else (space.shape[0], None)
+
+
 def _read_ogbench_file(task: Task, path: Path, env: Any) -> Arrays:
     """Reads the raw arrays, among them the physical state that the rewards are functions of."""
     base = env.unwrapped
@@ -182,6 +193,10 @@ def _read_ogbench_file(task: Task, path: Path, env: Any) -> Arrays:
     check_width(path, "qpos", arrays["qpos"], base.model.nq)
     if buttons:
         check_width(path, "button_states", arrays["button_states"], buttons)
+    if task.rendered:  # Their observations are the images of one camera.
+        arrays["images"] = arrays.pop("observations")[:, None]
+        check_images(path, arrays["images"], OGBENCH_IMAGES)
+        arrays["observations"] = np.zeros((len(arrays["images"]), 0))
     return arrays
 
 
@@ -191,7 +206,8 @@ def _relabel(task: Task, env: Any, arrays: Arrays) -> Arrays:
 
     relabel_dataset(task.env_id, env, arrays)
     names = ("observations", "actions", "rewards", "masks", "terminals")
-    return {name: np.asarray(arrays[name], dtype=np.float32) for name in names}
+    images = {name: arrays[name] for name in ("images",) if name in arrays}
+    return images | {name: np.asarray(arrays[name], dtype=np.float32) for name in names}
 
 
 def check_horizon(dataset: Arrays, horizon: int) -> None:

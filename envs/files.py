@@ -15,6 +15,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import atomic_open, atomic_write_text
+from utils.memory import free_memory
 
 Arrays = dict[str, np.ndarray]
 
@@ -62,6 +63,7 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
             missing = [name for name in required if name not in file]
             for name in () if missing else (*required, *optional):
                 if name in file:
+                    _check_memory(path, file, name)
                     arrays[name] = file[name]
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}; check the path") from error
@@ -76,6 +78,33 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
         raise UserError(f"{path} lacks the array '{missing[0]}'; it needs {', '.join(required)}")
     _check_rows(path, arrays)
     return arrays
+
+
+def _check_memory(path: Path, file: np.lib.npyio.NpzFile, name: str) -> None:
+    """Checks that an array fits in memory before it is read: the system would end the process, not raise."""
+    size, free = file.zip.getinfo(f"{name}.npy").file_size, free_memory()
+    if size > free:
+        raise UserError(
+            f"'{name}' in {path} takes {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free; "
+            "split the file into shards (--ogbench_dataset_dir), or use a machine with more"
+        )
+
+
+def check_images(path: Path, array: np.ndarray, shape: tuple[int, ...] | None) -> None:
+    """Checks that an array is [N, C, h, w, 3] of uint8, and for a given shape [C, h, w, 3] of that.
+
+    Raises:
+        UserError: it is not.
+    """
+    if array.dtype != np.uint8:
+        raise UserError(f"'images' in {path} holds {array.dtype}; images must be uint8, from 0 to 255")
+    if array.ndim != 5 or array.shape[4] != 3:
+        raise UserError(f"'images' in {path} has shape {list(array.shape)}; it must be [N, cameras, height, width, 3]")
+    if shape is not None and array.shape[1:] != shape:
+        raise UserError(
+            f"'images' in {path} has shape {list(array.shape)}, the environment gives {list(shape)} a step; "
+            "use images of its cameras and their size"
+        )
 
 
 def _check_rows(path: Path, arrays: Arrays) -> None:

@@ -1,7 +1,9 @@
 """A dataset of any gymnasium environment, turned into the compact layout of envs/datasets.py.
 
 The file (.npz) holds, with one row a step, `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards` [N] and
-`terminals` [N], and may hold `masks` [N], `timeouts` [N] and `next_observations` [N, o]. Three conventions:
+`terminals` [N], and may hold `masks` [N], `timeouts` [N] and `next_observations` [N, o]. With cameras it also has
+`images` [N, C, h, w, 3], uint8, and `next_images` where it has `next_observations`; where images are all that is
+observed, these alone. Three conventions:
 
 1. With `next_observations`, each row is a transition. An episode ends at a row with `terminals` or `timeouts`, and
    wherever the next row does not start at this row's next observation.
@@ -18,30 +20,48 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.files import Arrays, check_flags, check_width, read_npz
+from envs.files import Arrays, check_flags, check_images, check_width, read_npz
 from utils.errors import UserError
 
-_REQUIRED = ("observations", "actions", "rewards", "terminals")
-_OPTIONAL = ("masks", "timeouts", "next_observations")
+_REQUIRED = ("actions", "rewards", "terminals")
+_OPTIONAL = ("masks", "timeouts")
 _TOLERANCE = 1e-3  # Rounding of a normalisation, forgiven on the bound of the actions.
 
 
-def read_gym_dataset(path: Path, observation_width: int | None = None, action_width: int | None = None) -> Arrays:
+def read_gym_dataset(
+    path: Path,
+    observation_width: int | None = None,
+    action_width: int | None = None,
+    image_shape: tuple[int, ...] | None = None,
+) -> Arrays:
     """Reads a file and returns it in the compact layout.
 
     Args:
         path: the file.
-        observation_width: size of the environment's observations; None: the file's own.
+        observation_width: size of the environment's state; None: the file's own, with images if there are some.
         action_width: size of its actions; None: the file's own.
+        image_shape: [C, h, w, 3] of its images; None: it has none, and the file's are left out.
 
     Returns:
-        observations, actions, rewards, masks, terminals, all float32. The last transition i of an episode that truly
-        terminated has masks[i] = 0 and terminals[i + 1] = 1. The last row of an episode has reward 0, mask 1.
+        observations, actions, rewards, masks, terminals, all float32, and images, uint8. The last transition i of an
+        episode that truly terminated has masks[i] = 0 and terminals[i + 1] = 1. The last row of an episode has reward
+        0, mask 1.
 
     Raises:
         UserError: something is wrong with the file.
     """
-    arrays = read_npz(path, _REQUIRED, _OPTIONAL)
+    observed = ("observations",) * (observation_width != 0) + ("images",) * (image_shape is not None)
+    optional = ("images",) * (observation_width is None)
+    following = tuple(f"next_{name}" for name in observed + optional)
+    arrays = read_npz(path, observed + _REQUIRED, optional + _OPTIONAL + following)
+    parts = [name for name in ("observations", "images") if name in arrays]
+    if 0 < sum(f"next_{name}" in arrays for name in parts) < len(parts):
+        raise UserError(f"{path} has one of 'next_observations' and 'next_images'; give both or none")
+    for name in ("images", "next_images"):
+        if name in arrays:
+            check_images(path, arrays[name], image_shape)
+    if observation_width == 0:
+        arrays["observations"] = np.zeros((len(arrays["actions"]), 0))
     if observation_width is None:
         check_width(path, "observations", arrays["observations"], None)
         observation_width = arrays["observations"].shape[1]
@@ -60,35 +80,36 @@ def read_gym_dataset(path: Path, observation_width: int | None = None, action_wi
             f"{path} has actions up to {largest:.4g} in size; they must be in [-1, 1]: "
             "scale them by the bounds of the action space (the environment is scaled the same way)"
         )
-    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    pixels = ("images", "next_images")
+    arrays = {k: array if k in pixels else np.asarray(array, np.float32) for k, array in arrays.items()}
     arrays.setdefault("masks", 1 - arrays["terminals"])
     return _to_compact(arrays)
 
 
 def _to_compact(arrays: Arrays) -> Arrays:
     """Marks the ends of the episodes, and adds a state row after each transition whose successor is no row."""
-    observations = arrays["observations"]
+    observed = {name: arrays[name] for name in ("observations", "images") if name in arrays}
+    following = {name: arrays[f"next_{name}"] for name in observed if f"next_{name}" in arrays}
     ends = arrays["terminals"] > 0
     ends[-1] = True
-    if "next_observations" in arrays:
-        following = arrays["next_observations"]
-        ends[:-1] |= (following[:-1] != observations[1:]).any(axis=1)
+    if following:
+        for name, rows in following.items():
+            ends[:-1] |= (rows[:-1] != observed[name][1:]).reshape(len(rows) - 1, -1).any(axis=1)
         ends |= arrays.get("timeouts", np.zeros(1)) > 0
         append = np.flatnonzero(ends)
-        final_states = following[append]
     elif "timeouts" in arrays:
         append = np.flatnonzero(arrays["terminals"])
-        final_states = observations[append]
         ends |= arrays["timeouts"] > 0
     else:
         append = np.empty(0, dtype=np.int64)
-        final_states = observations[append]
+    finals = {name: (following.get(name, rows))[append] for name, rows in observed.items()}
 
     terminals = ends.astype(np.float32)
     terminals[append] = 0.0  # The appended row is the last one instead.
     after = append + 1
     compact = {
-        "observations": np.insert(observations, after, final_states, axis=0),
+        **{name: np.insert(rows, after, finals[name], axis=0) for name, rows in observed.items() if append.size},
+        **{name: rows for name, rows in observed.items() if not append.size},
         "actions": np.insert(arrays["actions"], after, 0.0, axis=0),
         "rewards": np.insert(arrays["rewards"], after, 0.0),
         "masks": np.insert(arrays["masks"], after, 1.0),

@@ -31,6 +31,7 @@ class Collector:
         quiet_import_ogbench()
         kwargs: dict[str, Any] = {"terminate_at_goal": False, "max_episode_steps": max_steps}
         self._recipe = recipe
+        self._dtypes = _DTYPES | ({"observations": np.uint8} if recipe.name.startswith("visual-") else {})
         self._is_maze = recipe.style in ("navigate", "stitch")
         if not self._is_maze:
             kwargs["mode"] = "data_collection"
@@ -47,8 +48,9 @@ class Collector:
             index: number of the episode within its split.
 
         Returns:
-            Arrays with T rows in OGBench's format: observations f32 [T, o], actions f32 [T, a], terminals bool [T]
-            (true on the last row), qpos and qvel f32, and button_states int64 [T, b] where there are buttons.
+            Arrays with T rows in OGBench's format: observations f32 [T, o] or uint8 [T, h, w, 3], actions f32 [T, a],
+            terminals bool [T] (true on the last row), qpos and qvel f32, and button_states int64 [T, b] where there are
+            buttons.
         """
         attempt = 0
         while True:
@@ -61,8 +63,8 @@ class Collector:
             else:
                 _forget_targets(self._env.unwrapped)
                 rows = _manipulation_rollout(self._env, self._recipe, self._oracles, env_seed)
-            if self._recipe.env_id != "scene-v0" or _cube_stays_visible(rows["qpos"]):
-                return {key: np.asarray(value, _DTYPES.get(key, np.float32)) for key, value in rows.items()}
+            if self._recipe.domain != "scene" or _cube_stays_visible(rows["qpos"]):
+                return {key: np.asarray(value, self._dtypes.get(key, np.float32)) for key, value in rows.items()}
             attempt += 1
 
 
@@ -105,9 +107,9 @@ def _make_oracles(env: gymnasium.Env, recipe: Recipe) -> dict[str, Any]:
         }
         common = {"env": env, "min_norm": 0.4}
     extra: dict[str, dict] = defaultdict(dict)
-    if recipe.env_id.startswith("puzzle"):
+    if recipe.domain.startswith("puzzle"):
         extra["button"] = {"gripper_always_closed": True}  # Else the open fingers press the neighbours.
-    if recipe.env_id == "scene-v0" and recipe.style == "noisy":
+    if recipe.domain == "scene" and recipe.style == "noisy":
         extra["cube"] = {"max_step": 100}
     return {kind: oracle(**common, **extra[kind]) for kind, oracle in kinds.items()}
 

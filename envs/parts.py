@@ -59,17 +59,27 @@ class PartsFolder:
         Raises:
             UserError: a part is damaged. It is deleted, so that the next run makes it again.
         """
-        columns: dict[str, list[np.ndarray]] = {}
-        for index in range(count):
-            path = self.file(split, index)
-            try:
-                with np.load(path) as rows:
-                    for key in rows.files:
-                        columns.setdefault(key, []).append(rows[key])
-            except (OSError, *BROKEN_NPZ) as error:
-                path.unlink(missing_ok=True)
-                raise UserError(f"{path} is damaged; run the same command again to make it anew") from error
-        return {key: np.concatenate(values) for key, values in columns.items()}
+        columns: dict[str, np.ndarray] = {}
+        lengths = [len(self._load(split, index, "actions")["actions"]) for index in range(count)]
+        end = 0
+        for index, length in enumerate(lengths):
+            for key, rows in self._load(split, index).items():
+                # Filled in place: images are too many to have them twice.
+                if key not in columns:
+                    columns[key] = np.empty((sum(lengths), *rows.shape[1:]), rows.dtype)
+                columns[key][end : end + length] = rows
+            end += length
+        return columns
+
+    def _load(self, split: str, index: int, *keys: str) -> Arrays:
+        """An episode's arrays, all or these."""
+        path = self.file(split, index)
+        try:
+            with np.load(path) as rows:
+                return {key: rows[key] for key in keys or rows.files}
+        except (OSError, *BROKEN_NPZ) as error:
+            path.unlink(missing_ok=True)
+            raise UserError(f"{path} is damaged; run the same command again to make it anew") from error
 
     def remove(self) -> None:
         """Deletes the folder."""

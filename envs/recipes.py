@@ -7,6 +7,7 @@ experts are trained networks that are not part of the package.
 
 import dataclasses
 import difflib
+import itertools
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class Recipe:
     """Settings of one dataset.
 
     Attributes:
-        name: dataset name, such as 'cube-double-play-v0'.
+        name: dataset name, such as 'cube-double-play-v0', or 'visual-cube-double-play-v0' with images.
         env_id: the goal-conditioned environment it is collected in, such as 'cube-double-v0'.
         style: 'play' (open-loop plans), 'noisy' (closed-loop oracle), 'navigate' or 'stitch' (pointmaze).
         episodes: number of training episodes of the released dataset; validation has a tenth of it.
@@ -39,23 +40,28 @@ class Recipe:
     p_random: float = 0.0
     p_stack: tuple[float, float] = (0.5, 0.5)
 
+    @property
+    def domain(self) -> str:
+        """The environment's name without 'visual-' and version, such as 'cube-double'."""
+        return self.env_id.removeprefix("visual-").removesuffix("-v0")
+
 
 def _manipulation_recipes() -> list[Recipe]:
-    """Two styles for each of the nine manipulation environments."""
+    """Two styles for each of the nine manipulation environments, without and with images."""
     cube_stacking = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
     larger = {"cube-triple": 3000, "cube-quadruple": 5000, "puzzle-4x5": 3000, "puzzle-4x6": 5000}
     domains = [f"cube-{size}" for size in cube_stacking]
     domains += ["scene", "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]
     recipes = []
-    for domain in domains:
+    for prefix, domain in itertools.product(("", "visual-"), domains):
         common = {
-            "env_id": f"{domain}-v0",
+            "env_id": f"{prefix}{domain}-v0",
             "episodes": larger.get(domain, 1000),
             "p_stack": cube_stacking.get(domain.removeprefix("cube-"), (0.5, 0.5)),
         }
         p_random = 0.2 if domain.startswith("puzzle") else 0.1
-        recipes.append(Recipe(f"{domain}-play-v0", style="play", **common))
-        recipes.append(Recipe(f"{domain}-noisy-v0", style="noisy", p_random=p_random, **common))
+        recipes.append(Recipe(f"{prefix}{domain}-play-v0", style="play", **common))
+        recipes.append(Recipe(f"{prefix}{domain}-noisy-v0", style="noisy", p_random=p_random, **common))
     return recipes
 
 
@@ -88,7 +94,7 @@ def find_recipe(name: str) -> Recipe:
     name = dataset_name_of(name)
     if name in RECIPES:
         return RECIPES[name]
-    if re.match(r"(antmaze|humanoidmaze|antsoccer)-", name):
+    if re.match(r"(visual-)?(antmaze|humanoidmaze|antsoccer)-", name):
         raise UserError(
             f"'{name}' cannot be collected: its expert policy does not ship with ogbench; "
             f"get {name}.npz and {name}-val.npz from OGBench and put them into the dataset directory"

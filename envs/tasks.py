@@ -6,11 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+from utils.rendering import set_rendering_backend
 
 if TYPE_CHECKING:
     import gymnasium
 
-# OGBench's single-task domains with states and continuous actions, and the dataset types of each.
+VISUAL = "visual-"  # what the names of tasks with images begin with
+# OGBench's single-task domains with continuous actions, and the dataset types of each.
 _DATASET_TYPES: dict[str, tuple[str, ...]] = {
     **{f"pointmaze-{size}": ("navigate", "stitch") for size in ("medium", "large", "giant", "teleport")},
     **{f"antmaze-{size}": ("navigate", "stitch", "explore") for size in ("medium", "large", "teleport")},
@@ -23,6 +25,7 @@ _DATASET_TYPES: dict[str, tuple[str, ...]] = {
     **{f"puzzle-{size}": ("play", "noisy") for size in ("3x3", "4x4", "4x5", "4x6")},
 }
 PANDA_TASKS: tuple[str, ...] = ("ArrangeBoxes-v0", "OpenMicrowave-v0")
+_STATES_ONLY = ("pointmaze", "antsoccer", "cube-octuple")  # Beginnings of domains that have no images.
 _TASK_SUFFIXES = ("", *(f"-task{number}" for number in range(1, 6)))
 _TASK_NAME = re.compile(r"(?P<domain>.+)-(?P<type>[a-z]+)-singletask(?P<task>(?:-task[1-5])?)-v0")
 
@@ -50,9 +53,11 @@ class Task:
     Attributes:
         name: as given, such as 'cube-double-play-singletask-task2-v0' or 'gym:Pendulum-v1'.
         domain: key of the presets, such as 'cube-double', 'OpenMicrowave' or 'robot'; 'gym' for any other environment.
+            That of a task with images is the one without.
         kind: 'manipulation', 'pointmaze', 'locomotion', 'gym' or 'robot', which has no environment.
         env_id: gymnasium's id, such as 'cube-double-singletask-task2-v0'.
         dataset: OGBench's dataset, such as 'cube-double-play-v0'; None for 'gym' and 'robot'.
+        rendered: whether its observations are images that MuJoCo renders.
     """
 
     name: str
@@ -60,13 +65,15 @@ class Task:
     kind: str
     env_id: str
     dataset: str | None
+    rendered: bool = False
 
 
 def task_names() -> list[str]:
     """Returns every OGBench name that `parse_task` takes."""
     return [
-        f"{domain}-{dataset_type}-singletask{suffix}-v0"
+        f"{prefix}{domain}-{dataset_type}-singletask{suffix}-v0"
         for domain, types in _DATASET_TYPES.items()
+        for prefix in (("",) if domain.startswith(_STATES_ONLY) else ("", VISUAL))
         for dataset_type in types
         for suffix in _TASK_SUFFIXES
     ]
@@ -77,10 +84,11 @@ def parse_task(env_name: str) -> Task:
 
     Args:
         env_name: OGBench's name with dataset type and 'singletask' (without a number: OGBench's default task of the
-            domain), one of PANDA_TASKS, 'gym:' and the id of any gymnasium environment, or 'robot:' and any name.
+            domain), one of PANDA_TASKS, with 'visual-' before it for images, 'gym:' and the id of any gymnasium
+            environment, or 'robot:' and any name.
 
     Raises:
-        UserError: unknown, goal-conditioned or image-based name; the message offers names to use.
+        UserError: unknown or goal-conditioned name; the message offers names to use.
     """
     if env_name.startswith("gym:"):
         if env_name == "gym:":
@@ -90,26 +98,28 @@ def parse_task(env_name: str) -> Task:
         if not re.fullmatch(r"[\w.-]+", env_name.removeprefix("robot:")):
             raise UserError("'robot:' needs a name of letters, digits, '_', '-' and '.', for example robot:pick_cube")
         return Task(env_name, "robot", "robot", "", None)
-    if env_name in PANDA_TASKS:  # Gymnasium imports what stands before the colon, which registers the task.
-        return Task(env_name, env_name.removesuffix("-v0"), "gym", f"envs.panda:{env_name}", None)
-    match = _TASK_NAME.fullmatch(env_name)
-    if match and match["type"] in _DATASET_TYPES.get(match["domain"], ()):
+    plain = env_name.removeprefix(VISUAL)
+    rendered = plain != env_name
+    if plain in PANDA_TASKS:  # Gymnasium imports what stands before the colon, which registers the task.
+        return Task(env_name, plain.removesuffix("-v0"), "gym", f"envs.panda:{env_name}", None, rendered)
+    match = _TASK_NAME.fullmatch(plain)
+    states_only = rendered and plain.startswith(_STATES_ONLY)
+    if match and match["type"] in _DATASET_TYPES.get(match["domain"], ()) and not states_only:
         domain = match["domain"]
         kind = {"cube": "manipulation", "scene": "manipulation", "puzzle": "manipulation", "pointmaze": "pointmaze"}
         return Task(
             name=env_name,
             domain=domain,
             kind=kind.get(domain.split("-")[0], "locomotion"),
-            env_id=f"{domain}-singletask{match['task']}-v0",
-            dataset=f"{domain}-{match['type']}-v0",
+            env_id=f"{VISUAL * rendered}{domain}-singletask{match['task']}-v0",
+            dataset=f"{VISUAL * rendered}{domain}-{match['type']}-v0",
+            rendered=rendered,
         )
     raise UserError(_refusal(env_name))
 
 
 def _refusal(env_name: str) -> str:
     """Says what is wrong with a name and which names to use."""
-    if env_name.startswith("visual-"):
-        return f"'{env_name}' has image observations, which are not supported; try {env_name.removeprefix('visual-')}"
     if env_name.startswith("powderworld"):
         return f"'{env_name}' has discrete actions, which are not supported; try scene-play-singletask-v0"
     single = re.sub(r"(-oraclerep)?-v0$", "-singletask-v0", env_name)
@@ -127,22 +137,25 @@ def make_env(
     """Makes the environment of a task. `functools.partial(make_env, name)` can be sent to a spawned process.
 
     OGBench's episodes are functions of `reset(seed=...)` and the actions. Actions are in [-1, 1] in every dimension:
-    another gymnasium environment with other finite bounds is rescaled.
+    another gymnasium environment with other finite bounds is rescaled. Observations are vectors or, where there are
+    images, `Observation`s (utils/observations.py): OGBench's without a state, the Panda tasks' with the arm's.
 
     Args:
         env_name: see `parse_task`.
         render_mode: gymnasium's, such as 'rgb_array'.
-        width: of a rendered image (pixels).
-        height: of a rendered image (pixels).
+        width: of an image that `render` gives (pixels); OGBench's tasks with images keep that of their observations.
+        height: of such an image (pixels).
 
     Raises:
-        UserError: unknown name, a robot, or observations or actions that are no flat vectors.
+        UserError: unknown name, a robot, spaces that do not fit, or images where nothing renders.
     """
     task = parse_task(env_name)
     if task.kind == "robot":
         raise UserError(f"{env_name} has no simulation, only data: it cannot be stepped or filmed")
     kwargs = {"render_mode": render_mode, "width": width, "height": height}
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    if task.rendered:
+        set_rendering_backend()
     if task.kind == "gym":
         return _make_gym_env(task, kwargs)
     from envs.quiet import quiet_import_ogbench
@@ -150,11 +163,13 @@ def make_env(
     quiet_import_ogbench()
     import gymnasium
 
-    from envs.wrappers import SeededReset
+    from envs.wrappers import SeededReset, with_images
 
     if task.kind == "manipulation":
         kwargs.pop("render_mode", None)  # These always give an array, and gymnasium warns of any mode.
-    return SeededReset(gymnasium.make(task.env_id, disable_env_checker=True, **kwargs))
+    if task.rendered:
+        kwargs = {}  # Their observations are what `render` gives.
+    return with_images(SeededReset(gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)))
 
 
 def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
@@ -165,14 +180,21 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
     import gymnasium
     import numpy as np
 
+    from envs.wrappers import Cameras, with_images
+
     try:
         env = gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot make the gymnasium environment '{task.env_id}': {reason}") from error
-    for label, space in (("observations", env.observation_space), ("actions", env.action_space)):
+    env = with_images(env)
+    spaces = {"actions": env.action_space}
+    if not isinstance(env, Cameras):
+        spaces = {"observations": env.observation_space} | spaces
+    for label, space in spaces.items():
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-            raise UserError(f"'{task.name}' has {label} in {space}; it must be a Box with one axis")
+            images = ", or have uint8 images (envs/wrappers.py)" if label == "observations" else ""
+            raise UserError(f"'{task.name}' has {label} in {space}; it must be a Box with one axis{images}")
     low, high = env.action_space.low, env.action_space.high
     if not np.isfinite([low, high]).all():
         raise UserError(f"'{task.name}' has unbounded actions; wrap it so that they are bounded")

@@ -4,6 +4,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box, Dict
+
+from utils.observations import Observation
 
 
 class SeededReset(gymnasium.Wrapper):
@@ -28,3 +31,33 @@ class SeededReset(gymnasium.Wrapper):
             np.random.seed(global_seed)
             self.env.unwrapped.action_space.seed(int(space_seed))
         return self.env.reset(seed=seed, options=options)
+
+
+def with_images(env: gymnasium.Env) -> gymnasium.Env:
+    """The environment, with observations that are `Observation`s if they have images.
+
+    That is so if its observation space is a Box of uint8 [h, w, 3], or a Dict with 'images', a Box of uint8
+    [C, h, w, 3], and perhaps 'state', a Box [o].
+    """
+    space = env.observation_space
+    parts = dict(space.spaces) if isinstance(space, Dict) else {}
+    if isinstance(space, Box) and len(space.shape) == 3:
+        parts = {"images": Box(0, 255, (1, *space.shape), space.dtype)}
+    images, state = parts.get("images"), parts.get("state", Box(-np.inf, np.inf, (0,)))
+    boxes = isinstance(images, Box) and isinstance(state, Box) and parts.keys() <= {"images", "state"}
+    if not boxes or images.dtype != np.uint8 or images.shape[3:] != (3,) or len(state.shape) != 1:
+        return env
+    return Cameras(env, state, images)
+
+
+class Cameras(gymnasium.ObservationWrapper):
+    """Gives observations as `Observation(state [o], images [C, h, w, 3])`; see `with_images`."""
+
+    def __init__(self, env: gymnasium.Env, state: Box, images: Box) -> None:
+        super().__init__(env)
+        self.observation_space = Dict({"state": state, "images": images})
+
+    def observation(self, observation: Any) -> Observation:
+        """Of the environment's own observation."""
+        parts = observation if isinstance(observation, dict) else {"images": observation[None]}
+        return Observation(np.asarray(parts.get("state", ()), np.float32), np.array(parts["images"]))

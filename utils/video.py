@@ -2,9 +2,6 @@
 
 import functools
 import math
-import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,50 +15,16 @@ import numpy as np
 
 from utils.evaluation import Evaluator, Policy, WorkerError, episode_seed
 from utils.files import atomic_write_bytes
+from utils.observations import Observation
+from utils.rendering import no_rendering, rendering_backend
 
 BORDER = 6  # pixels around each episode
 RUNNING, SUCCESS, FAILURE = (110, 110, 110), (40, 180, 70), (210, 50, 50)  # colours of the border, RGB
 HOLD_SECONDS = 2  # the last picture, with all outcomes, stays this long
-PROBE_SECONDS = 120
-# Ends without the interpreter's teardown: OpenGL contexts fail noisily in it.
-PROBE = """
-import os, mujoco
-with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8) as renderer:
-    renderer.render()
-os._exit(0)
-"""
 
 
 class VideoUnavailable(Exception):
     """No video could be made; the message is one line that says why."""
-
-
-def rendering_backend() -> str | None:
-    """The value of MUJOCO_GL that renders without a display here: the user's own if set, else 'egl' or 'osmesa'.
-
-    Each is tried once, in a process of its own, since a broken driver can end the process.
-
-    Returns:
-        None if nothing renders.
-    """
-    own = os.environ.get("MUJOCO_GL")
-    candidates = (own,) if own else ("egl", "osmesa") if sys.platform == "linux" else ("glfw",)
-    return next(filter(_renders, candidates), None)
-
-
-@functools.cache
-def _renders(backend: str) -> bool:
-    """Whether MuJoCo can render with MUJOCO_GL=`backend`."""
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-c", PROBE],
-            env=os.environ | {"MUJOCO_GL": backend},
-            capture_output=True,
-            timeout=PROBE_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return probe.returncode == 0
 
 
 def record(
@@ -94,9 +57,7 @@ def record(
     """
     backend = rendering_backend()
     if backend is None:
-        own = os.environ.get("MUJOCO_GL")
-        advice = f"with MUJOCO_GL={own}; unset it" if own else "here; install libegl1 or libosmesa6"
-        raise VideoUnavailable(f"MuJoCo cannot render {advice}")
+        raise VideoUnavailable(no_rendering())
     # ffmpeg is started by fork and exec, which JAX warns of; nothing of JAX runs in between.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
     try:
@@ -160,8 +121,9 @@ class _FrameSaver(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         result = self.env.reset(seed=seed, options=options)
-        # Software rendering spends most of its time on smooth edges and sharp shadows.
-        if (model := getattr(self.env.unwrapped, "model", None)) is not None:
+        # Software rendering spends most of its time on smooth edges and sharp shadows. Not of what a policy sees.
+        model = getattr(self.env.unwrapped, "model", None)
+        if model is not None and not isinstance(result[0], Observation):
             model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 1024
         self._path, self._steps, self._frames = self._folder / f"{seed}.npy", 0, [self._frame()]
         return result

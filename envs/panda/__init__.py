@@ -1,6 +1,7 @@
 """Two tabletop tasks of a Panda arm, for online post-training: `ArrangeBoxes-v0` and `OpenMicrowave-v0`.
 
-Importing this package registers them with gymnasium. Arm, gripper and the law of its operational-space control are
+Importing this package registers them with gymnasium, and with 'visual-' before the name such as give images of two
+cameras instead of what is known of the objects. Arm, gripper and the law of its operational-space control are
 gym-hil's (https://github.com/huggingface/gym-hil); scenes, rewards and demonstrations are this package's.
 """
 
@@ -19,6 +20,7 @@ TASKS = {
 for name, entry_point in TASKS.items():
     # The step limit is the environment's own: a wrapper's counter would be lost to get_state.
     gymnasium.register(name, entry_point=entry_point)
+    gymnasium.register(f"visual-{name}", entry_point=entry_point, kwargs={"cameras": True})
 
 
 def gym_hil_assets() -> Path:

@@ -27,6 +27,8 @@ DOWN = np.array([0.0, 1.0, 0.0, 0.0])  # orientation of the hand, a quaternion
 CLOSED = 255.0  # gripper command
 # Observations give lengths in decimetres, as OGBench's arms do: in metres, a policy hardly sees where a box is.
 DECIMETRES, ORIGIN = 10.0, np.array([0.45, 0.0, 0.1])  # a metre; from where positions count (m)
+CAMERAS = ("view", "handcam_rgb")  # the scene's, and gym-hil's at the wrist
+IMAGE_SIZE = (64, 64)  # pixels
 
 # What each scene adds to gym-hil's panda.xml; noslip keeps what is gripped from creeping out of the fingers.
 WORLD = """
@@ -63,16 +65,18 @@ class PandaEnv(gymnasium.Env):
 
     Observation: of the arm, joint angles (7, rad) and velocities (7, rad/s), position (3, dm, from ORIGIN) and velocity
     (3, dm/s) of the hand (the point between the finger tips), lead of the commanded position over the hand (3, dm),
-    gripper closure (1, 0 open to 1 closed) and its rate (1, 1/s); then the task's.
+    gripper closure (1, 0 open to 1 closed) and its rate (1, 1/s); then the task's. With cameras, a dict of `state`,
+    these numbers of the arm alone, and `images` of CAMERAS, uint8 [2, 64, 64, 3].
 
     Reward: -1 a step; 0, with termination, if the state AFTER the step is solved (OGBench's single tasks judge the
     state acted from). An unsolved episode is truncated after `max_steps` actions. `info['success']` says if solved.
 
     Args:
-        render_mode: None or 'rgb_array'. OpenGL is not touched before the first `render`.
+        render_mode: None or 'rgb_array'. Without cameras, OpenGL is not touched before the first `render`.
         width: of an image (pixels).
         height: of an image (pixels).
         max_steps: step limit; default: the task's.
+        cameras: give images instead of what is known of the objects.
     """
 
     NAME: str
@@ -84,9 +88,14 @@ class PandaEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / CONTROL_STEP)}
 
     def __init__(
-        self, render_mode: str | None = None, width: int = 320, height: int = 240, max_steps: int | None = None
+        self,
+        render_mode: str | None = None,
+        width: int = 320,
+        height: int = 240,
+        max_steps: int | None = None,
+        cameras: bool = False,
     ):
-        self.render_mode, self._size, self._renderer = render_mode, (height, width), None
+        self.render_mode, self._size, self._renderers = render_mode, (height, width), {}
         self.max_steps = max_steps or self.MAX_STEPS
         assets = gym_hil_assets()
         xml = WORLD.format(
@@ -110,9 +119,15 @@ class PandaEnv(gymnasium.Env):
         self._target, self._steps = np.zeros(3), 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         mujoco.mj_forward(self.model, self.data)
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._observe().shape, np.float32)
+        if cameras:  # Smooth edges and shadows make a picture two to six times as dear in software.
+            self.model.vis.quality.offsamples, self.model.vis.quality.shadowsize = 0, 0
+        self.cameras = cameras
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._state().shape, np.float32)
+        if cameras:
+            images = gymnasium.spaces.Box(0, 255, (len(CAMERAS), *IMAGE_SIZE, 3), np.uint8)
+            self.observation_space = gymnasium.spaces.Dict({"state": self.observation_space, "images": images})
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Puts the arm at rest at a random place in START and the task's objects where `place_objects` says."""
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
@@ -122,7 +137,7 @@ class PandaEnv(gymnasium.Env):
         self._target, self._steps = self.hand, 0
         return self._observe(), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Executes one action (clipped to [-1, 1]) for 0.1 s."""
         action = np.clip(np.asarray(action, np.float64), -1, 1)
         if action.shape != (4,) or not np.isfinite(action).all():
@@ -186,8 +201,14 @@ class PandaEnv(gymnasium.Env):
             jacobian = self._hand_jacobian()
             self.data.qpos[self._qpos] += jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-5 * np.eye(6), error)
 
-    def _observe(self) -> np.ndarray:
-        """The observation, float32."""
+    def _observe(self) -> Any:
+        """The observation: the state or, with cameras, state and images."""
+        if not self.cameras:
+            return self._state()
+        return {"state": self._state(), "images": np.stack([self._picture(IMAGE_SIZE, name) for name in CAMERAS])}
+
+    def _state(self) -> np.ndarray:
+        """The numbers of the observation, float32."""
         data, gripper = self.data, self._gripper
         arm = [
             data.qpos[self._qpos],
@@ -197,7 +218,8 @@ class PandaEnv(gymnasium.Env):
             DECIMETRES * (self.target - self.hand),
         ]
         closure = [data.qpos[gripper.qposadr] / 0.8, data.qvel[gripper.dofadr] / 0.8]
-        return np.concatenate([*arm, *closure, self.observe_objects()]).astype(np.float32)
+        objects = [] if self.cameras else [self.observe_objects()]
+        return np.concatenate([*arm, *closure, *objects]).astype(np.float32)
 
     @property
     def hand(self) -> np.ndarray:
@@ -218,7 +240,7 @@ class PandaEnv(gymnasium.Env):
         random = np.array([*words, generator["has_uint32"], generator["uinteger"]], np.uint64)
         return {"physics": physics, "target": self.target, "steps": np.int64(self._steps), "random": random}
 
-    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+    def set_state(self, state: dict[str, np.ndarray]) -> Any:
         """Goes on exactly where `get_state` was called, in this process or another; returns the observation.
 
         A wrapped environment wants a `reset` before its next `step`: reset it, then call this on `env.unwrapped`.
@@ -235,18 +257,19 @@ class PandaEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray | None:
         """An image of the scene, uint8 [height, width, 3]."""
-        if self.render_mode is None:
-            return None
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(self.model, *self._size)
-        self._renderer.update_scene(self.data, "view")
-        return self._renderer.render()
+        return None if self.render_mode is None else self._picture(self._size, "view")
+
+    def _picture(self, size: tuple[int, int], camera: str) -> np.ndarray:
+        """What a camera sees, uint8 [height, width, 3]."""
+        if size not in self._renderers:
+            self._renderers[size] = mujoco.Renderer(self.model, *size)
+        self._renderers[size].update_scene(self.data, camera)
+        return self._renderers[size].render()
 
     def close(self) -> None:
-        """Frees the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """Frees the renderers."""
+        while self._renderers:
+            self._renderers.popitem()[1].close()
 
     def place_objects(self, random: np.random.Generator) -> None:
         """Sets the first state of the objects."""

@@ -4,9 +4,10 @@
 
 The file (.npz) has OGBench's layout (envs/gym_data.py, third convention), so that demonstrations recorded by hand fit
 in its place: one row a state, with `observations`, `actions`, `rewards`, `masks` (0 where the step after it solved the
-task), `terminals` (1 on an episode's last row: the solved state, with no action), `qpos`, `qvel`. All demonstrations
-are successes: an episode that fails is drawn again, and their number stands in the .json beside the file. The file is
-a function of the seed, whatever the number of workers. A run that was stopped goes on when started again.
+task), `terminals` (1 on an episode's last row: the solved state, with no action), `qpos`, `qvel`, and for a name such
+as 'visual-OpenMicrowave-v0' `images` beside the state of the arm alone. All demonstrations are successes: an episode
+that fails is drawn again, and their number stands in the .json beside the file. The file is a function of the seed,
+whatever the number of workers. A run that was stopped goes on when started again.
 """
 
 import functools
@@ -33,12 +34,14 @@ from envs.recipes import DEFAULT_DATASET_DIR
 from envs.tasks import make_env
 from utils import cli
 from utils.errors import UserError
+from utils.rendering import set_rendering_backend
 
 if TYPE_CHECKING:
     from envs.panda.arm import PandaEnv
     from envs.panda.experts import Expert
 
 ATTEMPTS = 100  # at one episode
+NAMES = (*TASKS, *(f"visual-{name}" for name in TASKS))
 
 
 def demonstrate(
@@ -53,7 +56,7 @@ def demonstrate(
     """Makes a file of demonstrations, or finishes one that was begun; does nothing if it is there already.
 
     Args:
-        env_name: 'ArrangeBoxes-v0' or 'OpenMicrowave-v0'.
+        env_name: 'ArrangeBoxes-v0' or 'OpenMicrowave-v0', or these with 'visual-' before them.
         episodes: number of demonstrations; the first ones of a larger file with the same seed.
         seed: another seed gives other demonstrations.
         workers: processes (default: one a core).
@@ -66,8 +69,10 @@ def demonstrate(
     Raises:
         UserError: unknown task, bad number, gym-hil missing, files in the way, full disk, or a worker that died.
     """
+    if env_name not in NAMES:
+        raise UserError(f"there is no Panda task '{env_name}'; use {' or '.join(TASKS)}, with images visual-…")
     if env_name not in TASKS:
-        raise UserError(f"there is no Panda task '{env_name}'; use {' or '.join(TASKS)}")
+        set_rendering_backend()
     workers = usable_cores() if workers is None else workers
     for label, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("seed", seed, 0)):
         if value < least:
@@ -139,14 +144,15 @@ def _make_part(job: tuple[str, int, int, Path]) -> None:
 @functools.cache
 def _environment(env_name: str) -> "PandaEnv":
     """This process's environment of a task."""
-    return make_env(f"gym:{env_name}").unwrapped
+    return make_env(env_name).unwrapped
 
 
 def episode(env_name: str, seed: int, index: int) -> Arrays:
     """Makes one demonstration, a function of its arguments.
 
     Returns:
-        Arrays with T + 1 rows for T steps, as stated in the module's docstring, and `failed` [1]: the failed attempts.
+        Arrays with T + 1 rows for T steps, as stated in the module's docstring, and `failed`, whose first row counts
+        the failed attempts and whose others are 0.
 
     Raises:
         UserError: the expert fails time and again.
@@ -157,10 +163,10 @@ def episode(env_name: str, seed: int, index: int) -> Arrays:
     for failed in range(ATTEMPTS):
         sequence = np.random.SeedSequence(entropy=seed, spawn_key=(index, failed))
         env_seed, expert_seed = (int(word) for word in sequence.generate_state(2))
-        expert = EXPERTS[env_name](env, np.random.default_rng(expert_seed))
+        expert = EXPERTS[env_name.removeprefix("visual-")](env, np.random.default_rng(expert_seed))
         rows, success = rollout(env, expert, env_seed)
         if success:
-            return rows | {"failed": np.array([failed])}
+            return rows | {"failed": failed * (np.arange(len(rows["actions"])) == 0)}
     raise UserError(f"{ATTEMPTS} attempts at {env_name} failed: its expert no longer fits it")
 
 
@@ -169,13 +175,21 @@ def rollout(env: "PandaEnv", expert: "Expert", seed: int) -> tuple[Arrays, bool]
     observation, _ = env.reset(seed=seed)
     rows, actions, ended = [], expert.actions(), False
     while not ended:
-        row = {"observations": observation, "actions": next(actions).astype(np.float32), **_physics(env)}
+        row = {**_parts(observation), "actions": next(actions).astype(np.float32), **_physics(env)}
         observation, reward, success, truncated, _ = env.step(row["actions"])
         rows.append(row | {"rewards": reward, "masks": 1 - success, "terminals": 0})
         ended = success or truncated
-    last = {"observations": observation, "actions": np.zeros(4), "rewards": 0, "masks": 1, "terminals": 1}
+    last = {**_parts(observation), "actions": np.zeros(4), "rewards": 0, "masks": 1, "terminals": 1}
     rows.append(last | _physics(env))
-    return {key: np.array([row[key] for row in rows], np.float32) for key in rows[0]}, success
+    dtypes = {"images": np.uint8}
+    return {key: np.array([row[key] for row in rows], dtypes.get(key, np.float32)) for key in rows[0]}, success
+
+
+def _parts(observation: np.ndarray | Arrays) -> Arrays:
+    """What an observation of the environment is in the file."""
+    if isinstance(observation, dict):
+        return {"observations": observation["state"], "images": observation["images"]}
+    return {"observations": observation}
 
 
 def _physics(env: "PandaEnv") -> Arrays:

@@ -16,10 +16,13 @@ import pytest
 
 from envs import oracles, recipes
 from envs.collect import collect, main
+from envs.datasets import load_file
 from envs.files import write_npz
 from envs.oracles import Collector
 from envs.recipes import RECIPES, file_stem, find_collected, find_recipe
+from envs.tasks import parse_task
 from utils.errors import UserError
+from utils.rendering import rendering_backend
 
 ROOT = Path(__file__).parents[2]
 MAZE = "pointmaze-medium-navigate-v0"
@@ -126,7 +129,7 @@ def test_the_oracles_do_their_task():
 
 def test_settings_are_those_of_the_released_datasets():
     sizes = {name: (r.episodes, r.max_steps) for name, r in RECIPES.items()}
-    assert len(RECIPES) == 26
+    assert len(RECIPES) == 44
     assert sizes["scene-play-v0"] == sizes["cube-double-noisy-v0"] == (1000, 1001)
     assert sizes["cube-triple-play-v0"] == sizes["puzzle-4x5-noisy-v0"] == (3000, 1001)
     assert sizes["cube-quadruple-play-v0"] == sizes["puzzle-4x6-play-v0"] == (5000, 1001)
@@ -297,3 +300,28 @@ def test_command_line_mistakes(arguments, hint, tmp_path, capsys):
 def test_a_single_task_name_means_its_dataset():
     assert find_recipe("scene-play-singletask-task3-v0").name == "scene-play-v0"
     assert find_recipe("scene-play-singletask-v0").name == "scene-play-v0"
+
+
+def test_images_are_those_of_the_same_episodes(tmp_path):
+    """A collection with images takes the steps of the one without, and has its rewards, and an image a row."""
+    if rendering_backend() is None:
+        pytest.skip("no off-screen rendering here")
+    name, steps = "cube-single-play-v0", 12
+    path = collect(f"visual-{name}", episodes=1, max_steps=steps, dataset_dir=tmp_path, workers=1)
+    plain = Collector(find_recipe(name), steps).episode(0, "train", 0)
+    with np.load(path) as file:
+        raw = dict(file)
+    for key in ("actions", "qpos", "qvel", "terminals"):
+        np.testing.assert_array_equal(raw[key], plain[key])
+    assert raw["observations"].dtype == np.uint8 and raw["observations"].shape == (steps, 64, 64, 3)
+    assert (np.diff(raw["observations"].astype(int), axis=0) != 0).any(axis=(1, 2, 3)).all()  # It moves.
+    write_npz(tmp_path / "plain.npz", plain)
+    tasks = {prefix: parse_task(f"{prefix}cube-single-play-singletask-task1-v0") for prefix in ("visual-", "")}
+    loaded, expected = load_file(tasks["visual-"], path), load_file(tasks[""], tmp_path / "plain.npz")
+    np.testing.assert_array_equal(loaded["images"][:, 0], raw["observations"])
+    assert loaded["observations"].shape == (steps, 0) and loaded["images"].dtype == np.uint8
+    for key in ("actions", "rewards", "masks", "terminals"):
+        np.testing.assert_array_equal(loaded[key], expected[key])
+    write_npz(tmp_path / "small.npz", raw | {"observations": raw["observations"][:, ::2, ::2]})
+    with pytest.raises(UserError, match=r"the environment gives \[1, 64, 64, 3\]"):
+        load_file(tasks["visual-"], tmp_path / "small.npz")

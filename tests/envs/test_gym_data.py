@@ -121,3 +121,90 @@ def test_slightly_rounded_actions_are_clipped(tmp_path):
     arrays = {"observations": states(10, 11), "terminals": np.array([0, 1]), **rows(2)}
     arrays["actions"] = np.array([[1.0001], [0.0]])
     assert load(tmp_path, **arrays)["actions"][0, 0] == np.float32(1 - 1e-5)
+
+
+# ---- images
+
+ROBOT, SPOT = parse_task("robot:arm"), parse_task("gym:spot_env:Spot-v0")
+
+
+def pictures(*numbers):
+    """Images of one camera that show a number."""
+    return np.array(numbers, np.uint8)[:, None, None, None, None] * np.ones((1, 1, 64, 64, 3), np.uint8)
+
+
+def load_images(tmp_path, task=ROBOT, **arrays):
+    np.savez(tmp_path / "data.npz", **arrays)
+    return load_dataset(task, dataset_path=tmp_path / "data.npz")[0]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        # The three conventions, each with a true termination at 12.
+        (
+            {
+                "images": (10, 11, 20, 30),
+                "next_images": (11, 12, 21, 31),
+                "terminals": [0, 1, 0, 0],
+                "timeouts": [0, 0, 1, 0],
+            },
+            [10, 11, 12, 20, 21, 30, 31],
+        ),
+        ({"images": (10, 11, 20, 21), "terminals": [0, 1, 0, 0], "timeouts": [0, 0, 0, 1]}, [10, 11, 11, 20, 21]),
+        ({"images": (10, 11, 20, 21), "terminals": [0, 1, 0, 1]}, [10, 11, 20, 21]),
+    ],
+)
+def test_images_follow_their_states(tmp_path, arrays, expected):
+    """Rows that are added are added to both; images stay uint8."""
+    given = {k: pictures(*v) if "images" in k else np.array(v) for k, v in arrays.items()}
+    for name in ("images", "next_images"):
+        if name in arrays:
+            given[name.replace("images", "observations")] = states(*arrays[name])
+    dataset = load_images(tmp_path, **given, **rows(4))
+    assert dataset["images"].dtype == np.uint8
+    np.testing.assert_array_equal(dataset["images"], pictures(*expected))
+    np.testing.assert_array_equal(dataset["observations"][:, 0], expected)
+
+
+def test_images_alone_end_episodes_where_they_jump(tmp_path, monkeypatch):
+    """Where nothing else is observed, a file needs no states."""
+    monkeypatch.setattr("envs.datasets.observed_shapes", lambda env: (0, (1, 64, 64, 3)))
+    arrays = {"images": pictures(1, 2, 7), "next_images": pictures(2, 3, 8), "terminals": np.zeros(3)}
+    arrays |= {"actions": np.zeros((3, 2)), "rewards": np.zeros(3)}
+    dataset = load_images(tmp_path, SPOT, **arrays)
+    assert dataset["observations"].shape == (5, 0)
+    np.testing.assert_array_equal(dataset["images"], pictures(1, 2, 3, 7, 8))
+    np.testing.assert_array_equal(dataset["terminals"], [0, 0, 1, 0, 1])
+
+
+def test_an_environment_without_images_needs_none(tmp_path):
+    """A file that also has images serves a task that sees the state alone."""
+    dataset = load(tmp_path, observations=states(1, 2), images=pictures(1, 2), terminals=np.array([0, 1]), **rows(2))
+    assert "images" not in dataset
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        (SPOT, {"images": None}, "lacks the array 'images'"),
+        (SPOT, {"images": pictures(1, 2)[:, :, :32]}, r"the environment gives \[1, 64, 64, 3\] a step"),
+        (SPOT, {"images": pictures(1, 2) / 255}, "holds float64; images must be uint8"),
+        (SPOT, {"images": pictures(1, 2)[:, 0]}, r"must be \[N, cameras, height, width, 3\]"),
+        (SPOT, {"images": pictures(1)}, "differ in length"),
+        (ROBOT, {"next_observations": states(2, 3)[:, :2]}, "give both or none"),
+    ],
+)
+def test_wrong_images(tmp_path, task, changes, message):
+    arrays = {"observations": states(1, 2)[:, :2], "images": pictures(1, 2), "terminals": np.array([0, 1])}
+    arrays |= {"actions": np.zeros((2, 2)), "rewards": np.zeros(2)} | changes
+    with pytest.raises(UserError, match=message) as caught:
+        load_images(tmp_path, task, **{k: v for k, v in arrays.items() if v is not None})
+    assert "\n" not in str(caught.value)
+
+
+def test_too_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("envs.files.free_memory", lambda: 20_000)
+    arrays = {"observations": states(1, 2), "images": pictures(1, 2), "terminals": np.array([0, 1])}
+    with pytest.raises(UserError, match=r"'images' in .* GiB of memory.*shards"):
+        load_images(tmp_path, **arrays, **rows(2))

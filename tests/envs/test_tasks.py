@@ -5,12 +5,16 @@ import pickle
 import subprocess
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Dict
 
 from envs import tasks
 from envs.tasks import TABLE1_TASKS, make_env, parse_task
+from envs.wrappers import with_images
 from utils.errors import UserError
+from utils.observations import Observation
 
 
 @pytest.mark.parametrize(
@@ -66,14 +70,13 @@ def test_table1_is_forty_tasks_of_eight_domains():
 
 
 def test_names_are_ogbenchs():
-    import gymnasium
     import ogbench  # noqa: F401
 
     ids = {parse_task(name).env_id for name in tasks.task_names()}
-    registered = {id for id in gymnasium.registry if "singletask" in id and not id.startswith("visual-")}
+    registered = {id for id in gymnasium.registry if "singletask" in id}
     assert ids <= registered
     # OGBench released no data for the humanoid in the teleport maze.
-    assert {id for id in registered - ids if not id.startswith("humanoidmaze-teleport")} == set()
+    assert {id for id in registered - ids if "humanoidmaze-teleport" not in id} == set()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,8 @@ def test_names_are_ogbenchs():
         ("cube-double-singletask-v0", "cube-double-play-singletask-v0"),
         ("scene-play-singletask-task6-v0", "scene-play-singletask-task"),
         ("scene-navigate-singletask-v0", "scene-"),
-        ("visual-scene-play-singletask-v0", "image observations"),
+        ("visual-pointmaze-large-navigate-singletask-v0", "pointmaze-large-navigate-singletask-v0"),
+        ("visual-scene-play-v0", "use visual-scene-play-singletask-v0"),
         ("powderworld-easy-play-v0", "discrete actions"),
         ("qwertz", "scene-play-singletask-task1-v0"),
         ("gym:", "Pendulum"),
@@ -165,6 +169,72 @@ def test_renders():
     except Exception as error:  # A machine without OpenGL; mujoco has no common class for that.
         pytest.skip(f"no off-screen rendering here: {error}")
     assert frame.shape == (32, 48, 3)
+
+
+def test_tasks_with_images_have_the_settings_of_those_without():
+    task = parse_task("visual-cube-double-noisy-singletask-task2-v0")
+    assert (task.domain, task.kind, task.rendered) == ("cube-double", "manipulation", True)
+    assert (task.env_id, task.dataset) == ("visual-cube-double-singletask-task2-v0", "visual-cube-double-noisy-v0")
+    panda = parse_task("visual-OpenMicrowave-v0")
+    assert (panda.domain, panda.env_id, panda.rendered) == (
+        "OpenMicrowave",
+        "envs.panda:visual-OpenMicrowave-v0",
+        True,
+    )
+    assert not parse_task("scene-play-singletask-v0").rendered
+
+
+def test_no_images_without_a_renderer(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    with pytest.raises(
+        UserError, match="has images, and MuJoCo cannot render with MUJOCO_GL=no-such-backend"
+    ) as caught:
+        make_env("visual-scene-play-singletask-v0")
+    assert "\n" not in str(caught.value)
+
+
+class Shown(gymnasium.Env):
+    """Gives samples of any observation space."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+
+PICTURE, PAIR = Box(0, 255, (6, 5, 3), np.uint8), Box(0, 255, (2, 6, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "width", "shape"),
+    [
+        (PICTURE, 0, (1, 6, 5, 3)),
+        (Dict({"images": PAIR}), 0, (2, 6, 5, 3)),
+        (Dict({"images": PAIR, "state": Box(-1, 1, (4,))}), 4, (2, 6, 5, 3)),
+    ],
+)
+def test_observations_with_images(space, width, shape):
+    env = with_images(Shown(space))
+    assert (env.observation_space["state"].shape, env.observation_space["images"].shape) == ((width,), shape)
+    observation, raw = env.reset(seed=3)[0], Shown(space).reset(seed=3)[0]
+    assert isinstance(observation, Observation) and observation.state.dtype == np.float32
+    parts = raw if isinstance(raw, dict) else {"images": raw[None]}
+    np.testing.assert_array_equal(observation.images, parts["images"])
+    np.testing.assert_array_equal(observation.state, parts.get("state", np.zeros(0)))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [Box(0, 1, (6, 5, 3)), Dict({"images": Box(0, 1, (2, 6, 5, 3))}), Dict({"images": PAIR, "depth": PICTURE}), PAIR],
+)
+def test_other_pictures_are_refused(space, monkeypatch):
+    monkeypatch.setattr(gymnasium, "make", lambda *_, **__: Shown(space))
+    with pytest.raises(UserError, match="uint8 images"):
+        make_env("gym:Shown-v0")
 
 
 def test_panda_tasks_have_domains_of_their_own():

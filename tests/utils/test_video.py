@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from counting_env import CountingEnv
 
-from utils import video
+from utils import rendering, video
 from utils.evaluation import Evaluator
 from utils.video import FAILURE, RUNNING, SUCCESS, VideoUnavailable, record, rendering_backend
 
@@ -57,17 +57,17 @@ def test_no_renderer(tmp_path, monkeypatch):
     with pytest.raises(VideoUnavailable, match="MUJOCO_GL=no-such-backend; unset it"):
         record(CountingEnv, policy, 1, 0, tmp_path / "episodes.mp4", HORIZON)
     monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(video, "_renders", lambda backend: False)
+    monkeypatch.setattr(rendering, "_renders", lambda backend: False)
     with pytest.raises(VideoUnavailable, match="install"):
         record(CountingEnv, policy, 1, 0, tmp_path / "episodes.mp4", HORIZON)
     assert not list(tmp_path.iterdir())
 
 
 def test_each_backend_is_probed_once_and_a_crash_is_survived(monkeypatch):
-    monkeypatch.setattr(video, "PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(rendering, "PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setenv("MUJOCO_GL", "crashes")
     assert rendering_backend() is None
-    monkeypatch.setattr(video, "PROBE", "pass")
+    monkeypatch.setattr(rendering, "PROBE", "pass")
     assert rendering_backend() is None  # cached
     monkeypatch.setenv("MUJOCO_GL", "works")
     assert rendering_backend() == "works"
