@@ -11,7 +11,7 @@ from absl import flags
 from envs import datasets as env_datasets
 from envs.tasks import Task, make_env, parse_task
 from utils import checkpoints, cli
-from utils.datasets import ShardRotation, describe, prepare
+from utils.datasets import ShardRotation, describe, first_observation, prepare
 from utils.errors import UserError
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
@@ -69,14 +69,14 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
     return data, rotation, description
 
 
-def start_from(program: Program, agents: Any, observation_dim: int) -> tuple[Any, dict[str, Any]]:
+def start_from(program: Program, agents: Any, observation: Any) -> tuple[Any, dict[str, Any]]:
     """The agents as --start_from leaves them, and what the run records of that."""
     path = str(Path(FLAGS.start_from).expanduser().absolute())
     recorded = [run.files.recorded().get("dataset", {}).get("start", {}) for run in program.lanes]
     same = all(start.get("path") == path for start in recorded)
     if same and all(checkpoints.valid_steps(run.checkpoints) for run in program.lanes):
         return agents, recorded[0]  # What was begun goes on, whatever has become of the other run.
-    agents, start = go_on_from(agents, Path(path), observation_dim)
+    agents, start = go_on_from(agents, Path(path), observation)
     return agents, start | {"path": path}
 
 
@@ -105,8 +105,8 @@ def main(argv: Sequence[str]) -> None:
     make = functools.partial(make_env, FLAGS.env_name)
     agents = program.new_agents(data)
     if FLAGS.start_from:
-        agents, dataset["start"] = start_from(program, agents, data["observations"].shape[-1])
-    program.start(agents, dataset, data["observations"][0], make)
+        agents, dataset["start"] = start_from(program, agents, first_observation(data))
+    program.start(agents, dataset, first_observation(data), make)
     program.check_phase("explorer", FLAGS.offline_steps)
     trainer = Trainer(program.batch_keys(), FLAGS.dataset_placement)
     trainer.set_data(rotation.at(program.step) if rotation else data)

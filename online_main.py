@@ -21,11 +21,10 @@ from absl import flags
 
 from envs import datasets as env_datasets
 from envs.files import only_one
-from envs.panda import TASKS
-from envs.panda.demonstrate import demonstrate
+from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, make_env, parse_task
 from utils import cli, runs
-from utils.datasets import describe, prepare
+from utils.datasets import describe, first_observation, prepare
 from utils.errors import UserError
 from utils.logging import ProgressBar
 from utils.online import Online
@@ -54,7 +53,7 @@ def find_demonstrations(task: Task) -> Path:
     """The file of demonstrations, made if need be."""
     if FLAGS.dataset:
         return Path(FLAGS.dataset).expanduser()
-    if task.name not in TASKS:
+    if task.name not in NAMES:
         raise UserError(f"there is no scripted expert for {task.name}; give demonstrations by --dataset=<file.npz>")
     return demonstrate(task.name, episodes=FLAGS.demonstrations, dataset_dir=FLAGS.dataset_dir)
 
@@ -72,7 +71,10 @@ def find_base(program: Program, demonstrations: Path) -> Path:
         *(f"--eval_interval={-(-FLAGS.base_steps // 4)}", f"--eval_episodes={FLAGS.eval_episodes}"),
         *(f"--save_interval={-(-FLAGS.base_steps // 4)}", f"--horizon_length={config.horizon_length}"),
         *(f"--log_interval={-(-FLAGS.base_steps // 20)}", f"--video_episodes={FLAGS.video_episodes}"),
-        f"--agent.actor_hidden_dims={','.join(map(str, config.actor_hidden_dims))}",
+        *(
+            f"--agent.actor_hidden_dims={','.join(map(str, config.actor_hidden_dims))}",
+            f"--agent.encoder={config.encoder}",
+        ),
         *([f"--eval_workers={FLAGS.eval_workers}"] if FLAGS.eval_workers else []),
     ]
     print("base:", " ".join(command[1:]), flush=True)
@@ -120,10 +122,10 @@ def main(argv: Sequence[str]) -> None:
     data = prepare(raw, program.config.horizon_length, terminates=task.dataset is None)
     print(f"demonstrations: {info}")
     agents = program.new_agents(data)
-    widths = agents.config.action_dim, data["observations"].shape[-1]
-    base, origin = load_base(find_base(program, path), program.config, *widths)
+    observation = first_observation(data)
+    base, origin = load_base(find_base(program, path), program.config, agents.config.action_dim, observation)
     dataset = describe(data, path.name) | {"base": origin}
-    program.start(agents, dataset, data["observations"][0], functools.partial(make_env, FLAGS.env_name))
+    program.start(agents, dataset, observation, functools.partial(make_env, FLAGS.env_name))
     program.base, program.base_steps = stack([base] * len(program.lanes)), FLAGS.rollout_steps
     trainer = Trainer(program.batch_keys(), "device")
     trainer.set_data(data)

@@ -44,6 +44,8 @@ def acting_part(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
     Raises:
         UserError: the agent acts in a way, or with networks, that the LeRobot policy has not.
     """
+    if any("encoder" in params for params in agent.params.values()):
+        raise UserError(f"{agent.config.algorithm} was trained on images, which the LeRobot policy does not see")
     kind, guided, rank = _methods(agent)
     cfg = agent.cfg
     hidden, dim = tuple(cfg.actor_hidden_dims), cfg.action_dim

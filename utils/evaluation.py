@@ -17,7 +17,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+from utils.observations import as_observation, map_parts
+
+Policy = Callable[[Any, np.ndarray, np.ndarray], Any]
 MAX_WORKERS, DEFAULT_BATCH = 16, 8
 # Ctrl-C and SIGTERM, which may reach the whole group, are the parent's business, from the first line on. A program of
 # its own, not multiprocessing's spawn, because that imports the main program, and with it JAX, in each worker.
@@ -56,7 +58,8 @@ class Evaluator:
         """Starts nothing yet.
 
         Args:
-            make_env: makes an environment with vector observations and actions in [-1, 1]; picklable.
+            make_env: makes an environment with actions in [-1, 1], and observations that are vectors or have images
+                (utils/observations.py); picklable.
             horizon: actions in a chunk, executed open loop.
             num_workers: processes (default: one a core that this process may use, at most 16).
             envs_per_worker: environments that a worker steps in turn (default: 8 in all, at least 1 each). An OGBench
@@ -75,8 +78,8 @@ class Evaluator:
         """Runs episodes 0 … num_episodes - 1 to their end.
 
         Args:
-            policy: (observations [B, o] float32, episodes [B] int32, chunks [B] int32) -> chunks of actions
-                [B, horizon · action_dim], clipped to [-1, 1] here. B is always `batch_size`; rows that no
+            policy: (observations [B, o] float32, or with images, episodes [B] int32, chunks [B] int32) -> chunks of
+                actions [B, horizon · action_dim], clipped to [-1, 1] here. B is always `batch_size`; rows that no
                 running episode uses repeat an earlier one and their actions are dropped. Noise must depend on
                 (episode, chunk), not on the row.
             num_episodes: at least 1.
@@ -120,7 +123,7 @@ class Evaluator:
         other workers still step. Episodes are started in order and all are finished, so short ones are not favoured.
         """
         episodes, chunks = np.zeros((2, self.batch_size), np.int32)
-        observations: np.ndarray | None = None
+        observations: list[Any] = []
         outcomes: dict[int, tuple[float, float, int]] = {}
         queue = iter(range(num_episodes))
 
@@ -139,8 +142,7 @@ class Evaluator:
                     ended = []
                     for slot, observation, outcome in busy[connection].receive():
                         if outcome is None:
-                            if observations is None:
-                                observations = np.tile(np.asarray(observation, np.float32), (self.batch_size, 1))
+                            observations = observations or [observation] * self.batch_size
                             observations[slot] = observation
                             live.append(slot)
                         else:
@@ -158,11 +160,12 @@ class Evaluator:
             chunks[live] += 1
 
     def _act(
-        self, policy: Policy, observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray, live: list[int]
+        self, policy: Policy, observations: list[Any], episodes: np.ndarray, chunks: np.ndarray, live: list[int]
     ) -> np.ndarray:
         """The policy's clipped actions for the live slots, [len(live), horizon, action_dim]."""
         # Copies: a policy may keep its arguments, and JAX on a CPU shares their memory.
-        actions = np.asarray(policy(observations.copy(), episodes.copy(), chunks.copy()), np.float32)
+        stacked = map_parts(np.stack, observations)
+        actions = np.asarray(policy(stacked, episodes.copy(), chunks.copy()), np.float32)
         if actions.ndim != 2 or len(actions) != self.batch_size or actions.shape[1] % self._horizon:
             expected = f"[{self.batch_size}, {self._horizon} * action_dim]"
             raise ValueError(f"the policy returned actions of shape {actions.shape}, not {expected}")
@@ -215,7 +218,7 @@ class _Worker:
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(message)
 
-    def receive(self) -> list[tuple[int, np.ndarray, tuple[float, float, int] | None]]:
+    def receive(self) -> list[tuple[int, Any, tuple[float, float, int] | None]]:
         """The worker's replies, (slot, observation, outcome if the episode has ended).
 
         Raises:
@@ -245,16 +248,16 @@ class _Slot:
     def __init__(self, env: gymnasium.Env):
         self._env = env
 
-    def reset(self, seed: int) -> tuple[np.ndarray, None]:
+    def reset(self, seed: int) -> tuple[Any, None]:
         """Starts an episode; returns its first observation."""
         np.random.seed(seed)
         self._env.unwrapped.action_space.seed(seed)  # OGBench's mazes draw random actions in their reset.
         observation, _ = self._env.reset(seed=seed)
         self._random_state = np.random.get_state()
         self._return, self._length = 0.0, 0
-        return observation, None
+        return as_observation(observation), None
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, tuple[float, float, int] | None]:
+    def step(self, actions: np.ndarray) -> tuple[Any, tuple[float, float, int] | None]:
         """Executes a chunk, [horizon, action_dim], or its part up to the end of the episode.
 
         Returns:
@@ -270,7 +273,7 @@ class _Slot:
                 outcome = float(info.get("success", np.nan)), self._return, self._length
                 break
         self._random_state = np.random.get_state()
-        return observation, outcome
+        return as_observation(observation), outcome
 
 
 def _serve(fd: int) -> None:

@@ -1,11 +1,13 @@
 """Online training: the lanes act in their environments and are trained on what they meet."""
 
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 
 from utils.errors import UserError
+from utils.observations import map_parts
 from utils.program import Program
 from utils.replay import Explorer, Replay
 from utils.training import Trainer, act
@@ -25,7 +27,7 @@ class Online:
             raise UserError("online training needs the dataset on the device; give --dataset_placement=device, or less")
         self.program, self.trainer, horizon = program, trainer, program.config.horizon_length
         width = program.agents.config.action_dim // horizon
-        self.replay = Replay(len(program.lanes), program.total - first_step, horizon, len(program.observation), width)
+        self.replay = Replay(len(program.lanes), program.total - first_step, horizon, program.observation, width)
         self.explorers = []
         for index, run in enumerate(program.lanes):
             saved = program.restored[index]["explorer"] if program.step > first_step else None
@@ -45,9 +47,9 @@ class Online:
         program, horizon = self.program, self.program.config.horizon_length
         key = jax.random.fold_in(jax.random.PRNGKey(program.lanes[index].spec.seed), 3)
 
-        def policy(observation: np.ndarray, episode: int, step: int) -> np.ndarray:
+        def policy(observation: Any, episode: int, step: int) -> np.ndarray:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)
-            chunk = np.asarray(act(program.actors, index, observation[None], key, *numbers))
+            chunk = np.asarray(act(program.actors, index, map_parts(np.stack, [observation]), key, *numbers))
             return chunk.reshape(horizon, -1)
 
         for outcome in self.explorers[index].act(steps, policy):

@@ -19,6 +19,8 @@ from utils.errors import UserError
 from utils.evaluation import Evaluator
 from utils.evaluations import Evaluations, policy_of
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
+from utils.observations import map_parts, shapes
+from utils.rendering import set_rendering_backend
 from utils.training import SEGMENT, act, lane, stack
 from utils.video import VideoUnavailable, record
 
@@ -38,7 +40,9 @@ def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: in
     """
     flag = functools.partial(define_flag, values)
     flag("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
-    flag("string", "env_name", env_name, "OGBench single task, Panda task, gym:<Gymnasium id>, or robot:<name>.")
+    flag(
+        "string", "env_name", env_name, "OGBench single task, Panda task, either with visual-; gym:<id>; robot:<name>."
+    )
     flag("string", "preset", "paper", "paper: published settings of the domain; cpu: small networks, short runs; none.")
     flag("integer", "seed", 0, "First seed.", lower_bound=0, upper_bound=2**31)
     flag("integer", "num_seeds", 1, "Seeds trained side by side in one program.", lower_bound=1)
@@ -124,6 +128,8 @@ class Program:
         if task.kind == "robot" and (logs or values.video_episodes):
             raise UserError(f"{task.name} has no simulation, only data: no online training and no videos of it")
         given = {k: values[k].value for k in ("horizon_length", "sparse") if values[k].value is not None}
+        if task.rendered and (self._episodes or logs):
+            set_rendering_backend()
         if given.keys() & overrides.keys():
             raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
         self.config, self.sparse, note = runs.resolve_config(self.module, task.domain, values.preset, overrides | given)
@@ -170,15 +176,15 @@ class Program:
         return stack(agents)
 
     def start(
-        self, agents: Any, dataset: dict[str, Any], observation: np.ndarray, make_env: Callable[..., gymnasium.Env]
+        self, agents: Any, dataset: dict[str, Any], observation: Any, make_env: Callable[..., gymnasium.Env]
     ) -> None:
         """Writes the settings, takes up the newest common checkpoint, and opens the logs there.
 
         Args:
             agents: new agents, as they are if there is no checkpoint. dataset: what flags.json says of the data.
-            observation: any, [o]. make_env: makes an environment, picklable; takes make_env's keywords.
+            observation: any, [o] or with images. make_env: makes an environment, picklable; takes make_env's keywords.
         """
-        widths = {"observation_dim": len(observation), "chunk_dim": agents.config.action_dim, "nfe": agents.nfe}
+        widths = shapes(observation) | {"chunk_dim": agents.config.action_dim, "nfe": agents.nfe}
         for run in self.lanes:
             run.files.settle(run.settings | {"dataset": dataset} | widths)
         found = checkpoints.load_common([run.checkpoints for run in self.lanes])
@@ -305,10 +311,10 @@ class Program:
 
     def _milliseconds_per_action(self) -> float:
         """Median time to choose one environment action; a chunk, chosen for one observation, has several."""
-        seconds, one = [], np.zeros(1, np.int32)
+        seconds, one, observations = [], np.zeros(1, np.int32), map_parts(np.stack, [self.observation])
         for _ in range(21):  # The first one compiles.
             clock = time.perf_counter()
-            jax.block_until_ready(act(self.agents, 0, self.observation[None], jax.random.PRNGKey(0), one, one))
+            jax.block_until_ready(act(self.agents, 0, observations, jax.random.PRNGKey(0), one, one))
             seconds.append(time.perf_counter() - clock)
         return 1000 * float(np.median(seconds[1:])) / self.config.horizon_length
 

@@ -19,8 +19,10 @@ import numpy as np
 from flax.serialization import from_state_dict
 
 from utils import checkpoints
+from utils.encoders import ENCODERS
 from utils.errors import UserError
 from utils.files import atomic_write_text, disk_errors
+from utils.observations import blank
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("paper", "cpu", "none")
@@ -180,6 +182,7 @@ CHOICES = {
     "coupling": ("ot", "independent"),
     "source_conditions": ("iid", "systematic", "resampled", "weighted"),
     "sampler": ("estimate", "ddpm"),
+    "encoder": tuple(ENCODERS),
 }
 
 
@@ -335,7 +338,7 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
     for field, value in settings["config"].items():
         set_field(config, field, value)
     example = {
-        "observations": np.zeros((1, settings["observation_dim"]), np.float32),
+        "observations": blank(1, settings["observation_dim"], settings.get("image_shape")),
         "actions": np.zeros((1, settings["chunk_dim"]), np.float32),
     }
     agent = jax.eval_shape(lambda: module.Agent.create(jax.random.PRNGKey(0), example, config))

@@ -8,11 +8,12 @@ import jax
 from utils import runs
 from utils.datasets import checksum
 from utils.errors import UserError
+from utils.observations import shapes
 from utils.training import lane, stack
 
 
-def load_base(directory: Path, config: Any, chunk_dim: int, observation_dim: int) -> tuple[Any, dict[str, Any]]:
-    """The base agent, and what a run records of it.
+def load_base(directory: Path, config: Any, chunk_dim: int, observation: Any) -> tuple[Any, dict[str, Any]]:
+    """The base agent, and what a run records of it; `observation`: any of the agent's.
 
     Raises:
         UserError: there is no run, or its flow does not fit the agent.
@@ -24,9 +25,12 @@ def load_base(directory: Path, config: Any, chunk_dim: int, observation_dim: int
         "horizon_length": config.horizon_length,
         "actor_hidden_dims": tuple(config.actor_hidden_dims),
         "chunk_dim": chunk_dim,
-        "observation_dim": observation_dim,
+        "image_shape": None,
+        **shapes(observation),
     }
-    had = settings["config"] | {key: settings[key] for key in ("chunk_dim", "observation_dim")}
+    if wanted["image_shape"]:
+        wanted["encoder"] = config.encoder
+    had = settings["config"] | {key: settings.get(key) for key in ("chunk_dim", "observation_dim", "image_shape")}
     for key, value in wanted.items():
         own = tuple(had[key]) if isinstance(value, tuple) else had[key]
         if own != value:
@@ -35,11 +39,11 @@ def load_base(directory: Path, config: Any, chunk_dim: int, observation_dim: int
     return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": crc}
 
 
-def go_on_from(agents: Any, directory: Path, observation_dim: int) -> tuple[Any, dict[str, Any]]:
+def go_on_from(agents: Any, directory: Path, observation: Any) -> tuple[Any, dict[str, Any]]:
     """New stacked agents with what another run has learnt: all of it if it is of the same agent, else its flow.
 
     Args:
-        agents: as initialised; their keys, steps and settings stay.
+        agents: as initialised; their keys, steps and settings stay. observation: any of theirs.
 
     Returns:
         the agents, and what a run records of the other.
@@ -49,7 +53,7 @@ def go_on_from(agents: Any, directory: Path, observation_dim: int) -> tuple[Any,
     """
     if not agents.FLOWS:
         raise UserError("this agent has no flow, so it cannot start from a run (--start_from)")
-    other, origin = load_base(directory, agents.config, agents.config.action_dim, observation_dim)
+    other, origin = load_base(directory, agents.config, agents.config.action_dim, observation)
     lanes = len(agents.step)
     if other.config.algorithm != agents.config.algorithm:
         return agents.with_flow(stack([other.targets["flow"]] * lanes)), origin

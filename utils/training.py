@@ -184,15 +184,13 @@ def fits_on_device(data: dict[str, np.ndarray]) -> bool:
 
 
 @jax.jit
-def act(
-    agents: Any, index: int, observations: jax.Array, key: jax.Array, episodes: jax.Array, chunks: jax.Array
-) -> Any:
+def act(agents: Any, index: int, observations: Any, key: jax.Array, episodes: jax.Array, chunks: jax.Array) -> Any:
     """Actions of one lane's agent for a batch of evaluation episodes.
 
     Each row's noise is a function of (key, episode, chunk), so the batch a row stands in does not matter.
 
     Args:
-        agents: stacked agents. index: the lane. observations: [B, o]. key: of this evaluation.
+        agents: stacked agents. index: the lane. observations: [B, o], or with images. key: of this evaluation.
         episodes, chunks: number of the episode and of the chunk in it, int [B].
 
     Returns:
