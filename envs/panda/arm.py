@@ -119,8 +119,8 @@ class PandaEnv(gymnasium.Env):
         self._target, self._steps = np.zeros(3), 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         mujoco.mj_forward(self.model, self.data)
-        if cameras:  # Smooth edges and shadows make a picture two to six times as dear in software.
-            self.model.vis.quality.offsamples, self.model.vis.quality.shadowsize = 0, 0
+        if cameras:
+            self.model.vis.quality.offsamples = 0
         self.cameras = cameras
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._state().shape, np.float32)
         if cameras:
@@ -263,6 +263,9 @@ class PandaEnv(gymnasium.Env):
         """What a camera sees, uint8 [height, width, 3]."""
         if size not in self._renderers:
             self._renderers[size] = mujoco.Renderer(self.model, *size)
+            # Smooth edges, shadows and mirrors make what a policy sees several times as dear in software.
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                self._renderers[size].scene.flags[flag] = not self.cameras
         self._renderers[size].update_scene(self.data, camera)
         return self._renderers[size].render()
 
