@@ -160,7 +160,8 @@ def test_slurm_array(write_grid, tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
         monkeypatch.setenv("FORK_SECONDS", "0.25")  # so that `cut` lasts a minute
         assert "submitted 6 jobs" in start(*flags).stdout
-        assert "6 queued; 0 to start" in start(*flags).stderr.replace("running", "queued")
+        again = start(*flags)  # Some of the six may run by then, or be done.
+        assert "; 0 to start" in again.stderr and "submitted" not in again.stdout
         wait_for(lambda: checkpoints.saved_steps(tmp_path / "exp" / "small-cancelled" / place / "checkpoints"))
         subprocess.run(["scancel", runs.read_json(sweep_dir / "submitted.json")[name.format("cancelled")]], check=True)
         # What was cancelled is submitted again, unless the time limit's signal came first and Slurm put it back itself.
