@@ -30,7 +30,7 @@ WRONG = {
     "--env_name=pointmaze-medum-navigate-singletask-task1-v0": "did you mean pointmaze-medium-navigate-singletask",
     "--env_name=gym:NoSuchTask-v3": "cannot make the gymnasium environment 'NoSuchTask-v3'",
     "--agent=agents/otlq.py": "there is no agent file agents/otlq.py; use one of agents/bc.py",
-    "--agent.batch_sice=3": "this agent has no setting 'batch_sice'; it has actor_hidden_dims, batch_size",
+    "--agent.batch_sice=3": "this agent has no setting 'batch_sice'; it has actor_hidden_dims, augment, batch_size",
     "--agent.batch_size=many": "it must be of type int",
     "--agent.batch_size=2.5": "it must be of type int",
     "--agent.batch_size=0": "--agent.batch_size=0: it must be at least 1",
