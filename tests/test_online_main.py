@@ -131,9 +131,7 @@ def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     assert type(distilled) is type(agents) and distilled.config == agents.config
 
 
-@pytest.mark.parametrize(
-    ("at", "of", "extra"), [(10, "eval", ""), (30, "eval", ""), (12, "online", "--noeval_overlap")]
-)
+@pytest.mark.parametrize(("at", "of", "extra"), [(10, "eval", ""), (30, "eval", ""), (12, "online", "--eval_overlap")])
 def test_resumes_exactly(at, of, extra, fork, tmp_path, interrupt_at, slow_evaluation):
     """Interrupted while the base acts or while the agent learns, the run ends in the same agent, rows and buffer.
 
