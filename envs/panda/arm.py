@@ -28,7 +28,6 @@ CLOSED = 255.0  # gripper command
 # Observations give lengths in decimetres, as OGBench's arms do: in metres, a policy hardly sees where a box is.
 DECIMETRES, ORIGIN = 10.0, np.array([0.45, 0.0, 0.1])  # a metre; from where positions count (m)
 CAMERAS = ("view", "handcam_rgb")  # the scene's, and gym-hil's at the wrist
-IMAGE_SIZE = (64, 64)  # pixels
 
 # What each scene adds to gym-hil's panda.xml; noslip keeps what is gripped from creeping out of the fingers.
 WORLD = """
@@ -65,18 +64,18 @@ class PandaEnv(gymnasium.Env):
 
     Observation: of the arm, joint angles (7, rad) and velocities (7, rad/s), position (3, dm, from ORIGIN) and velocity
     (3, dm/s) of the hand (the point between the finger tips), lead of the commanded position over the hand (3, dm),
-    gripper closure (1, 0 open to 1 closed) and its rate (1, 1/s); then the task's. With cameras, a dict of `state`,
-    these numbers of the arm alone, and `images` of CAMERAS, uint8 [2, 64, 64, 3].
+    gripper closure (1, 0 open to 1 closed) and its rate (1, 1/s); then the task's. With images, a dict of `state`,
+    these numbers of the arm alone, and `images` of CAMERAS, uint8 [2, image_size, image_size, 3].
 
     Reward: -1 a step; 0, with termination, if the state AFTER the step is solved (OGBench's single tasks judge the
     state acted from). An unsolved episode is truncated after `max_steps` actions. `info['success']` says if solved.
 
     Args:
-        render_mode: None or 'rgb_array'. Without cameras, OpenGL is not touched before the first `render`.
+        render_mode: None or 'rgb_array'. Without images, OpenGL is not touched before the first `render`.
         width: of an image (pixels).
         height: of an image (pixels).
         max_steps: step limit; default: the task's.
-        cameras: give images instead of what is known of the objects.
+        image_size: side (pixels) of images that are given instead of what is known of the objects; 0: no images.
     """
 
     NAME: str
@@ -93,7 +92,7 @@ class PandaEnv(gymnasium.Env):
         width: int = 320,
         height: int = 240,
         max_steps: int | None = None,
-        cameras: bool = False,
+        image_size: int = 0,
     ):
         self.render_mode, self._size, self._renderers = render_mode, (height, width), {}
         self.max_steps = max_steps or self.MAX_STEPS
@@ -119,12 +118,12 @@ class PandaEnv(gymnasium.Env):
         self._target, self._steps = np.zeros(3), 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         mujoco.mj_forward(self.model, self.data)
-        if cameras:
+        self.image_size = image_size
+        if image_size:
             self.model.vis.quality.offsamples = 0
-        self.cameras = cameras
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._state().shape, np.float32)
-        if cameras:
-            images = gymnasium.spaces.Box(0, 255, (len(CAMERAS), *IMAGE_SIZE, 3), np.uint8)
+        if image_size:
+            images = gymnasium.spaces.Box(0, 255, (len(CAMERAS), image_size, image_size, 3), np.uint8)
             self.observation_space = gymnasium.spaces.Dict({"state": self.observation_space, "images": images})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
@@ -202,10 +201,11 @@ class PandaEnv(gymnasium.Env):
             self.data.qpos[self._qpos] += jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-5 * np.eye(6), error)
 
     def _observe(self) -> Any:
-        """The observation: the state or, with cameras, state and images."""
-        if not self.cameras:
+        """The observation: the state or, with images, both."""
+        if not self.image_size:
             return self._state()
-        return {"state": self._state(), "images": np.stack([self._picture(IMAGE_SIZE, name) for name in CAMERAS])}
+        size = (self.image_size, self.image_size)
+        return {"state": self._state(), "images": np.stack([self._picture(size, name) for name in CAMERAS])}
 
     def _state(self) -> np.ndarray:
         """The numbers of the observation, float32."""
@@ -218,7 +218,7 @@ class PandaEnv(gymnasium.Env):
             DECIMETRES * (self.target - self.hand),
         ]
         closure = [data.qpos[gripper.qposadr] / 0.8, data.qvel[gripper.dofadr] / 0.8]
-        objects = [] if self.cameras else [self.observe_objects()]
+        objects = [] if self.image_size else [self.observe_objects()]
         return np.concatenate([*arm, *closure, *objects]).astype(np.float32)
 
     @property
@@ -265,7 +265,7 @@ class PandaEnv(gymnasium.Env):
             self._renderers[size] = mujoco.Renderer(self.model, *size)
             # Smooth edges, shadows and mirrors make what a policy sees several times as dear in software.
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderers[size].scene.flags[flag] = not self.cameras
+                self._renderers[size].scene.flags[flag] = not self.image_size
         self._renderers[size].update_scene(self.data, camera)
         return self._renderers[size].render()
 

@@ -312,3 +312,37 @@ def test_outside_lerobot_record(capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit):
             teleop.connect()
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_images_are_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under their cameras' names, as they were when the state was; the state is the arm's."""
+    from lerobot_robot_otql_sim import OtqlSim
+
+    def picture(env: Any, size: tuple[int, int], camera: str) -> np.ndarray:
+        return np.full((*size, 3), {"view": 10, "handcam_rgb": 20}[camera] + round(10 * env.data.time))
+
+    monkeypatch.setattr("envs.panda.arm.PandaEnv._picture", picture)
+    monkeypatch.setattr("utils.rendering.set_rendering_backend", lambda: None)
+    blind, robot = OtqlSim(OtqlSimConfig(task=TASK)), OtqlSim(OtqlSimConfig(task=TASK, image_size=8))
+    with blind, robot:
+        for steps in range(2):
+            state, seen = blind.get_observation(), robot.get_observation()
+            assert list(seen) == list(robot.observation_features)
+            assert {name: state.get(name) for name in list(seen)[:25]} == dict(list(seen.items())[:25])
+            np.testing.assert_array_equal(seen["front"], np.full((8, 8, 3), 10 + steps))
+            np.testing.assert_array_equal(seen["wrist"], np.full((8, 8, 3), 20 + steps))
+            for each in (blind, robot):
+                each.send_action(dict.fromkeys(robot.action_features, 0.5))
+
+
+def test_images_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from lerobot_robot_otql_sim import OtqlSim
+
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    with pytest.raises(SystemExit) as ended:
+        OtqlSim(OtqlSimConfig(image_size=8)).connect()
+    assert ended.value.code == 2
+    assert (
+        "error: this task has images, and MuJoCo cannot render with MUJOCO_GL=no-such-backend"
+        in capsys.readouterr().err
+    )

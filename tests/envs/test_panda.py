@@ -508,7 +508,7 @@ def test_cameras(tmp_path):
 @needs_model
 def test_demonstrations_with_images_are_stored(tmp_path, monkeypatch):
     """The file holds them beside the state of the arm, whatever the number of their rows."""
-    env = PandaEnvWithPictures(cameras=True)
+    env = PandaEnvWithPictures(image_size=64)
     monkeypatch.setattr(demonstrate, "_environment", lambda name: env)
     monkeypatch.setattr(demonstrate, "set_rendering_backend", lambda: None)
     path = demonstrate.demonstrate("visual-OpenMicrowave-v0", episodes=2, workers=1, output=tmp_path / "demos.npz")

@@ -45,7 +45,7 @@ STATES = {
     "OpenMicrowave-v0": [*ARM, *_MICROWAVE],
 }
 ACTIONS = ["hand.x", "hand.y", "hand.z", "gripper"]
-CAMERAS = {"front": "view", "wrist": "handcam_rgb"}  # LeRobot's name → the scene's
+CAMERAS = ("front", "wrist")  # as envs.panda.arm orders its own
 
 
 @RobotConfig.register_subclass("otql_sim")
@@ -91,12 +91,12 @@ class OtqlSim(Robot):
         if not 0 <= config.image_size <= 1440:
             refuse("--robot.image_size must be between 0 (no cameras) and 1440")
         self.config = config
-        self.cameras = CAMERAS if config.image_size else {}
+        self.cameras = CAMERAS if config.image_size else ()
         self._states = ARM if config.image_size else STATES[config.task]
-        self._renderer: Any = None
         self.episode, self.steps, self.ended = (0, 0), 0, False
         self._env: Any = None
-        self._observation, self._expert_seed = np.empty(0), 0
+        self._observation: Any = None  # the environment's
+        self._expert_seed = 0
         self._attempts: collections.Counter = collections.Counter()
 
     @property
@@ -147,18 +147,10 @@ class OtqlSim(Robot):
             if not self.ended and index < recording.saved:
                 self._out_of_time(recording)
             self._begin(recording.saved)
-        # The arm's numbers are the first of the environment's.
-        return dict(zip(self._states, self._observation.tolist(), strict=not self.cameras)) | self._images()
-
-    def _images(self) -> dict[str, np.ndarray]:
-        """What the cameras see, uint8 [height, width, 3]."""
-        if self.cameras and self._renderer is None:
-            self._renderer = _make_renderer(self._env.model, self.config.image_size)
-        images = {}
-        for name, camera in self.cameras.items():
-            self._renderer.update_scene(self._env.data, camera)
-            images[name] = self._renderer.render().copy()
-        return images
+        state, images = self._observation, ()
+        if self.cameras:
+            state, images = state["state"], state["images"]
+        return dict(zip((*self._states, *self.cameras), (*state.tolist(), *images), strict=True))
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
         """Takes an action (clipped to [-1, 1]); returns it as taken. During a reset, nothing moves."""
@@ -192,10 +184,8 @@ class OtqlSim(Robot):
             if self.steps and not self.ended and recording.saved > self.episode[0]:
                 self._out_of_time(recording)
             labels.keep(recording.dataset.root, recording.saved)
-        if self._renderer is not None:
-            self._renderer.close()
         self._env.close()
-        self._env = self._renderer = None
+        self._env = None
 
     def calibrate(self) -> None:
         """There is nothing to calibrate."""
@@ -211,25 +201,15 @@ def _make_env(config: OtqlSimConfig) -> Any:
 
         import envs.panda  # noqa: F401  registers the tasks
         from utils.errors import UserError
+        from utils.rendering import set_rendering_backend
     except ImportError as error:
         refuse(f"otql_sim needs envs/panda ({error}); in the otql repository: pip install --no-deps -e .")
+    settings = {"max_steps": config.max_steps, "image_size": config.image_size}
     try:
-        return gymnasium.make(config.task, disable_env_checker=True, max_steps=config.max_steps).unwrapped
+        if config.image_size:
+            set_rendering_backend()
+        return gymnasium.make(config.task, disable_env_checker=True, **settings).unwrapped
     except UserError as error:
         refuse(str(error))
     except ImportError as error:
         refuse(f"otql_sim needs mujoco ({error}): pip install mujoco")
-
-
-def _make_renderer(model: Any, size: int) -> Any:
-    """Returns what draws square images of a scene, without what takes a processor long: shadows, mirrors, smoothing."""
-    try:
-        import mujoco
-
-        model.vis.quality.offsamples = 0
-        renderer = mujoco.Renderer(model, size, size)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            renderer.scene.flags[flag] = False
-        return renderer
-    except Exception as error:  # Of OpenGL, and of many kinds.
-        refuse(f"the cameras cannot be drawn ({error}); without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
