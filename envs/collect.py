@@ -65,7 +65,7 @@ def collect(
     if seed < 0:
         raise UserError(f"seed is {seed}; it must not be negative")
 
-    if recipe.name.startswith("visual-"):
+    if recipe.rendered:
         set_rendering_backend()
     stem = recipes.file_stem(recipe, episodes, seed, max_steps)
     train_path, val_path = recipes.dataset_files(dataset_dir, stem)
@@ -94,7 +94,7 @@ def _settings(recipe: recipes.Recipe, max_steps: int, seed: int) -> dict:
     settings = dataclasses.asdict(recipe) | {"max_steps": max_steps, "seed": seed, "p_stack": list(recipe.p_stack)}
     del settings["episodes"]  # An episode does not depend on how many there are.
     versions = {package: importlib.metadata.version(package) for package in ("mujoco", "numpy", "ogbench")}
-    if recipe.name.startswith("visual-"):
+    if recipe.rendered:
         versions["renderer"] = os.environ["MUJOCO_GL"]  # They draw a little differently.
     return settings | {"versions": versions}
 

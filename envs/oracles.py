@@ -31,7 +31,7 @@ class Collector:
         quiet_import_ogbench()
         kwargs: dict[str, Any] = {"terminate_at_goal": False, "max_episode_steps": max_steps}
         self._recipe = recipe
-        self._dtypes = _DTYPES | ({"observations": np.uint8} if recipe.name.startswith("visual-") else {})
+        self._dtypes = _DTYPES | ({"observations": np.uint8} if recipe.rendered else {})
         self._is_maze = recipe.style in ("navigate", "stitch")
         if not self._is_maze:
             kwargs["mode"] = "data_collection"

@@ -11,6 +11,7 @@ import itertools
 import re
 from pathlib import Path
 
+from envs.tasks import VISUAL
 from utils.errors import UserError
 
 DEFAULT_DATASET_DIR = "~/.ogbench/data"
@@ -43,7 +44,12 @@ class Recipe:
     @property
     def domain(self) -> str:
         """The environment's name without 'visual-' and version, such as 'cube-double'."""
-        return self.env_id.removeprefix("visual-").removesuffix("-v0")
+        return self.env_id.removeprefix(VISUAL).removesuffix("-v0")
+
+    @property
+    def rendered(self) -> bool:
+        """Whether its observations are images that MuJoCo renders."""
+        return self.name.startswith(VISUAL)
 
 
 def _manipulation_recipes() -> list[Recipe]:
@@ -53,7 +59,7 @@ def _manipulation_recipes() -> list[Recipe]:
     domains = [f"cube-{size}" for size in cube_stacking]
     domains += ["scene", "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]
     recipes = []
-    for prefix, domain in itertools.product(("", "visual-"), domains):
+    for prefix, domain in itertools.product(("", VISUAL), domains):
         common = {
             "env_id": f"{prefix}{domain}-v0",
             "episodes": larger.get(domain, 1000),
@@ -94,7 +100,7 @@ def find_recipe(name: str) -> Recipe:
     name = dataset_name_of(name)
     if name in RECIPES:
         return RECIPES[name]
-    if re.match(r"(visual-)?(antmaze|humanoidmaze|antsoccer)-", name):
+    if re.match(r"(antmaze|humanoidmaze|antsoccer)-", name.removeprefix(VISUAL)):
         raise UserError(
             f"'{name}' cannot be collected: its expert policy does not ship with ogbench; "
             f"get {name}.npz and {name}-val.npz from OGBench and put them into the dataset directory"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gymnasium
 
+from envs.tasks import VISUAL
 from utils.errors import UserError
 
 TASKS = {
@@ -20,7 +21,7 @@ TASKS = {
 for name, entry_point in TASKS.items():
     # The step limit is the environment's own: a wrapper's counter would be lost to get_state.
     gymnasium.register(name, entry_point=entry_point)
-    gymnasium.register(f"visual-{name}", entry_point=entry_point, kwargs={"image_size": 64})
+    gymnasium.register(f"{VISUAL}{name}", entry_point=entry_point, kwargs={"image_size": 64})
 
 
 def gym_hil_assets() -> Path:

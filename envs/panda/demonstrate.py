@@ -31,7 +31,7 @@ from envs.files import Arrays, only_one, read_json, write_json, write_npz
 from envs.panda import TASKS, gym_hil_assets
 from envs.parts import PartsFolder
 from envs.recipes import DEFAULT_DATASET_DIR
-from envs.tasks import make_env
+from envs.tasks import VISUAL, make_env
 from utils import cli
 from utils.errors import UserError
 from utils.rendering import set_rendering_backend
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from envs.panda.experts import Expert
 
 ATTEMPTS = 100  # at one episode
-NAMES = (*TASKS, *(f"visual-{name}" for name in TASKS))
+NAMES = (*TASKS, *(f"{VISUAL}{name}" for name in TASKS))
 
 
 def demonstrate(
@@ -70,7 +70,7 @@ def demonstrate(
         UserError: unknown task, bad number, gym-hil missing, files in the way, full disk, or a worker that died.
     """
     if env_name not in NAMES:
-        raise UserError(f"there is no Panda task '{env_name}'; use {' or '.join(TASKS)}, with images visual-…")
+        raise UserError(f"there is no Panda task '{env_name}'; use {' or '.join(TASKS)}, with images {VISUAL}…")
     if env_name not in TASKS:
         set_rendering_backend()
     workers = usable_cores() if workers is None else workers
@@ -163,7 +163,7 @@ def episode(env_name: str, seed: int, index: int) -> Arrays:
     for failed in range(ATTEMPTS):
         sequence = np.random.SeedSequence(entropy=seed, spawn_key=(index, failed))
         env_seed, expert_seed = (int(word) for word in sequence.generate_state(2))
-        expert = EXPERTS[env_name.removeprefix("visual-")](env, np.random.default_rng(expert_seed))
+        expert = EXPERTS[env_name.removeprefix(VISUAL)](env, np.random.default_rng(expert_seed))
         rows, success = rollout(env, expert, env_seed)
         if success:
             return rows | {"failed": failed * (np.arange(len(rows["actions"])) == 0)}
