@@ -15,20 +15,19 @@ scale 1. What a policy sees on the robot is normalised by the file it was traine
 are: `--state_norm=none --action_norm=none`. Beside it, FILE.json says what went in, and FILE.normalisation.json tells
 real/export.py what a policy is to do on the robot: LeRobot's MEAN_STD with offset and scale, whatever these are.
 
-This runs wherever pyarrow is, so also in LeRobot's environment (hence argparse: there is no absl).
+This runs wherever pyarrow is, so also in LeRobot's environment.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from envs.files import Arrays, read_json, read_npz, write_json, write_npz
+from real.command_line import Parser
 from real.lerobot_files import Recording, read_recording
-from real.success import Lengths, successes
+from real.success import Lengths, label_files, successes
 from utils.errors import UserError
 
 STATS = ("state_offset", "state_scale", "action_offset", "action_scale")
@@ -67,8 +66,7 @@ def import_rollouts(
     output = Path(output).expanduser()
     if output.suffix != ".npz":
         raise UserError(f"{output} does not end in .npz; choose such a name for --output")
-    if labels and len(labels) != len(roots):
-        raise UserError(f"there are {len(labels)} files of --labels for {len(roots)} datasets; give one for each")
+    files = label_files(roots, labels)
     if not features:
         raise UserError("no --features: name what makes up the observation, such as observation.state")
     if max_steps < 1:
@@ -77,7 +75,6 @@ def import_rollouts(
         raise UserError("--stats brings its normalisation; leave --state_norm and --action_norm out")
     recordings = [read_recording(Path(root).expanduser(), list(features), action) for root in roots]
     _check_alike(recordings)
-    files = [Path(file).expanduser() for file in labels] or [None] * len(recordings)
     outcomes = [successes(recording, file) for recording, file in zip(recordings, files, strict=True)]
     arrays = _rows(recordings, outcomes, max_steps)
     record = {
@@ -213,21 +210,9 @@ def _summary(output: Path, arrays: Arrays, outcomes: list[Lengths], max_steps: i
     return f"{output}: {episodes} episodes, {solved} solved, {transitions} transitions{note}"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
-    parser = _Parser(
-        prog="python -m real.import_rollouts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m real.import_rollouts", __doc__)
     parser.add_argument("roots", nargs="+", metavar="DATASET_ROOT", help="folder that lerobot-record wrote")
     parser.add_argument("--output", required=True, help="the file (.npz)")
     parser.add_argument("--features", default="observation.state", help="what makes up the observation, a,b,…")

@@ -7,6 +7,7 @@ missing and is checked if there) or, if the name ends in .csv, a table with thes
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ _WORDS = {"true": True, "1": True, "yes": True, "y": True, "success": True}
 _WORDS |= {"false": False, "0": False, "no": False, "n": False, "failure": False}
 
 Lengths = list[tuple[bool, int]]
+
+
+def label_files(roots: Sequence[str | Path], labels: Sequence[str | Path]) -> list[Path | None]:
+    """The file of labels that was given for each dataset: one of `labels` for each of `roots`, or none at all.
+
+    Raises:
+        UserError: their numbers differ.
+    """
+    if labels and len(labels) != len(roots):
+        datasets = ", ".join(map(str, roots)) or "no dataset"
+        raise UserError(f"there are {len(labels)} files of --labels for {datasets}; give one for each")
+    return [Path(file).expanduser() for file in labels] or [None] * len(roots)
 
 
 def successes(recording: Recording, labels: Path | None) -> Lengths:

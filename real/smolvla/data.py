@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from real.lerobot_files import Recording, read_recording
-from real.success import LABELS, Lengths, successes
+from real.success import LABELS, Lengths, label_files, successes
 from utils.errors import UserError
 
 STATE, ACTION = "observation.state", "action"
@@ -86,10 +86,7 @@ def read_rows(
     Raises:
         UserError: a dataset or its labels are faulty, or datasets are not of one robot.
     """
-    if labels and len(labels) != len(rollouts):
-        raise UserError(
-            f"there are {len(labels)} files of --labels for {len(rollouts)} of --rollouts; give one for each"
-        )
+    files = [None] * len(demos) + label_files(rollouts, labels)
     recordings = [read_recording(root, [STATE], ACTION) for root in [*demos, *rollouts]]
     first = recordings[0]
     for other in recordings[1:]:
@@ -97,9 +94,8 @@ def read_rows(
             if getattr(other, what) != getattr(first, what):
                 raise UserError(f"{first.root} and {other.root} differ in {what}: they do not go together")
     parts: list[dict[str, Any]] = []
-    for number, recording in enumerate(recordings):
+    for number, (recording, file) in enumerate(zip(recordings, files, strict=True)):
         demonstrated, at = number < len(demos), 0
-        file = labels[number - len(demos)] if labels and not demonstrated else None
         for episode, (success, length) in zip(
             recording.episodes, _outcomes(recording, demonstrated, file), strict=True
         ):

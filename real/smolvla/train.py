@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -28,6 +28,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from safetensors import safe_open
 
 from envs.files import only_one, read_json, write_json
+from real.command_line import Parser
 from real.lerobot_files import read_recording
 from real.smolvla.data import ACTION, STATE, Rows, read_rows
 from real.smolvla.directory import add_lora, adopt, load_config, load_policy, load_processors, save_directory
@@ -44,25 +45,13 @@ class Interrupted(Exception):
     """A signal came, and the checkpoint is written."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line.
 
     Raises:
         UserError: it is faulty.
     """
-    parser = Parser(
-        prog="python -m real.smolvla.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m real.smolvla.train", __doc__)
     parser.add_argument("--policy.path", dest="policy", required=True, help="a SmolVLA: a folder, or a hub's name")
     parser.add_argument("--demos", required=True, help="folders of demonstrations, LeRobotDatasets, a,b,…")
     parser.add_argument("--rollouts", default="", help="folders of rollouts, a,b,…")

@@ -175,7 +175,7 @@ LABELS = '{"episode_index": 0, "success": true}\n{"episode_index": 1, "success":
         ({}, LABELS, ["--action_norm=none"], "actions are beyond"),
         ({}, LABELS, ["--max_steps=0"], "max_steps is 0"),
         ({}, LABELS, ["--max_steps=x"], "argument --max_steps: invalid int value: 'x'"),
-        ({}, LABELS, ["--labels=a,b"], "2 files of --labels for 1 datasets"),
+        ({}, LABELS, ["--labels=a,b"], "2 files of --labels for .*/r; give one for each"),
         ({}, LABELS, ["--labels=nowhere.csv"], "cannot read the labels nowhere.csv"),
         ({}, LABELS, ["--stats=nowhere.npz"], "there is no file nowhere.npz"),
         ({}, LABELS, ["--stats=a.npz", "--state_norm=none"], "leave --state_norm and --action_norm out"),
