@@ -72,6 +72,13 @@ def refused(*flags: str, program: ModuleType = main) -> str:
     return outcome.err
 
 
+def interrupted(*flags: str) -> Outcome:
+    """Runs main.py to the signal that `interrupt_at` prepared."""
+    outcome = call(*flags)
+    assert outcome.code == 143, outcome.err
+    return outcome
+
+
 def run_dirs(save_dir: Path) -> list[Path]:
     """The directories of the runs below `save_dir`, sorted."""
     return sorted(path.parent for path in save_dir.rglob("flags.json"))

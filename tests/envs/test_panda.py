@@ -1,33 +1,21 @@
-"""The Panda tasks: control law, physics, rewards, saved states, experts and demonstrations."""
+"""The Panda tasks: control law, physics, rewards, saved states and experts."""
 
 import importlib.util
 import io
-import os
-import subprocess
-import sys
 import types
 
 import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from panda_helpers import make, needs_model, run
 
 import envs.panda
-from envs.datasets import load_file
-from envs.gym_data import read_gym_dataset
 from envs.panda import TASKS, demonstrate
-from envs.panda.open_microwave import OpenMicrowave
-from envs.tasks import make_env, parse_task
-from utils import cli
+from envs.tasks import make_env
 from utils.errors import UserError
-from utils.video import rendering_backend
 
 IDLE = np.array([0, 0, 0, -1], np.float32)
-needs_model = pytest.mark.skipif(importlib.util.find_spec("gym_hil") is None, reason="gym-hil is not installed")
-
-
-def make(name, **kwargs):
-    return gymnasium.make(name, **kwargs).unwrapped
 
 
 @pytest.fixture
@@ -43,10 +31,6 @@ def microwave():
 def random_actions(seed, count, hold=5):
     """Random corners of the action space, each held for some steps: as wild as a policy can be."""
     return np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], (count // hold + 1, 4)).repeat(hold, axis=0)[:count]
-
-
-def run(env, actions):
-    return np.stack([env.step(action)[0] for action in actions])
 
 
 def put(env, name, offset):
@@ -334,192 +318,3 @@ def test_experts_solve_the_tasks_in_their_ways(name):
                 break
     assert len(ways) == 2
     assert all(success and reward == 0 and steps < 0.9 * env.max_steps for success, reward, steps in ways.values())
-
-
-@pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("demonstrations")
-    return demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=1, dataset_dir=directory)
-
-
-@needs_model
-def test_demonstrations_load_and_end_in_successes(demonstrations):
-    assert sorted(path.name for path in demonstrations.parent.iterdir()) == [
-        "OpenMicrowave-v0-3ep.json",
-        "OpenMicrowave-v0-3ep.npz",
-    ]
-    dataset = load_file(parse_task("gym:OpenMicrowave-v0"), demonstrations)
-    last = np.flatnonzero(dataset["terminals"])
-    assert len(last) == 3 and last[-1] == len(dataset["terminals"]) - 1
-    np.testing.assert_array_equal(np.flatnonzero(dataset["masks"] == 0), last - 1)
-    np.testing.assert_array_equal(np.flatnonzero(dataset["rewards"] == 0), np.sort([*last, *(last - 1)]))
-    assert (dataset["observations"][last, 25] >= 1).all() and (dataset["observations"][last - 1, 25] < 1).all()
-    assert set(np.unique(dataset["rewards"])) == {-1, 0}
-
-
-@needs_model
-def test_demonstrations_are_rollouts(demonstrations):
-    rows, env = np.load(demonstrations), make("OpenMicrowave-v0")
-    length = int(np.flatnonzero(rows["terminals"])[0])
-    seed = np.random.SeedSequence(0, spawn_key=(0, 0)).generate_state(2)[0]
-    np.testing.assert_array_equal(env.reset(seed=int(seed))[0], rows["observations"][0])
-    np.testing.assert_array_equal(run(env, rows["actions"][:length]), rows["observations"][1 : length + 1])
-    np.testing.assert_allclose(env.data.qpos, rows["qpos"][length], atol=1e-6)
-    np.testing.assert_allclose(env.data.qvel, rows["qvel"][length], atol=1e-5)
-
-
-@needs_model
-def test_demonstrations_do_not_depend_on_workers_or_stops(demonstrations, tmp_path, monkeypatch):
-    make_part, made = demonstrate._make_part, []
-
-    def stop_at_second(job):
-        if made:
-            raise KeyboardInterrupt
-        made.append(make_part(job))
-
-    output = tmp_path / "new" / "mine.npz"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(demonstrate, "_make_part", stop_at_second)
-        demonstrate.demonstrate("OpenMicrowave-v0", episodes=2, workers=1, output=output)
-    assert not output.exists()
-    demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=2, output=output)
-    ours, theirs = np.load(output), np.load(demonstrations)
-    assert sorted(ours.files) == sorted(theirs.files)
-    for key in ours.files:
-        np.testing.assert_array_equal(ours[key], theirs[key])
-    assert demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=1, output=output) == output
-    with pytest.raises(UserError, match="holds something else"):
-        demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, seed=1, workers=1, output=output)
-
-
-@needs_model
-def test_failures_are_drawn_again(monkeypatch):
-    rollout, seeds = demonstrate.rollout, []
-
-    def fail_first(env, expert, seed):
-        seeds.append(seed)
-        return rollout(env, expert, seed) if len(seeds) > 1 else ({}, False)
-
-    monkeypatch.setattr(demonstrate, "rollout", fail_first)
-    rows = demonstrate.episode("OpenMicrowave-v0", 5, 2)
-    assert rows["failed"].sum() == 1 and seeds[0] != seeds[1]
-    monkeypatch.setattr(demonstrate, "rollout", lambda *_: ({}, False))
-    with pytest.raises(UserError, match="100 attempts"):
-        demonstrate.episode("OpenMicrowave-v0", 5, 2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--env_name is missing"),
-        (["--env_name=OpenFridge-v0"], "use ArrangeBoxes-v0 or OpenMicrowave-v0"),
-        (["--env_name=OpenMicrowave-v0", "--episodes=0"], "episodes is 0"),
-        (["--env_name=OpenMicrowave-v0", "--seed=-1"], "seed is -1"),
-        (["--env_name=OpenMicrowave-v0", "--agent.lam=1"], "--agent.lam"),
-        (["--env_name=OpenMicrowave-v0", "--output=demos.txt"], ".npz"),
-    ],
-)
-def test_wrong_command_lines(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(demonstrate, "gym_hil_assets", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["demonstrate", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.run(demonstrate.main)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and message in error and error.count("\n") == 1
-
-
-@needs_model
-def test_no_opengl_before_a_picture_is_asked_for():
-    code = (
-        "import sys, gymnasium, envs.panda\n"
-        "assert 'mujoco' not in sys.modules\n"
-        "env = gymnasium.make('ArrangeBoxes-v0', render_mode='rgb_array')\n"
-        "env.reset(seed=0); env.step(env.action_space.sample())\n"
-        "assert 'OpenGL' not in sys.modules and 'pygame' not in sys.modules and 'gym_hil' not in sys.modules\n"
-    )
-    environ = os.environ | {"MUJOCO_GL": "disable", "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-
-
-@needs_model
-def test_renders(tmp_path):
-    backend = rendering_backend()
-    if backend is None:
-        pytest.skip("no off-screen rendering here")
-    code = (
-        "import os, numpy as np, envs.panda\n"
-        "from envs.tasks import make_env\n"
-        "for name in envs.panda.TASKS:\n"
-        "    env = make_env(f'gym:{name}', render_mode='rgb_array', width=96, height=64)\n"
-        "    quality = env.unwrapped.model.vis.quality\n"
-        "    quality.offsamples, quality.shadowsize = 0, 256\n"
-        "    env.reset(seed=0)\n"
-        "    np.save(name, env.render())\n"
-        "    env.close()\n"
-        "os._exit(0)\n"  # Without the interpreter's teardown: OpenGL contexts fail noisily in it.
-    )
-    environ = os.environ | {"MUJOCO_GL": backend, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    frames = [np.load(tmp_path / f"{name}.npy") for name in TASKS]
-    assert all(frame.shape == (64, 96, 3) and frame.std() > 20 for frame in frames)
-
-
-@needs_model
-def test_cameras(tmp_path):
-    """A demonstration with images takes the steps of one without; the state is the arm's; both cameras see it move."""
-    backend = rendering_backend()
-    if backend is None:
-        pytest.skip("no off-screen rendering here")
-    code = (
-        "import os, numpy as np\n"
-        "from envs.panda import demonstrate\n"
-        "from envs.tasks import make_env\n"
-        "from envs.panda.experts import EXPERTS\n"
-        "for prefix in ('', 'visual-'):\n"
-        "    env = make_env(f'{prefix}OpenMicrowave-v0')\n"
-        "    env.unwrapped.max_steps = 12\n"
-        "    expert = EXPERTS['OpenMicrowave-v0'](env.unwrapped, np.random.default_rng(1))\n"
-        "    rows, _ = demonstrate.rollout(env.unwrapped, expert, 0)\n"
-        "    np.savez(f'{prefix}rows.npz', **rows)\n"
-        "observation, _ = env.reset(seed=0)\n"
-        "np.savez('first.npz', **observation._asdict())\n"
-        "os._exit(0)\n"
-    )
-    environ = os.environ | {"MUJOCO_GL": backend, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    plain, rows, first = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("rows", "visual-rows", "first"))
-    assert rows.keys() == plain.keys() | {"images"}
-    for key in plain.keys() - {"observations"}:
-        np.testing.assert_array_equal(rows[key], plain[key])
-    np.testing.assert_array_equal(rows["observations"], plain["observations"][:, :25])
-    images = rows["images"]
-    assert images.dtype == np.uint8 and images.shape == (13, 2, 64, 64, 3)
-    assert images.std(axis=(2, 3, 4)).min() > 10
-    assert np.abs(images[0].astype(int) - images[-1]).mean(axis=(1, 2, 3)).min() > 2
-    np.testing.assert_array_equal(first["state"], rows["observations"][0])
-    np.testing.assert_array_equal(first["images"], images[0])
-
-
-@needs_model
-def test_demonstrations_with_images_are_stored(tmp_path, monkeypatch):
-    """The file holds them beside the state of the arm, whatever the number of their rows."""
-    env = PandaEnvWithPictures(image_size=64)
-    monkeypatch.setattr(demonstrate, "_environment", lambda name: env)
-    monkeypatch.setattr(demonstrate, "set_rendering_backend", lambda: None)
-    path = demonstrate.demonstrate("visual-OpenMicrowave-v0", episodes=2, workers=1, output=tmp_path / "demos.npz")
-    dataset = read_gym_dataset(path, 25, 4, (2, 64, 64, 3))
-    assert dataset["terminals"].sum() == 2 and len(dataset["images"]) == len(dataset["observations"])
-    steps = np.concatenate([np.arange(n) for n in np.diff(np.flatnonzero(dataset["terminals"]), prepend=-1)])
-    np.testing.assert_array_equal(dataset["images"][:, 1, 5, 5, 0], steps % 256)
-
-
-class PandaEnvWithPictures(OpenMicrowave):
-    """Pictures that show the step and need no renderer."""
-
-    def _picture(self, size, camera):
-        return np.full((*size, 3), self._steps, np.uint8)
