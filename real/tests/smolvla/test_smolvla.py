@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from real.smolvla.data import Rows, read_rows
 from real.smolvla.directory import add_lora, merged
 from real.smolvla.expert import Prefix, encode, matching_error, sample, sample_times, with_state
 from real.smolvla.memory import Allocated
-from real.smolvla.otql import Otql, Settings, Sft, principal_components
+from real.smolvla.otql import Otql, Settings, Sft, generator, principal_components
 from real.smolvla.prefixes import AllPrefixes, Encoder, Prefixes
 from utils.errors import UserError
 
@@ -301,6 +302,40 @@ def test_accumulated_gradients_are_those_of_one_batch(path: Path) -> None:
     assert len(weights[0]) > 20
     for name, gradient in weights[0].items():
         torch.testing.assert_close(weights[1][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_padded_actions_reach_no_update(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind an episode's end changes neither the coupling nor the loss."""
+    windows, infos = Rows.windows, []
+    for filler in (0.0, 3.0):
+
+        def filled(self: Rows, *arguments: Any, filler: float = filler) -> dict[str, torch.Tensor]:
+            window = windows(self, *arguments)
+            padded = window["action_mask"][..., None] == 0
+            assert 0.1 < padded.float().mean() < 0.5
+            return window | {"actions": window["actions"].masked_fill(padded, filler)}
+
+        monkeypatch.setattr(Rows, "windows", filled)
+        policy, rows = load(path), two_modes()
+        settings = Settings(batch_size=32, horizon=1, lam=0.0)
+        infos.append(Otql(policy, rows, Constant(policy, len(rows.states)), settings).update(0))
+    for name, value in infos[0].items():
+        torch.testing.assert_close(infos[1][name], value, msg=name)
+
+
+def test_target_bootstraps_but_from_a_success(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, rows = load(path), two_modes()
+    settings = Settings(batch_size=32, horizon=4)
+    learner = Otql(policy, rows, Constant(policy, len(rows.states)), settings)
+    monkeypatch.setattr(learner, "next_value", lambda *_: torch.full((32,), -7.0))
+    start, window = learner.draw(generator(settings.seed, 0))
+    # A solved episode pays −1 for each step but its last; the others go on behind all four.
+    steps = (rows.ends[start] - start - 1) * rows.solved[start] + 4 * ~rows.solved[start]
+    paid = -(1 - settings.discount**steps) / (1 - settings.discount)
+    target = paid - 7 * settings.discount**4 * ~rows.solved[start]
+    qs = learner.critic(learner.observations[start], window["actions"][:, :4].flatten(1))
+    expected = (qs - target).square().mean()
+    torch.testing.assert_close(learner.update(0)["critic/loss"], expected.detach())
 
 
 # ---- LoRA and memory
