@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from agents import base, cgql, dsrl, fedit, fql, ifql, qam, qsm
+from utils.encoders import ENCODERS
 from utils.errors import UserError
 from utils.networks import CriticEnsemble, Denoiser, OneStepPolicy, TanhGaussian, VectorField
 
@@ -44,8 +45,6 @@ def acting_part(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
     Raises:
         UserError: the agent acts in a way, or with networks, that the LeRobot policy has not.
     """
-    if any("encoder" in params for params in agent.params.values()):
-        raise UserError(f"{agent.config.algorithm} was trained on images, which the LeRobot policy does not see")
     kind, guided, rank = _methods(agent)
     cfg = agent.cfg
     hidden, dim = tuple(cfg.actor_hidden_dims), cfg.action_dim
@@ -65,6 +64,7 @@ def acting_part(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
         "rank": rank,
         "num_qs": 0,
         "value_hidden_dims": [],
+        **_encoder_fields(agent),
     }
     if kind == "one_step":
         _check(agent, "one_step", OneStepPolicy(hidden, dim))
@@ -120,9 +120,10 @@ def _check(agent: base.Agent, name: str, module: Any) -> None:
 
 
 def _mlp(name: str, params: dict[str, Any]) -> Tensors:
-    """The parameters of an MLP or an ensemble of them, whose only module this is, with a leading axis of members."""
-    (module,) = params.values()
-    return _layers(name, module, range(sum(key.startswith("Dense_") for key in module)))
+    """The parameters of an MLP or an ensemble of them, with a leading axis of members, and of its encoder, if any."""
+    (module,) = (part for key, part in params.items() if key != "encoder")
+    tensors = _layers(name, module, range(sum(key.startswith("Dense_") for key in module)))
+    return tensors | _encoder(name, params)
 
 
 def _layers(name: str, module: dict[str, Any], indices: range) -> Tensors:
@@ -150,4 +151,32 @@ def _denoiser(params: dict[str, Any], num_steps: int, sampler: str) -> Tensors:
         "actor.schedule": schedule,
         **_layers("actor.time", params, time),
         **_layers("actor.body", params, range(len(time), layers)),
+        **_encoder("actor", params),
     }
+
+
+def _encoder_fields(agent: base.Agent) -> dict[str, Any]:
+    """What of the policy's configuration says how images are encoded."""
+    seen = any("encoder" in params for params in agent.params.values())
+    patch, widths, blocks, features = ENCODERS[agent.config.encoder] if seen else (1, (), 0, 0)
+    return {
+        "encoder_patch": patch,
+        "encoder_widths": list(widths),
+        "encoder_blocks": blocks,
+        "encoder_features": features,
+    }
+
+
+def _encoder(name: str, params: dict[str, Any]) -> Tensors:
+    """The parameters of a network's encoder, if any, with kernels as torch has them: [out, in, 3, 3] and [out, in]."""
+    tensors = {}
+    for camera, module in jax.tree.map(np.asarray, params.get("encoder", {})).items():
+        prefix = f"encoders.{name}.{camera.removeprefix('camera_')}"
+        stacks = [module[f"stack_{i}"] for i in range(len(module) - 1)]
+        layers = [stack[f"Conv_{i}"] for stack in stacks for i in range(len(stack))]
+        for i, layer in enumerate(layers):
+            tensors[f"{prefix}.convs.{i}.weight"] = layer["kernel"].transpose(3, 2, 0, 1)
+            tensors[f"{prefix}.convs.{i}.bias"] = layer["bias"]
+        tensors[f"{prefix}.dense.weight"] = module["Dense_0"]["kernel"].T
+        tensors[f"{prefix}.dense.bias"] = module["Dense_0"]["bias"]
+    return tensors

@@ -25,7 +25,11 @@ from utils.plotting import wilson_interval
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    *("features", "observation.state", "LeRobot's observation features, name:size, in the order of the vector."),
+    *(
+        "features",
+        "observation.state",
+        "LeRobot's observation features: name:size, in the order of the vector, and the cameras in that of the data.",
+    ),
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -39,11 +43,14 @@ flags.DEFINE_string(
 flags.DEFINE_integer("step", None, "Checkpoint to export; default: the newest.", lower_bound=0, flag_values=FLAGS)
 
 
-def find_normalisation(run: Run, features: dict[str, int], action_dim: int) -> tuple[Normalisation, str]:
+def find_normalisation(
+    run: Run, features: dict[str, int], cameras: list[str], action_dim: int
+) -> tuple[Normalisation, str]:
     """What --normalisation says, or else the file beside the run's dataset, or none; and a line on it.
 
     Raises:
-        UserError: the dataset is gone, so that it is not known how it was normalised, or the file does not fit.
+        UserError: the dataset is gone, so that it is not known how it was normalised, or the file does not fit; or its
+            cameras are others, or in another order.
     """
     dataset, given = run.settings["flags"].get("dataset"), FLAGS.normalisation
     path = Path(given).expanduser() if given and given != "none" else None
@@ -55,7 +62,10 @@ def find_normalisation(run: Run, features: dict[str, int], action_dim: int) -> t
             raise UserError(f"the run's dataset {dataset} is not here, nor how it was normalised; {advice}")
     if path is None:
         return Normalisation(), "none: the networks see the robot's own values, and it gets actions in [−1, 1]"
-    return read_normalisation(path, features, action_dim), f"statistics of {path}"
+    found = read_normalisation(path, features, action_dim)
+    if found.cameras not in (None, cameras):
+        raise UserError(f"--features names the cameras {', '.join(cameras)}; in {path} they are {found.cameras}")
+    return found, f"statistics of {path}"
 
 
 def performance(run: Run, step: int) -> str:
@@ -70,7 +80,7 @@ def performance(run: Run, step: int) -> str:
     return f"success rate {value:.2f} ({low:.2f} to {high:.2f}) over {episodes:.0f} episodes at step {at}"
 
 
-def card(run: Run, step: int, state: str, features: dict[str, int], normalisation: str) -> bytes:
+def card(run: Run, step: int, state: str, features: dict[str, Any], normalisation: str) -> bytes:
     """README.md of the directory: a model card."""
     settings, head = run.settings, {"library_name": "lerobot", "pipeline_tag": "robotics"}
     rows: dict[str, Any] = {
@@ -125,13 +135,15 @@ def main(argv: Sequence[str]) -> None:
     agent, settings, step = runs.load_run(directory, FLAGS.step)
     run = read_run(directory)
     fields, tensors = acting_part(agent)
-    features = parse_features(FLAGS.features, settings["observation_dim"])
-    normalisation, note = find_normalisation(run, features, fields["action_dim"])
+    number, height, width, _ = settings.get("image_shape") or (0, 0, 0, 3)
+    features, cameras = parse_features(FLAGS.features, settings["observation_dim"], number)
+    images = {name: [3, height, width] for name in cameras}
+    normalisation, note = find_normalisation(run, features, cameras, fields["action_dim"])
     # Not run.finished, which asks for an evaluation: robots' runs have none.
     ended = (read_json(directory / "summary.json") or {}).get("step", -1) >= run.planned
     state = "not finished" if not ended else "finished" if step >= run.planned else "earlier"
-    files = policy_files(fields, tensors, features, normalisation)
-    write_directory(out, files | {"README.md": card(run, step, state, features, note)})
+    files = policy_files(fields, tensors, features, normalisation, images)
+    write_directory(out, files | {"README.md": card(run, step, state, features | images, note)})
     number = sum(tensor.size for tensor in tensors.values())
     print(f"{out}: {run.algorithm}, step {step} of {run.planned} ({state}), {number} parameters")
     print(f"{performance(run, step)}\nnormalisation: {note}")

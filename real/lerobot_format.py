@@ -13,8 +13,9 @@ from utils.errors import UserError
 from utils.runs import read_json
 
 FORMAT_VERSION = 1  # lerobot_policy_otql reads the same
+IMAGE = "observation.image"  # what the names of image features begin with
 STATISTICS = {"IDENTITY": (), "MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}
-STATE, ENV, ACTION = "STATE", "ENV", "ACTION"
+STATE, ENV, ACTION, VISUAL = "STATE", "ENV", "ACTION", "VISUAL"
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,45 @@ class Normalisation:
     Attributes:
         norm_map: STATE, ENV and ACTION → IDENTITY, MEAN_STD or MIN_MAX (to [−1, 1]).
         stats: feature → statistic → value of each component; a feature without statistics is left as it is.
+        cameras: image features of the dataset, in their order; None: it is not known which.
     """
 
     norm_map: dict[str, str] = field(default_factory=lambda: dict.fromkeys((STATE, ENV, ACTION), "IDENTITY"))
     stats: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    cameras: list[str] | None = None
 
 
-def parse_features(text: str, width: int) -> dict[str, int]:
-    """Reads `name:size,name:size`, or one name for the whole vector: feature → size, in their order.
+def parse_features(text: str, width: int, cameras: int = 0) -> tuple[dict[str, int], list[str]]:
+    """Reads `name:size,name:size`, or one name for the whole vector; those of images have no size.
+
+    Returns:
+        state feature → size, and image features, in their order.
 
     Raises:
-        UserError: a name that LeRobot does not take for a state, or sizes that do not add up to `width`.
+        UserError: a name that LeRobot does not take for a state or an image, sizes that do not add up to `width`, or
+            another number of images than `cameras`.
     """
+    parts = [part.strip() for part in text.split(",")]
+    images = [part for part in parts if part.startswith(IMAGE)]
+    vectors = [part for part in parts if part not in images]
     features: dict[str, int] = {}
-    for part in text.split(","):
-        name, colon, size = part.strip().partition(":")
-        if not name.startswith("observation.") or name.startswith("observation.image") or name in features:
+    for part in vectors:
+        name, colon, size = part.partition(":")
+        if not name.startswith("observation.") or name in features:
             raise UserError(f"--features={text}: '{name}' must be a state such as observation.state, named once")
-        if (colon or "," in text) and not (size.isdecimal() and int(size)):
+        if (colon or len(vectors) > 1) and not (size.isdecimal() and int(size)):
             raise UserError(f"--features={text}: write name:size,name:size, in the order of the observation vector")
         features[name] = int(size) if colon else width
-    if sum(features.values()) != width:
+    if sum(features.values()) != width or 0 in features.values():
         raise UserError(f"--features={text}: sizes add up to {sum(features.values())}, the run observes {width} values")
-    return features
+    if len(images) != cameras:
+        raise UserError(
+            f"--features={text} names {len(images)} cameras, the run has {cameras}; "
+            f"name one {IMAGE}s.<name> for each, in the order of its data"
+        )
+    if wrong := [name for name in images if ":" in name or images.count(name) > 1]:
+        raise UserError(f"--features={text}: '{wrong[0]}' must be the name of a camera alone, named once")
+    return features, images
 
 
 def read_normalisation(path: Path, features: dict[str, int], action_dim: int) -> Normalisation:
@@ -79,7 +96,7 @@ def read_normalisation(path: Path, features: dict[str, int], action_dim: int) ->
     if missing:
         raise UserError(f"{path} has no statistics of {missing[0]}; it has {', '.join(stats) or 'none'}")
     known = {name: stats[name] for name in (*features, "action") if name in stats}
-    return Normalisation(Normalisation().norm_map | norm_map, known)
+    return Normalisation(Normalisation().norm_map | norm_map, known, content.get("cameras"))
 
 
 def feature_type(name: str) -> str:
@@ -88,14 +105,20 @@ def feature_type(name: str) -> str:
 
 
 def policy_files(
-    fields: dict[str, Any], tensors: dict[str, np.ndarray], features: dict[str, int], normalisation: Normalisation
+    fields: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    features: dict[str, int],
+    normalisation: Normalisation,
+    images: dict[str, list[int]] | None = None,
 ) -> dict[str, bytes]:
     """Name → content of the files that LeRobot loads: configuration, parameters and both processors.
 
     Args:
-        fields, tensors: from `real.acting.acting_part`. features: input features, in their order.
+        fields, tensors: from `real.acting.acting_part`. features: those that make up the state, in their order.
+        images: feature of each camera, in their order → [3, height, width] of what was trained on.
     """
     inputs = {name: {"type": feature_type(name), "shape": [size]} for name, size in features.items()}
+    inputs |= {name: {"type": VISUAL, "shape": shape} for name, shape in (images or {}).items()}
     outputs = {"action": {"type": ACTION, "shape": [fields["action_dim"]]}}
     config = {
         "type": "otql",

@@ -24,11 +24,15 @@ def export(tmp_path) -> Callable[..., Path]:
     """Returns a function that writes an agent as a policy directory."""
 
     def write(
-        agent: Any, features: dict[str, int] | None = None, normalisation: Normalisation | None = None, **changes: Any
+        agent: Any,
+        features: dict[str, int] | None = None,
+        normalisation: Normalisation | None = None,
+        images: dict[str, list[int]] | None = None,
+        **changes: Any,
     ) -> Path:
         fields, tensors = acting_part(agent)
-        features = features or {"observation.state": OBSERVATION_DIM}
-        files = policy_files(fields | changes, tensors, features, normalisation or Normalisation())
+        features = {"observation.state": OBSERVATION_DIM} if features is None else features
+        files = policy_files(fields | changes, tensors, features, normalisation or Normalisation(), images)
         directory = tmp_path / f"policy{len(list(tmp_path.iterdir()))}"
         write_directory(directory, files)
         return directory

@@ -5,19 +5,28 @@ from typing import Any
 import jax
 import numpy as np
 
+from utils.observations import blank
 from utils.runs import load_agent
 
 OBSERVATION_DIM, ACTION_DIM = 6, 3
 
 
-def make_agent(name: str, seed: int = 0, horizon: int = 2, **settings: Any) -> Any:
+def make_agent(
+    name: str,
+    seed: int = 0,
+    horizon: int = 2,
+    *,
+    state_dim: int = OBSERVATION_DIM,
+    image_shape: tuple[int, ...] | None = None,
+    **settings: Any,
+) -> Any:
     """An agent of agents/ with small networks, whose parameters and averages are drawn independently, all non-zero."""
     module = load_agent(f"agents/{name}.py")
     config = module.get_config()
     config.update({"actor_hidden_dims": (24, 16), "value_hidden_dims": (20, 12), "num_qs": 3, **settings})
     config.horizon_length = horizon
     example = {
-        "observations": np.zeros((1, OBSERVATION_DIM), np.float32),
+        "observations": blank(1, state_dim, image_shape),
         "actions": np.zeros((1, horizon * ACTION_DIM), np.float32),
     }
     # Shapes alone: to compile an initialisation for each agent would take most of the time of the tests.
@@ -26,7 +35,10 @@ def make_agent(name: str, seed: int = 0, horizon: int = 2, **settings: Any) -> A
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         kind, values = path[-1].key, generator.standard_normal(leaf.shape).astype(np.float32)
-        return values / np.float32(leaf.shape[-2] ** 0.5) if kind == "kernel" else 0.2 * values + (kind == "scale")
+        if kind != "kernel":
+            return 0.2 * values + (kind == "scale")
+        inputs = leaf.shape[-2] * (9 if leaf.ndim == 4 else 1)  # Of a convolution, or not.
+        return values / np.float32(inputs**0.5)
 
     params, targets = (jax.tree_util.tree_map_with_path(draw, tree) for tree in (agent.params, agent.targets))
     hyper = {name: np.float32(config[name]) for name in agent.hyper}

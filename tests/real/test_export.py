@@ -88,7 +88,7 @@ def test_runs_that_cannot_be_exported(directory, tmp_path):
     [
         ("observation.state:3", "add up to 3, the run observes 2 values"),
         ("observation.state:1,observation.state:1", "named once"),
-        ("observation.images.top", "must be a state"),
+        ("observation.state,observation.images.top", "names 1 cameras, the run has 0"),
         ("state:2", "must be a state"),
         ("observation.state,observation.environment_state", "name:size"),
         ("observation.state:four", "name:size"),
@@ -98,6 +98,35 @@ def test_features_that_do_not_fit(features, message, trained, tmp_path):
     """One line says what to write."""
     line = refused(str(trained), str(tmp_path / "out"), f"--features={features}", program=export)
     assert message in line and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_sees(tmp_path):
+    """Its cameras are named in their order; another number, and what is no camera's name, is refused."""
+    random, path = np.random.default_rng(0), tmp_path / "data.npz"
+    images = random.integers(0, 256, (24, 2, 8, 12, 3), np.uint8)
+    arrays = {name: random.uniform(-1, 1, (24, 3)).astype(np.float32) for name in ("observations", "actions")}
+    last = np.arange(24) % 12 == 11
+    np.savez(path, **arrays, images=images, rewards=last - 1.0, terminals=last * 1.0, timeouts=last * 0.0)
+    own = (f"--save_dir={tmp_path}", "--offline_steps=1", "--agent.encoder=impala_tiny", "--agent.batch_size=4")
+    run_main(*BC, "--env_name=robot:try", f"--dataset={path}", *own)
+    run, out = str(run_dir(tmp_path)), tmp_path / "out"
+    state, front, wrist = "observation.state", "observation.images.front", "observation.images.wrist"
+    for features, message in [
+        ((state,), "names 0 cameras, the run has 2; name one observation.images.<name> for each"),
+        ((state, front), "names 1 cameras, the run has 2"),
+        ((state, front, front), "named once"),
+        ((state, front, f"{wrist}:8"), "must be the name of a camera alone"),
+        ((front, wrist), "add up to 0, the run observes 3 values"),
+    ]:
+        assert message in refused(run, str(out), f"--features={','.join(features)}", program=export)
+    run_main(run, str(out), f"--features={front},{state},{wrist}", program=export)
+    config = json.loads((out / "config.json").read_text())
+    shapes = {name: feature["shape"] for name, feature in config["input_features"].items()}
+    assert shapes == {state: [3], front: [3, 8, 12], wrist: [3, 8, 12]}
+    assert (config["encoder_patch"], config["encoder_widths"], config["encoder_features"]) == (4, [16, 16], 128)
+    kernel = runs.load_run(run)[0].targets["flow"]["encoder"]["camera_1"]["stack_0"]["Conv_2"]["kernel"]
+    weight = load_file(out / "model.safetensors")["model.encoders.actor.1.convs.2.weight"]
+    np.testing.assert_array_equal(weight, np.transpose(kernel, (3, 2, 0, 1)))
 
 
 def test_a_directory_with_other_content(trained, tmp_path):

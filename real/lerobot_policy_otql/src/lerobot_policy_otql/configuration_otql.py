@@ -7,6 +7,7 @@ from lerobot.configs.types import FeatureType, NormalizationMode
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
 FORMAT_VERSION = 1  # of an exported directory; real/export.py has the same
+INPUTS = (FeatureType.STATE, FeatureType.ENV, FeatureType.VISUAL)
 SAMPLERS = ("flow", "one_step", "estimate", "ddpm")
 
 
@@ -15,9 +16,10 @@ SAMPLERS = ("flow", "one_step", "estimate", "ddpm")
 class OtqlConfig(PreTrainedConfig):
     """What is written by the export, and what may be changed on the command line (`--policy.<field>=<value>`).
 
-    The observation vector is the concatenation of `input_features`, in their order. May be changed: device,
-    n_action_steps, best_of_n (up from 1 only where there are critics), flow_steps (of a flow), compile_model and
-    compile_mode, rtc_config.
+    The state is the concatenation of those of `input_features` that are none of images, in their order; the cameras
+    are the others in theirs, each with the shape [3, h, w] that it was trained on, whatever the robot's size is. May be
+    changed: device, n_action_steps, best_of_n (up from 1 only where there are critics), flow_steps (of a flow),
+    compile_model and compile_mode, rtc_config.
     """
 
     format_version: int = FORMAT_VERSION
@@ -39,6 +41,12 @@ class OtqlConfig(PreTrainedConfig):
     num_qs: int = 0  # critics that were exported
     value_hidden_dims: list[int] = field(default_factory=list)
 
+    # Of the images, where there are some: side of a patch, widths of the stacks, residual blocks in each, features.
+    encoder_patch: int = 1
+    encoder_widths: list[int] = field(default_factory=list)
+    encoder_blocks: int = 0
+    encoder_features: int = 0
+
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: dict.fromkeys(("STATE", "ENV", "ACTION"), NormalizationMode.IDENTITY)
     )
@@ -58,8 +66,11 @@ class OtqlConfig(PreTrainedConfig):
             f"format {self.format_version} is not {FORMAT_VERSION}, which this package reads; export the run again": (
                 self.format_version != FORMAT_VERSION
             ),
-            f"inputs must be state vectors, not {', '.join(inputs) or 'none'}": (
-                not inputs or any(f.type not in (FeatureType.STATE, FeatureType.ENV) for f in inputs.values())
+            f"inputs must be state vectors and images, not {', '.join(inputs) or 'none'}": (
+                not inputs or any(f.type not in INPUTS for f in inputs.values())
+            ),
+            f"inputs {', '.join(inputs)} do not fit: images need an encoder, which needs images": (
+                bool(self.encoder_widths) != any(f.type == FeatureType.VISUAL for f in inputs.values())
             ),
             f"it acts in {self.action_dim} dimensions, the robot in {shape}": tuple(shape or ()) != (self.action_dim,),
             f"n_obs_steps = {self.n_obs_steps} must be 1": self.n_obs_steps != 1,

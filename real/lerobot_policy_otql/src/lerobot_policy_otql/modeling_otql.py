@@ -10,6 +10,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from torch import Tensor
 
 from lerobot_policy_otql.configuration_otql import OtqlConfig
+from lerobot_policy_otql.encoders import Observation, as_pixels
 from lerobot_policy_otql.networks import Guide, Sampler, Velocity
 
 NOT_TRAINED_HERE = "OTQL policy: it is trained with main.py of the OTQL code and exported, not here"
@@ -33,7 +34,8 @@ class OtqlPolicy(PreTrainedPolicy):
         features = getattr(kwargs.get("dataset_meta"), "features", {})
         for key, feature in config.input_features.items():
             found = tuple(features[key]["shape"]) if key in features else tuple(feature.shape)
-            if found != tuple(feature.shape):
+            # Images may have any size.
+            if key not in config.image_features and found != tuple(feature.shape):
                 raise ValueError(f"OTQL policy: '{key}' has {found[0]} values, it was exported for {feature.shape[0]}")
         self.init_rtc_processor()
         self.model = Sampler(config).requires_grad_(False)
@@ -73,7 +75,7 @@ class OtqlPolicy(PreTrainedPolicy):
         """The next action: of the chunk at hand, or of a new one when `n_action_steps` of that are executed.
 
         Args:
-            batch: preprocessed observation, [B, width] each. noise: as for `predict_action_chunk`.
+            batch, noise: as for `predict_action_chunk`.
 
         Returns:
             normalised actions, [B, A].
@@ -99,7 +101,8 @@ class OtqlPolicy(PreTrainedPolicy):
         """The best of N chunks.
 
         Args:
-            batch: preprocessed observation, [B, width] each. noise: standard normal [N, B, draws, d]; default: drawn.
+            batch: preprocessed observation, [B, width] each, images [B, 3, H, W] in [0, 1], of any size.
+            noise: standard normal [N, B, draws, d]; default: drawn.
             inference_delay, prev_chunk_left_over, execution_horizon: of real-time chunking, where it is on; steps,
                 normalised actions [B, T, A] or [T, A], steps.
 
@@ -108,26 +111,32 @@ class OtqlPolicy(PreTrainedPolicy):
         """
         # LeRobot calls this in inference mode, whose tensors know no gradients; guidance needs some.
         with torch.inference_mode(False), torch.no_grad():
-            observations, config = self._observations(batch), self.config
+            observation, config = self._observe(batch), self.config
             if noise is None:
-                shape = (config.best_of_n, len(observations), self.model.draws, self.model.action_dim)
-                noise = torch.randn(shape, device=observations.device)
+                shape = (config.best_of_n, len(observation.state), self.model.draws, self.model.action_dim)
+                noise = torch.randn(shape, device=observation.state.device)
             if self.rtc_processor is not None:
                 guide = self._join(prev_chunk_left_over, inference_delay or 0, execution_horizon)
-                actions = self.model.forward(observations, noise, guide)  # Not compiled.
+                actions = self.model.forward(observation, noise, guide)  # Not compiled.
             else:
-                actions = self.model(observations, noise)
+                actions = self.model(observation, noise)
             return actions.reshape(-1, config.chunk_size, config.action_dim)
 
-    def _observations(self, batch: dict[str, Tensor]) -> Tensor:
-        """The observation vector, [B, o]."""
-        widths = {key: feature.shape[0] for key, feature in self.config.input_features.items()}
-        for key, width in widths.items():
+    def _observe(self, batch: dict[str, Tensor]) -> Observation:
+        """The state vector, [B, o], and the images as they were trained on, uint8 [B, C, h, w, 3]."""
+        inputs, cameras = self.config.input_features, self.config.image_features
+        for key, feature in inputs.items():
             if key not in batch:
-                raise ValueError(f"OTQL policy: the observation has no '{key}'; it needs {', '.join(widths)}")
-            if batch[key].shape[-1] != width:
-                raise ValueError(f"OTQL policy: '{key}' has {batch[key].shape[-1]} values; it needs {width}")
-        return torch.cat([batch[key].float() for key in widths], dim=-1)
+                raise ValueError(f"OTQL policy: the observation has no '{key}'; it needs {', '.join(inputs)}")
+            if key in cameras and (batch[key].ndim != 4 or batch[key].shape[1] != 3):
+                raise ValueError(f"OTQL policy: '{key}' has shape {list(batch[key].shape)}; it needs [B, 3, H, W]")
+            if key not in cameras and batch[key].shape[-1] != feature.shape[0]:
+                raise ValueError(f"OTQL policy: '{key}' has {batch[key].shape[-1]} values; it needs {feature.shape[0]}")
+        states = [batch[key].float() for key in inputs if key not in cameras]
+        images = [as_pixels(batch[key], *feature.shape[1:]) for key, feature in cameras.items()]
+        # Without a state, one of no numbers.
+        state = torch.cat(states, dim=-1) if states else torch.zeros(len(images[0]), 0, device=images[0].device)
+        return Observation(state, torch.stack(images, dim=1) if images else None)
 
     def _join(self, previous: Tensor | None, delay: int, execution_horizon: int | None) -> Guide:
         """Real-time chunking's guidance towards what is left of the chunk before; LeRobot's time runs from 1 to 0."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lerobot_policy_otql.configuration_otql import OtqlConfig
+from lerobot_policy_otql.encoders import Encoder, Observation
 
 Velocity = Callable[[Tensor], Tensor]
 Guide = Callable[[Velocity, Tensor, float], Tensor]
@@ -76,7 +77,9 @@ class Sampler(nn.Module):
     def __init__(self, config: OtqlConfig):
         super().__init__()
         self.config = config
-        width = sum(feature.shape[0] for feature in config.input_features.values())
+        cameras = config.image_features
+        states = sum(feature.shape[0] for key, feature in config.input_features.items() if key not in cameras)
+        width = states + len(cameras) * config.encoder_features
         dim, hidden = config.chunk_size * config.action_dim, config.actor_hidden_dims
         self.action_dim = dim
         if config.sampler in ("flow", "one_step"):
@@ -89,6 +92,8 @@ class Sampler(nn.Module):
             self.edit = MLP((width + dim, *hidden, 2 * dim))
         if config.num_qs:
             self.critic = MLP((width + dim, *config.value_hidden_dims, 1), config.num_qs, layer_norm=True)
+        self.networks = [name for name, _ in self.named_children()]
+        self.encoders = nn.ModuleDict({name: Encoder(config) for name in self.networks} if cameras else {})
 
     @property
     def draws(self) -> int:
@@ -96,54 +101,68 @@ class Sampler(nn.Module):
         steps = self.config.flow_steps if self.config.sampler in ("estimate", "ddpm") else 0
         return 1 + steps + (self.config.edit_scale > 0)
 
-    def forward(self, observations: Tensor, noise: Tensor, guide: Guide | None = None) -> Tensor:
+    def forward(self, observation: Observation, noise: Tensor, guide: Guide | None = None) -> Tensor:
         """Acts.
 
         Args:
-            observations: [B, o]. noise: standard normal, [N, B, draws, d].
+            observation: state [B, o], images. noise: standard normal, [N, B, draws, d].
             guide: what takes the place of the flow's velocity v(·, t), from that, x [N, B, d] and t.
 
         Returns:
             chunks in [−1, 1], [B, d].
         """
-        observations = observations.expand(noise.shape[0], *observations.shape)
-        actions = self.propose(observations, noise, guide)
-        if noise.shape[0] == 1:
+        ranked = noise.shape[0] > 1
+        seen = self.see(observation, critics=ranked or self.config.guidance_coef > 0)
+        seen = {name: inputs.expand(noise.shape[0], *inputs.shape) for name, inputs in seen.items()}
+        actions = self.propose(seen, noise, guide)
+        if not ranked:
             return actions[0]
-        qs = self.values(observations, actions)
+        qs = self.values(seen["critic"], actions)
         best = (qs.mean(dim=0) if self.config.rank == "mean" else qs.amin(dim=0)).argmax(dim=0)
         return actions.gather(0, best[None, :, None].expand(1, -1, actions.shape[-1]))[0]
+
+    def see(self, observation: Observation, critics: bool = True) -> dict[str, Tensor]:
+        """What each network is given of an observation, the critics if they are asked.
+
+        Returns:
+            name → the state joined with the features of the images by that network's own encoder, [B, o + f].
+        """
+        state, images = observation
+        names = [name for name in self.networks if critics or name != "critic"]
+        if images is None:
+            return dict.fromkeys(names, state)
+        return {name: torch.cat([state, self.encoders[name](images)], dim=-1) for name in names}
 
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_k(s, a) of observations [..., o] and chunks [..., d]: [K, ...]."""
         return self.critic(torch.cat([observations, actions], dim=-1))[..., 0]
 
-    def propose(self, observations: Tensor, noise: Tensor, guide: Guide | None) -> Tensor:
-        """One chunk for each observation [..., o] and noise [..., draws, d]: [..., d] in [−1, 1]."""
+    def propose(self, seen: dict[str, Tensor], noise: Tensor, guide: Guide | None) -> Tensor:
+        """One chunk for each observation, as `see` gives it, and noise [..., draws, d]: [..., d] in [−1, 1]."""
         config, x = self.config, noise[..., 0, :]
         if config.latent_scale > 0:
-            x = config.latent_scale * squash(self.latent(observations)[0], x)
+            x = config.latent_scale * squash(self.latent(seen["latent"])[0], x)
         if config.sampler == "flow":
-            x = self.integrate(observations, x, guide)
+            x = self.integrate(seen, x, guide)
         elif config.sampler == "one_step":
-            x = self.actor(torch.cat([observations, x], dim=-1))[0]
+            x = self.actor(torch.cat([seen["actor"], x], dim=-1))[0]
         else:
-            x = self.denoise(observations, x, noise[..., 1 : 1 + config.flow_steps, :])
+            x = self.denoise(seen["actor"], x, noise[..., 1 : 1 + config.flow_steps, :])
         x = x.clamp(-1.0, 1.0)
         if config.edit_scale > 0:
-            edits = squash(self.edit(torch.cat([observations, x], dim=-1))[0], noise[..., -1, :])
+            edits = squash(self.edit(torch.cat([seen["edit"], x], dim=-1))[0], noise[..., -1, :])
             x = (x + config.edit_scale * edits).clamp(-1.0, 1.0)
         return x
 
-    def integrate(self, observations: Tensor, x: Tensor, guide: Guide | None) -> Tensor:
+    def integrate(self, seen: dict[str, Tensor], x: Tensor, guide: Guide | None) -> Tensor:
         """Euler steps of the flow from x [..., d] at t = 0 to t = 1; not clipped."""
         for i in range(self.config.flow_steps):
             t = i / self.config.flow_steps
 
             def velocity(x: Tensor, t: float = t) -> Tensor:
                 time = x.new_full((*x.shape[:-1], 1), t)
-                v = self.actor(torch.cat([observations, x, time], dim=-1))[0]
-                return v + self.config.guidance_coef * self.guidance(observations, x, t) if self.guided(t) else v
+                v = self.actor(torch.cat([seen["actor"], x, time], dim=-1))[0]
+                return v + self.config.guidance_coef * self.guidance(seen["critic"], x, t) if self.guided(t) else v
 
             x = x + (guide(velocity, x, t) if guide else velocity(x)) / self.config.flow_steps
         return x
