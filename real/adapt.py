@@ -44,7 +44,7 @@ for kind, name, default, text in (
     ("string", "record", "lerobot-record", "LeRobot's program."),
     ("string", "record_flags", "", "More flags for it."),
     ("bool", "unattended", False, "Run LeRobot's command here instead of stopping, for a simulated robot."),
-    ("list", "features", ["observation.state"], "What makes up the observation."),
+    ("list", "features", ["observation.state"], "What makes up the observation: states and cameras."),
     ("string", "state_norm", "mean_std", "Of the demonstrations' states, kept for all that follows; or min_max, none."),
     ("string", "action_norm", "min_max", "Of the demonstrations' actions; or none."),
     ("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it."),
@@ -207,7 +207,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     demos, features = Path(FLAGS.demos).expanduser(), list(FLAGS.features)
     config, _, _ = runs.resolve_config(runs.load_agent(FLAGS.agent), "robot", FLAGS.preset, overrides)
     shown = read_recording(demos, features, "action")
-    exported = ",".join(f"{feature}:{size}" for feature, size in shown.widths.items())
+    exported = ",".join([*(f"{feature}:{size}" for feature, size in shown.widths.items()), *shown.cameras])
     label_demonstrations(demos)
     check_settings(shown)
     data = root / "demos.npz"
@@ -221,6 +221,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
             raise UserError(f"{root} was begun with {key} = {before.get(key)}, not {value}; use another --name")
     dims = ",".join(map(str, config.actor_hidden_dims))
     base = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
+    base += (f"--agent.encoder={config.encoder}",) if shown.cameras else ()
     run, policy = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, exported, base)
     step, outcomes, recordings = 0, [], []
     own = tuple(f"--agent.{field}={value}" for field, value in overrides.items())

@@ -9,6 +9,9 @@ any other episode: a state whose action leads nowhere recorded). It also holds, 
 
     normalised = (recorded − offset) / scale
 
+A camera among --features, such as observation.images.front, gives `images` [N, C, s, s, 3], uint8, C cameras in their
+order: each image is squeezed to s pixels either way, --image_size=64, whatever its aspect (real/lerobot_images.py).
+
 By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a number that never changes has
 scale 1. What a policy sees on the robot is normalised by the file it was trained on, so later recordings must be too:
 `--stats=FIRST.npz` takes that file's numbers. Recordings of `otql_sim` that are to fit its environment stay as they
@@ -18,8 +21,10 @@ real/export.py what a policy is to do on the robot: LeRobot's MEAN_STD with offs
 This runs wherever pyarrow is, so also in LeRobot's environment.
 """
 
+import contextlib
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +32,10 @@ import numpy as np
 from envs.files import Arrays, read_json, read_npz, write_json, write_npz
 from real.command_line import Parser
 from real.lerobot_files import Recording, read_recording
+from real.lerobot_images import camera_images
 from real.success import Lengths, label_files, successes
 from utils.errors import UserError
+from utils.files import disk_errors
 
 STATS = ("state_offset", "state_scale", "action_offset", "action_scale")
 NORMS = ("mean_std", "min_max", "none")
@@ -46,19 +53,21 @@ def import_rollouts(
     state_norm: str | None = None,
     action_norm: str | None = None,
     stats: str | Path | None = None,
+    image_size: int = 64,
 ) -> str:
     """Imports recordings; returns a line that says what is in the file.
 
     Args:
         roots: folders of the datasets.
         output: the file, '.npz'.
-        features: what makes up the observation, in this order.
+        features: what makes up the observation, in this order: states and cameras.
         action: what was done.
         labels: files of labels, one a dataset; default: see `successes`.
         max_steps: later frames of an episode do not count, nor does a success there.
         state_norm: 'mean_std' (default), 'min_max' (to [-1, 1]) or 'none'.
         action_norm: 'min_max' (default) or 'none' (they are in [-1, 1]).
         stats: a file written before, whose normalisation is used instead.
+        image_size: side of the images, in pixels.
 
     Raises:
         UserError: something is wrong with a dataset, the labels or a setting, or datasets do not go together.
@@ -69,8 +78,9 @@ def import_rollouts(
     files = label_files(roots, labels)
     if not features:
         raise UserError("no --features: name what makes up the observation, such as observation.state")
-    if max_steps < 1:
-        raise UserError(f"max_steps is {max_steps}; it must be at least 1")
+    for name, value in (("max_steps", max_steps), ("image_size", image_size)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
     if stats and (state_norm or action_norm):
         raise UserError("--stats brings its normalisation; leave --state_norm and --action_norm out")
     recordings = [read_recording(Path(root).expanduser(), list(features), action) for root in roots]
@@ -85,6 +95,9 @@ def import_rollouts(
         "max_steps": max_steps,
         "state_names": recordings[0].state_names,
     }
+    cameras = list(recordings[0].cameras)
+    if cameras:
+        record |= {"cameras": cameras, "image_size": image_size}
     if stats:
         numbers = _read_stats(Path(stats).expanduser(), record)
         record["stats"] = str(stats)
@@ -97,9 +110,12 @@ def import_rollouts(
         {"root": str(recording.root), "episodes": len(outcome), "successes": sum(success for success, _ in outcome)}
         for recording, outcome in zip(recordings, outcomes, strict=True)
     ]
-    write_json(output.with_suffix(".json"), record)
-    write_json(output.with_suffix(".normalisation.json"), _for_export(recordings[0].widths, numbers))
-    write_npz(output, arrays | numbers)
+    lengths = [[min(length, max_steps) for _, length in outcome] for outcome in outcomes]
+    with _images(recordings, lengths, image_size, output.parent) as images:
+        write_json(output.with_suffix(".json"), record)
+        exported = _for_export(recordings[0].widths, numbers) | ({"cameras": cameras} if cameras else {})
+        write_json(output.with_suffix(".normalisation.json"), exported)
+        write_npz(output, arrays | numbers | images)
     return _summary(output, arrays, outcomes, max_steps)
 
 
@@ -133,6 +149,30 @@ def _rows(recordings: list[Recording], outcomes: list[Lengths], max_steps: int) 
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
+@contextlib.contextmanager
+def _images(recordings: list[Recording], lengths: list[list[int]], size: int, folder: Path) -> Iterator[Arrays]:
+    """The images of the rows of all episodes, `images` [N, C, size, size, 3] or nothing.
+
+    They are in a file without a name in `folder`, not in memory; on leaving the block it is gone.
+    """
+    cameras = list(recordings[0].cameras)
+    if not cameras:
+        yield {}
+        return
+
+    def stream(camera: str) -> Iterator[np.ndarray]:
+        for recording, own in zip(recordings, lengths, strict=True):
+            yield from camera_images(recording, camera, own, size)
+
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for row in zip(*map(stream, cameras), strict=True):
+                file.write(np.stack(row))
+            file.flush()
+            yield {"images": np.memmap(file, np.uint8, "r").reshape(-1, len(cameras), size, size, 3)}
+
+
 def _statistics(values: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
     """Offset and scale [w] of values [N, w]."""
     values = values.astype(np.float64)
@@ -158,6 +198,10 @@ def _read_stats(path: Path, record: dict) -> Arrays:
         if (before := (read_json(path.with_suffix(".json")) or {}).get(names)) not in (None, record[names]):
             differing = [ours for ours, theirs in zip(record[names], before, strict=False) if ours != theirs]
             raise UserError(f"{path} has other {names} than the recordings (first: {differing[0]})")
+    before = read_json(path.with_suffix(".json")) or record
+    for name in ("cameras", "image_size"):
+        if before.get(name) != record.get(name):
+            raise UserError(f"{path} has {name} = {before.get(name)}, not {record.get(name)}; they must be equal")
     return numbers
 
 
@@ -215,12 +259,13 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser("python -m real.import_rollouts", __doc__)
     parser.add_argument("roots", nargs="+", metavar="DATASET_ROOT", help="folder that lerobot-record wrote")
     parser.add_argument("--output", required=True, help="the file (.npz)")
-    parser.add_argument("--features", default="observation.state", help="what makes up the observation, a,b,…")
+    parser.add_argument("--features", default="observation.state", help="states and cameras that are observed, a,b,…")
     parser.add_argument("--action", default="action", help="what was done")
     parser.add_argument("--labels", default="", help="files of labels, one a dataset, a,b,…")
     parser.add_argument("--max_steps", type=int, default=150, help="frames of an episode that count")
     parser.add_argument("--state_norm", choices=NORMS, help="default: mean_std")
     parser.add_argument("--action_norm", choices=NORMS[1:], help="default: min_max")
+    parser.add_argument("--image_size", type=int, default=64, help="side of the cameras' images, pixels")
     parser.add_argument("--stats", help="a file imported before, whose normalisation to use")
     values = vars(parser.parse_args(argv))
     for name in ("features", "labels"):

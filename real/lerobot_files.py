@@ -42,6 +42,7 @@ class Recording:
         root: its folder.
         fps: frames a second.
         widths: feature → how many of the states' numbers are its own, in their order.
+        cameras: asked feature of images → 'video' or 'image', how they are kept; see real/lerobot_images.py.
         state_names: [o] names of the states' numbers.
         action_names: [a] names of the actions' numbers.
         episodes: by index.
@@ -50,6 +51,7 @@ class Recording:
     root: Path
     fps: float
     widths: dict[str, int]
+    cameras: dict[str, str]
     state_names: list[str]
     action_names: list[str]
     episodes: list[Episode]
@@ -60,7 +62,7 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
 
     Args:
         root: its folder.
-        features: what makes up the state, in this order, such as 'observation.state'.
+        features: what makes up the state, in this order, such as 'observation.state', and cameras.
         action: what was done, such as 'action'.
 
     Raises:
@@ -74,6 +76,9 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
             f"{root} is a LeRobotDataset {info['codebase_version']}, not v3; "
             "convert it: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=<name>"
         )
+    dtypes = {feature: info["features"].get(feature, {}).get("dtype") for feature in features}
+    cameras = {feature: dtype for feature, dtype in dtypes.items() if dtype in ("video", "image")}
+    features = [feature for feature in features if feature not in cameras]
     names = {feature: _names(root, info["features"], feature) for feature in [*features, action]}
     found = [name for name in _OUTCOMES if name in info["features"]]
     columns = _read_columns(root, [*names, *_INDICES, *found])
@@ -83,7 +88,8 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
             f"{root} holds {rows} frames, its info.json says {info['total_frames']}: a file of data/ is missing, "
             "or the recording was broken off; end lerobot-record properly, or record again"
         )
-    states = np.concatenate([_matrix(root, name, columns[name], len(names[name])) for name in features], axis=1)
+    parts = [_matrix(root, name, columns[name], len(names[name])) for name in features]
+    states = np.concatenate([np.zeros((rows, 0), np.float32), *parts], axis=1)
     actions = _matrix(root, action, columns[action], len(names[action]))
     outcomes = {name: np.asarray(columns[name], np.float32).reshape(rows) for name in found}
     episodes = [
@@ -92,7 +98,7 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
     ]
     widths = {feature: len(names[feature]) for feature in features}
     state_names = [name for feature in features for name in names[feature]]
-    return Recording(root, float(info["fps"]), widths, state_names, names[action], episodes)
+    return Recording(root, float(info["fps"]), widths, cameras, state_names, names[action], episodes)
 
 
 def _names(root: Path, features: dict[str, dict], feature: str) -> list[str]:
@@ -165,21 +171,29 @@ def _parts(root: Path, columns: dict[str, Any], fps: float) -> list[slice]:
     return parts
 
 
-def videos_of(root: Path, episode: int) -> list[str]:
-    """Where an episode can be seen: 'FILE from 12.0 s to 18.3 s' for each camera; none if it was not filmed."""
+def read_episodes(root: Path) -> dict[int, dict[str, Any]]:
+    """Index of an episode → where its videos are, 'videos/<camera>/…', if it was filmed."""
     from pyarrow import parquet
 
+    rows = []
     for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        for row in parquet.read_table(path, partitioning=None).to_pylist():
-            if row["episode_index"] == episode:
-                return [_video(root, row, key) for key in row if key.endswith("/from_timestamp")]
-    return []
+        names = [name for name in parquet.read_schema(path).names if name.startswith(("episode_index", "videos/"))]
+        rows += parquet.read_table(path, columns=names, partitioning=None).to_pylist()
+    return {row["episode_index"]: row for row in rows}
 
 
-def _video(root: Path, row: dict[str, Any], key: str) -> str:
-    """One camera's file and times."""
-    prefix = key.removesuffix("/from_timestamp")
-    chunk, file, start, end = (
-        row[f"{prefix}/{what}"] for what in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-    )
-    return f"{root / prefix / f'chunk-{chunk:03d}' / f'file-{file:03d}.mp4'} from {start:.1f} s to {end:.1f} s"
+def video_path(root: Path, camera: str, row: dict[str, Any]) -> Path:
+    """The file that holds what a camera saw of an episode; `row`: the episode's."""
+    chunk, file = (row[f"videos/{camera}/{what}"] for what in ("chunk_index", "file_index"))
+    return root / "videos" / camera / f"chunk-{chunk:03d}" / f"file-{file:03d}.mp4"
+
+
+def videos_of(root: Path, episode: int) -> list[str]:
+    """Where an episode can be seen: 'FILE from 12.0 s to 18.3 s' for each camera; none if it was not filmed."""
+    row = read_episodes(root).get(episode, {})
+    cameras = [key.split("/")[1] for key in row if key.endswith("/from_timestamp")]
+    times = [(row[f"videos/{camera}/{end}_timestamp"] for end in ("from", "to")) for camera in cameras]
+    return [
+        f"{video_path(root, camera, row)} from {start:.1f} s to {end:.1f} s"
+        for camera, (start, end) in zip(cameras, times, strict=True)
+    ]

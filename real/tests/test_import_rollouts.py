@@ -170,7 +170,7 @@ LABELS = '{"episode_index": 0, "success": true}\n{"episode_index": 1, "success":
         ({"columns": {"episode_index": np.repeat([0, 2], [4, 6])}}, LABELS, [], "not numbered 0, 1, 2"),
         ({"columns": {"next.reward": np.linspace(0, 1, 10)}}, None, [], "'next.reward' .* is not sparse"),
         ({}, LABELS, ["--features=observation.force"], "no feature 'observation.force'; it has observation.state"),
-        ({}, LABELS, ["--features=observation.state,observation.images.front"], "of kind video, not a vector"),
+        ({}, LABELS, ["--action=observation.images.front"], "of kind video, not a vector"),
         ({}, LABELS, ["--action=act"], "no feature 'act'"),
         ({}, LABELS, ["--action_norm=none"], "actions are beyond"),
         ({}, LABELS, ["--max_steps=0"], "max_steps is 0"),

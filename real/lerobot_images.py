@@ -1,0 +1,106 @@
+"""Images of a LeRobotDataset v3, one at a time: of its videos by PyAV, of its image files by Pillow; no LeRobot.
+
+A camera's frames are in videos, an episode's from the time on that its row in meta/episodes names, or they stand as
+PNG files in a column of `data/*/*.parquet`.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from real.lerobot_files import Recording, read_episodes, video_path
+from utils.errors import UserError
+
+_BATCH = 32  # Frames of a parquet file in memory at once.
+_ADVICE = "delete that episode: lerobot-edit-dataset"
+
+
+def camera_images(recording: Recording, camera: str, lengths: list[int], size: int) -> Iterator[np.ndarray]:
+    """The images of one camera, squeezed to squares.
+
+    By Pillow's bilinear filter, which averages over what a pixel covers; the policy does the same to the robot's
+    (`as_pixels` in real/lerobot_policy_otql). Nothing is cut off: what was not square is distorted, there as here.
+
+    Args:
+        recording: from `read_recording`. camera: one of its cameras.
+        lengths: how many frames of each episode, from its first.
+        size: side of the squares, in pixels.
+
+    Yields:
+        uint8 [size, size, 3], in the order of episodes and frames.
+
+    Raises:
+        UserError: a file or a frame is missing or damaged; says which.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError("images are resized by Pillow: pip install pillow") from error
+    read = _from_video if recording.cameras[camera] == "video" else _from_files
+    for image in read(recording, camera, lengths):
+        if image.shape[:2] != (size, size):
+            image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        yield image
+
+
+def _from_files(recording: Recording, camera: str, lengths: list[int]) -> Iterator[np.ndarray]:
+    """Images [h, w, 3] out of a column of files."""
+    from PIL import Image
+    from pyarrow import parquet
+
+    kept = [np.arange(len(one.states)) < length for one, length in zip(recording.episodes, lengths, strict=True)]
+    wanted, begin = np.concatenate(kept), 0
+    for path in sorted((recording.root / "data").glob("*/*.parquet")):
+        for batch in parquet.ParquetFile(path).iter_batches(_BATCH, columns=[camera]):
+            for row in np.flatnonzero(wanted[begin : begin + len(batch)]):
+                content = (batch.column(0)[int(row)].as_py() or {}).get("bytes")
+                try:
+                    with Image.open(io.BytesIO(content or b"")) as image:
+                        yield np.asarray(image.convert("RGB"))
+                except OSError as error:
+                    raise UserError(
+                        f"frame {begin + row} of {recording.root} has no image '{camera}' that can be read; {_ADVICE}"
+                    ) from error
+            begin += len(batch)
+
+
+def _from_video(recording: Recording, camera: str, lengths: list[int]) -> Iterator[np.ndarray]:
+    """Images [h, w, 3] out of videos."""
+    rows = read_episodes(recording.root)
+    for episode, length in enumerate(lengths):
+        row, found = rows.get(episode, {}), 0
+        if f"videos/{camera}/from_timestamp" not in row:
+            raise UserError(f"{recording.root} does not say where episode {episode} of '{camera}' is; record again")
+        path, start = video_path(recording.root, camera, row), row[f"videos/{camera}/from_timestamp"]
+        for image in _frames(path, start, length, recording.fps):
+            yield image
+            found += 1
+        if found < length:
+            raise UserError(
+                f"{path} lacks frame {found} of episode {episode} (at {start + found / recording.fps:.2f} s); {_ADVICE}"
+            )
+
+
+def _frames(path: Path, start: float, count: int, fps: float) -> Iterator[np.ndarray]:
+    """Images [h, w, 3] of `count` frames from `start` (s) on, or of those before the first one that is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("the cameras were filmed; install what reads videos: pip install av") from error
+    if not path.is_file():
+        raise UserError(f"there is no video {path}; copy the whole folder of the dataset")
+    try:
+        with av.open(path) as container:
+            stream, index = container.streams.video[0], 0
+            container.seek(int(start / stream.time_base), stream=stream)  # To the key frame before.
+            for frame in container.decode(stream):
+                late = frame.time - start - index / fps
+                if index == count or late > 0.5 / fps:
+                    return
+                if late > -0.5 / fps:
+                    yield frame.to_ndarray(format="rgb24")
+                    index += 1
+    except (av.FFmpegError, IndexError) as error:
+        raise UserError(f"{path} cannot be read ({error}): is it still being recorded, or was that killed?") from error
