@@ -1,5 +1,6 @@
 """Policies that see images: the exported one and the agent do the same with the same images and noise."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def test_saved_by_lerobot_and_loaded_again(directory, tmp_path):
     """The same configuration, order of the cameras, and actions."""
     policy = OtqlPolicy.from_pretrained(directory)
     policy.save_pretrained(tmp_path / "again")
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (directory, tmp_path / "again"))
+    assert ours | {"pretrained_path": theirs["pretrained_path"]} == theirs
     again = OtqlPolicy.from_pretrained(tmp_path / "again")
     assert list(again.config.image_features) == list(CAMERAS)
     _, batch = observe(0, 2, OBSERVATION_DIM, (2, 8, 12, 3))
