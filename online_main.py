@@ -41,6 +41,7 @@ _flag("integer", "utd_ratio", 10, "Updates an environment step.", lower_bound=1)
 _flag("bool", "balanced_sampling", True, "Half of a batch from the demonstrations; else uniform over all.")
 _flag("string", "dataset", None, "An .npz file of demonstrations; default: made by the scripted expert.")
 _flag("integer", "demonstrations", 30, "How many to make.", lower_bound=1)
+_flag("float", "tremor", 1.0, "How unsteady the hand is that makes them; 1: a practised person's.", lower_bound=0.0)
 _flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where they go.")
 _flag("string", "base_checkpoint", None, "Directory of the run whose flow is the base; default: trained here.")
 _flag("string", "base_group", None, "Run group of the base that is trained here; default: this run's.")
@@ -55,7 +56,7 @@ def find_demonstrations(task: Task) -> Path:
         return Path(FLAGS.dataset).expanduser()
     if task.name not in NAMES:
         raise UserError(f"there is no scripted expert for {task.name}; give demonstrations by --dataset=<file.npz>")
-    return demonstrate(task.name, episodes=FLAGS.demonstrations, dataset_dir=FLAGS.dataset_dir)
+    return demonstrate(task.name, episodes=FLAGS.demonstrations, tremor=FLAGS.tremor, dataset_dir=FLAGS.dataset_dir)
 
 
 def find_base(program: Program, demonstrations: Path) -> Path:

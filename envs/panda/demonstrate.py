@@ -49,6 +49,7 @@ def demonstrate(
     *,
     episodes: int = 30,
     seed: int = 0,
+    tremor: float = 1.0,
     workers: int | None = None,
     dataset_dir: str | Path = DEFAULT_DATASET_DIR,
     output: str | Path | None = None,
@@ -59,8 +60,9 @@ def demonstrate(
         env_name: 'ArrangeBoxes-v0' or 'OpenMicrowave-v0', or these with 'visual-' before them.
         episodes: number of demonstrations; the first ones of a larger file with the same seed.
         seed: another seed gives other demonstrations.
+        tremor: how unsteady the demonstrator's hand is; 1 is a practised person's.
         workers: processes (default: one a core).
-        dataset_dir: where '<env_name>-<episodes>ep.npz' goes ('…ep-sd<seed>.npz' for another seed than 0).
+        dataset_dir: where '<env_name>-<episodes>ep.npz' goes ('…ep-sd<seed>-tremor<tremor>.npz' for others).
         output: path of the file instead.
 
     Returns:
@@ -74,16 +76,17 @@ def demonstrate(
     if env_name not in TASKS:
         set_rendering_backend()
     workers = usable_cores() if workers is None else workers
-    for label, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("seed", seed, 0)):
-        if value < least:
+    least_values = (("episodes", episodes, 1), ("workers", workers, 1), ("seed", seed, 0), ("tremor", tremor, 0))
+    for label, value, least in least_values:
+        if not value >= least:
             raise UserError(f"{label} is {value}; it must be at least {least}")
     gym_hil_assets()  # Without gym-hil, say so before anything is written.
-    name = f"{env_name}-{episodes}ep" + (f"-sd{seed}" if seed else "")
+    name = f"{env_name}-{episodes}ep" + (f"-sd{seed}" if seed else "") + (f"-tremor{tremor:g}" if tremor != 1 else "")
     path = Path(output).expanduser() if output else Path(dataset_dir).expanduser() / f"{name}.npz"
     if path.suffix != ".npz":
         raise UserError(f"{path} does not end in .npz; choose such a name")
     versions = {package: importlib.metadata.version(package) for package in ("mujoco", "numpy", "gym-hil")}
-    settings = {"env_name": env_name, "seed": seed, "lengths": "dm"}
+    settings = {"env_name": env_name, "seed": seed, "tremor": tremor, "lengths": "dm"}
     record = path.with_suffix(".json")
     with only_one(path.with_suffix(".lock")):
         if path.exists():
@@ -93,7 +96,7 @@ def demonstrate(
             print(f"{path} is there already.", file=sys.stderr)
             return path
         folder = PartsFolder(path.with_suffix(".parts"), settings | {"versions": versions})
-        _make_missing(folder, env_name, seed, episodes, workers)
+        _make_missing(folder, env_name, seed, tremor, episodes, workers)
         arrays = folder.merge("train", episodes)
         failed = int(arrays.pop("failed").sum())
         write_json(record, settings | {"episodes": episodes, "failed": failed, "versions": versions})
@@ -105,10 +108,11 @@ def demonstrate(
     return path
 
 
-def _make_missing(folder: PartsFolder, env_name: str, seed: int, episodes: int, workers: int) -> None:
+def _make_missing(folder: PartsFolder, env_name: str, seed: int, tremor: float, episodes: int, workers: int) -> None:
     """Makes the episodes that the folder lacks, in this process if there is one worker."""
     done = {index for _, index in folder.done() if index < episodes}
-    jobs = [(env_name, seed, index, folder.file("train", index)) for index in range(episodes) if index not in done]
+    missing = [index for index in range(episodes) if index not in done]
+    jobs = [(env_name, seed, index, tremor, folder.file("train", index)) for index in missing]
     with tqdm(desc=env_name, total=episodes, initial=len(done), unit="episode") as bar:
         for _ in map(_make_part, jobs) if workers == 1 else _in_parallel(jobs, workers):
             bar.update()
@@ -135,10 +139,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _make_part(job: tuple[str, int, int, Path]) -> None:
+def _make_part(job: tuple[str, int, int, float, Path]) -> None:
     """Makes one demonstration and writes its file."""
-    env_name, seed, index, path = job
-    write_npz(path, episode(env_name, seed, index))
+    *what, path = job
+    write_npz(path, episode(*what))
 
 
 @functools.cache
@@ -147,7 +151,7 @@ def _environment(env_name: str) -> "PandaEnv":
     return make_env(env_name).unwrapped
 
 
-def episode(env_name: str, seed: int, index: int) -> Arrays:
+def episode(env_name: str, seed: int, index: int, tremor: float = 1.0) -> Arrays:
     """Makes one demonstration, a function of its arguments.
 
     Returns:
@@ -155,7 +159,7 @@ def episode(env_name: str, seed: int, index: int) -> Arrays:
         the failed attempts and whose others are 0.
 
     Raises:
-        UserError: the expert fails time and again.
+        UserError: the expert fails time and again: its hand shakes too much.
     """
     from envs.panda.experts import EXPERTS  # Here, as MuJoCo must not be imported before a renderer is chosen.
 
@@ -163,11 +167,13 @@ def episode(env_name: str, seed: int, index: int) -> Arrays:
     for failed in range(ATTEMPTS):
         sequence = np.random.SeedSequence(entropy=seed, spawn_key=(index, failed))
         env_seed, expert_seed = (int(word) for word in sequence.generate_state(2))
-        expert = EXPERTS[env_name.removeprefix(VISUAL)](env, np.random.default_rng(expert_seed))
+        expert = EXPERTS[env_name.removeprefix(VISUAL)](env, np.random.default_rng(expert_seed), tremor)
         rows, success = rollout(env, expert, env_seed)
         if success:
             return rows | {"failed": failed * (np.arange(len(rows["actions"])) == 0)}
-    raise UserError(f"{ATTEMPTS} attempts at {env_name} failed: its expert no longer fits it")
+    raise UserError(
+        f"{ATTEMPTS} attempts at {env_name} failed: the expert's hand shakes too much (--tremor={tremor:g})"
+    )
 
 
 def rollout(env: "PandaEnv", expert: "Expert", seed: int) -> tuple[Arrays, bool]:
@@ -203,6 +209,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string("env_name", None, "'ArrangeBoxes-v0' or 'OpenMicrowave-v0'.", flag_values=values)
     flags.DEFINE_integer("episodes", 30, "Demonstrations.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the demonstrations.", flag_values=values)
+    flags.DEFINE_float("tremor", 1.0, "How unsteady the hand is; 1: a practised person's.", flag_values=values)
     flags.DEFINE_integer("workers", None, "Processes; default: the cores there are.", flag_values=values)
     flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Where the file goes.", flag_values=values)
     flags.DEFINE_string("output", None, "The file, instead of one in --dataset_dir.", flag_values=values)
@@ -216,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"demonstrations know no --agent.{min(overrides)}")
     if not values.env_name:
         raise UserError(f"--env_name is missing; use {' or '.join(TASKS)}")
-    asked = {name: values[name].value for name in ("episodes", "seed", "workers", "dataset_dir", "output")}
+    asked = {name: values[name].value for name in ("episodes", "seed", "tremor", "workers", "dataset_dir", "output")}
     print(f"The demonstrations are in {demonstrate(values.env_name, **asked)}")
 
 

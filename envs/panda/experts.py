@@ -23,16 +23,17 @@ class Expert:
     Args:
         env: unwrapped.
         random: source of the variation.
+        tremor: how unsteady the hand is; 1 is a practised person's.
     """
 
     SPEED: tuple[float, float]
 
-    def __init__(self, env: PandaEnv, random: np.random.Generator):
+    def __init__(self, env: PandaEnv, random: np.random.Generator, tremor: float = 1.0):
         self.env, self.random = env, random
         self.speed = random.uniform(*self.SPEED)  # of the fastest
         self.path = random.choice(["straight", "stick", "axes"])
         self.hesitation = random.uniform(0.0, 0.4)  # probability of a pause before a move
-        self.tremor = random.uniform(0.05, 0.2)
+        self.tremor = tremor * random.uniform(0.05, 0.2)  # standard deviation over the size of a move
         self._tremble = np.zeros(3)
 
     def actions(self) -> Actions:
@@ -83,8 +84,8 @@ class BoxArranger(Expert):
     SPEED = (0.8, 1.0)
     env: ArrangeBoxes
 
-    def __init__(self, env: ArrangeBoxes, random: np.random.Generator):
-        super().__init__(env, random)
+    def __init__(self, env: ArrangeBoxes, random: np.random.Generator, tremor: float = 1.0):
+        super().__init__(env, random, tremor)
         self.order = list(random.permutation(list(COLOURS)))
         self.height = random.uniform(0.07, 0.13)  # m above the boxes, at which it travels
 
@@ -124,8 +125,8 @@ class MicrowaveOpener(Expert):
     SPEED = (0.35, 0.65)
     env: OpenMicrowave
 
-    def __init__(self, env: OpenMicrowave, random: np.random.Generator):
-        super().__init__(env, random)
+    def __init__(self, env: OpenMicrowave, random: np.random.Generator, tremor: float = 1.0):
+        super().__init__(env, random, tremor)
         self.hooks = random.random() < 0.5
         self.height = random.uniform(0.06, 0.11)  # m above the handle, from which it comes down
         self.pull = random.uniform(0.10, 0.25)  # rad that it leads the door by

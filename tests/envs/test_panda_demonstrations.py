@@ -67,6 +67,8 @@ def test_demonstrations_do_not_depend_on_workers_or_stops(demonstrations, tmp_pa
     assert demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=1, output=output) == output
     with pytest.raises(UserError, match="holds something else"):
         demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, seed=1, workers=1, output=output)
+    with pytest.raises(UserError, match="holds something else"):
+        demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, tremor=2.0, workers=1, output=output)
 
 
 @needs_model
@@ -80,6 +82,9 @@ def test_failures_are_drawn_again(monkeypatch):
     monkeypatch.setattr(demonstrate, "rollout", fail_first)
     rows = demonstrate.episode("OpenMicrowave-v0", 5, 2)
     assert rows["failed"].sum() == 1 and seeds[0] != seeds[1]
+    seeds.clear()
+    shaky = demonstrate.episode("OpenMicrowave-v0", 5, 2, tremor=2.0)
+    assert not np.array_equal(shaky["actions"][:10], rows["actions"][:10])
     monkeypatch.setattr(demonstrate, "rollout", lambda *_: ({}, False))
     with pytest.raises(UserError, match="100 attempts"):
         demonstrate.episode("OpenMicrowave-v0", 5, 2)
@@ -92,6 +97,7 @@ def test_failures_are_drawn_again(monkeypatch):
         (["--env_name=OpenFridge-v0"], "use ArrangeBoxes-v0 or OpenMicrowave-v0"),
         (["--env_name=OpenMicrowave-v0", "--episodes=0"], "episodes is 0"),
         (["--env_name=OpenMicrowave-v0", "--seed=-1"], "seed is -1"),
+        (["--env_name=OpenMicrowave-v0", "--tremor=nan"], "tremor is nan"),
         (["--env_name=OpenMicrowave-v0", "--agent.lam=1"], "--agent.lam"),
         (["--env_name=OpenMicrowave-v0", "--output=demos.txt"], ".npz"),
     ],
