@@ -63,7 +63,7 @@ GRIDS: dict[str, Grid] = {
         seeds=3,
         program="online_main.py",
         flags=(
-            *("--base_group=laptop_microwave", "--demonstrations=20", "--tremor=8"),
+            *("--base_group=laptop_microwave", "--demonstrations=10", "--tremor=8"),
             *("--utd_ratio=2", "--eval_interval=2000"),
         ),
     ),

@@ -7,8 +7,7 @@ from envs.panda.arm import DECIMETRES, PandaEnv, place
 COLOURS = {"red": "0.85 0.15 0.12", "blue": "0.15 0.36 0.92"}
 HALF = 0.02  # m, half an edge of a box
 PLANES = {"red": (0.56, -0.13), "blue": (0.56, 0.13)}  # centres (m); half an edge is 5 cm
-REGION = np.array([[0.33, -0.22], [0.45, 0.22]])  # where boxes start (m)
-APART = 0.12  # m between the boxes at the start: room for the open gripper
+REGIONS = {"red": ((0.33, -0.22), (0.45, -0.06)), "blue": ((0.33, 0.06), (0.45, 0.22))}  # where boxes start (m)
 MAX_YAW = 0.3  # rad, of a box at the start
 ON_PLANE = 0.03  # m, from the plane's centre
 AT_REST = 0.05  # m/s
@@ -44,14 +43,10 @@ class ArrangeBoxes(PandaEnv):
     MAX_STEPS = 200
 
     def place_objects(self, random: np.random.Generator) -> None:
-        """Boxes anywhere in REGION, APART from each other, turned by up to MAX_YAW."""
-        while True:
-            places = random.uniform(*REGION, (2, 2))
-            if np.linalg.norm(places[0] - places[1]) >= APART:
-                break
-        for name, spot, yaw in zip(COLOURS, places, random.uniform(-MAX_YAW, MAX_YAW, 2), strict=True):
-            quaternion = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
-            self.data.joint(name).qpos[:] = *spot, HALF, *quaternion
+        """Each box somewhere on the side of its plane, turned by up to MAX_YAW."""
+        for name, region in REGIONS.items():
+            spot, yaw = random.uniform(*region), random.uniform(-MAX_YAW, MAX_YAW)
+            self.data.joint(name).qpos[:] = *spot, HALF, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
 
     def observe_objects(self) -> np.ndarray:
         parts = []
