@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments import sweep
-from experiments.grids import COLLECTED, CPU, Grid
+from experiments.grids import COLLECTED, CPU, SHAKY, Grid
 from experiments.report_groups import Group, group_runs
 from experiments.report_runs import find_runs, show
 from utils import cli
@@ -65,10 +65,7 @@ SCALES = {
         ("OpenMicrowave-v0",),
         seeds=3,
         program="online_main.py",
-        flags=(
-            *("--preset=cpu", "--demonstrations=10", "--base_steps=12000", "--base_group=ablate-base"),
-            *("--utd_ratio=3", "--eval_interval=2000"),
-        ),
+        flags=SHAKY,
     ),
     "paper": Grid(("otql",), ("cube-double-play-singletask-task2-v0",), seeds=4),
     "online": Grid(
