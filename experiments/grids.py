@@ -69,6 +69,16 @@ GRIDS: dict[str, Grid] = {
         program="online_main.py",
         flags=SHAKY,
     ),
+    "laptop_boxes": Grid(
+        ("otql", "fql", "ewfm", "dsrl"),
+        ("ArrangeBoxes-v0",),
+        seeds=3,
+        program="online_main.py",
+        flags=(
+            *("--base_group=laptop_boxes", "--demonstrations=50", "--base_steps=40000"),
+            *("--utd_ratio=2", "--eval_interval=2000"),
+        ),
+    ),
     "fig6": Grid(
         ("otql",),
         ("OpenMicrowave-v0",),
