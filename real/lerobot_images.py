@@ -14,6 +14,7 @@ from real.lerobot_files import Recording, read_episodes, video_path
 from utils.errors import UserError
 
 _BATCH = 32  # Frames of a parquet file in memory at once.
+_REORDERED = 16  # Frames; more than codecs reorder.
 _ADVICE = "delete that episode: lerobot-edit-dataset"
 
 
@@ -53,17 +54,17 @@ def _from_files(recording: Recording, camera: str, lengths: list[int]) -> Iterat
     kept = [np.arange(len(one.states)) < length for one, length in zip(recording.episodes, lengths, strict=True)]
     wanted, begin = np.concatenate(kept), 0
     for path in sorted((recording.root / "data").glob("*/*.parquet")):
-        for batch in parquet.ParquetFile(path).iter_batches(_BATCH, columns=[camera]):
-            for row in np.flatnonzero(wanted[begin : begin + len(batch)]):
-                content = (batch.column(0)[int(row)].as_py() or {}).get("bytes")
-                try:
-                    with Image.open(io.BytesIO(content or b"")) as image:
-                        yield np.asarray(image.convert("RGB"))
-                except OSError as error:
-                    raise UserError(
-                        f"frame {begin + row} of {recording.root} has no image '{camera}' that can be read; {_ADVICE}"
-                    ) from error
-            begin += len(batch)
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH, columns=[camera]):
+                for row in np.flatnonzero(wanted[begin : begin + len(batch)]):
+                    content = (batch.column(0)[int(row)].as_py() or {}).get("bytes")
+                    try:
+                        with Image.open(io.BytesIO(content or b"")) as image:
+                            yield np.asarray(image.convert("RGB"))
+                    except OSError as error:
+                        place = f"frame {begin + row} of {recording.root}"
+                        raise UserError(f"{place} has no image '{camera}' that can be read; {_ADVICE}") from error
+                begin += len(batch)
 
 
 def _from_video(recording: Recording, camera: str, lengths: list[int]) -> Iterator[np.ndarray]:
@@ -94,7 +95,8 @@ def _frames(path: Path, start: float, count: int, fps: float) -> Iterator[np.nda
     try:
         with av.open(path) as container:
             stream, index = container.streams.video[0], 0
-            container.seek(int(start / stream.time_base), stream=stream)  # To the key frame before.
+            # To a key frame before. Files are searched by times of decoding, which for HEVC are some frames earlier.
+            container.seek(max(0, int((start - _REORDERED / fps) / stream.time_base)), stream=stream)
             for frame in container.decode(stream):
                 late = frame.time - start - index / fps
                 if index == count or late > 0.5 / fps:

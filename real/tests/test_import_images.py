@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -14,6 +15,7 @@ from envs.gym_data import read_gym_dataset
 from real.export import find_normalisation
 from real.import_rollouts import import_rollouts, main
 from real.lerobot_format import read_normalisation
+from real.lerobot_images import _frames
 from utils.errors import UserError
 
 HEIGHT, WIDTH, LENGTHS, FPS = 64, 96, (3, 5), 10
@@ -98,8 +100,25 @@ def test_each_row_has_its_own_frame_of_the_video(filmed, shades, tmp_path):
     np.testing.assert_allclose(cut, shades[kept][:, :, :, :HEIGHT], atol=4)
 
 
-def test_frames_of_files_behind_the_limit(photographed, noise, tmp_path):
-    """Are left out."""
+@pytest.mark.parametrize("codec", ["libsvtav1", "h264", "hevc"])
+def test_videos_are_entered_at_any_frame(codec, tmp_path):
+    """Also where frames are decoded earlier than they are shown."""
+    fps, count, path = 30, 40, tmp_path / "video.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, fps, options={"g": "2", "crf": "30"})  # As LeRobot does.
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for i in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 + 6 * i, np.uint8))))
+        container.mux(stream.encode())
+    for first in range(count - 1):
+        means = [image.mean() for image in _frames(path, first / fps, 2, fps)]
+        np.testing.assert_allclose(means, 10 + 6 * np.array([first, first + 1]), atol=2)
+
+
+def test_frames_of_files_behind_the_limit(photographed, noise, tmp_path, monkeypatch):
+    """Are left out, also where a file is read in several batches."""
+    monkeypatch.setattr("real.lerobot_images._BATCH", 3)
     cut = images_of(photographed, tmp_path / "a.npz", max_steps=2, image_size=WIDTH)
     tall = [Image.fromarray(one).resize((WIDTH, WIDTH), Image.Resampling.BILINEAR) for one in noise[[0, 1, 3, 4], 0]]
     np.testing.assert_array_equal(cut[:, 0], tall)
