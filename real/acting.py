@@ -31,6 +31,7 @@ HELPERS = {
     "sample_actions": (base.Agent.sample_actions,),
     "candidates": (base.Agent.candidates,),
     "apply": (base.Agent.apply,),
+    "encode": (base.Agent.encode,),
     "latents": (dsrl.Agent.latents,),
     "edit": (fedit.Agent.edit,),
 }
