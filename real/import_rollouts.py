@@ -188,17 +188,16 @@ def _statistics(values: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_stats(path: Path, record: dict) -> Arrays:
     """The normalisation of a file written before; checks that it is of the same robot."""
-    numbers = {}
+    before, numbers = read_json(path.with_suffix(".json")) or record, {}
     for pair, names in ((STATS[:2], "state_names"), (STATS[2:], "action_names")):
         numbers |= read_npz(path, pair)
         width = len(record[names])
         if numbers[pair[0]].shape != (width,):
             found = numbers[pair[0]].shape[0]
             raise UserError(f"{path} normalises {found} {names[:-6]} numbers, the recordings have {width}")
-        if (before := (read_json(path.with_suffix(".json")) or {}).get(names)) not in (None, record[names]):
-            differing = [ours for ours, theirs in zip(record[names], before, strict=False) if ours != theirs]
+        if before.get(names) not in (None, record[names]):
+            differing = [ours for ours, theirs in zip(record[names], before[names], strict=False) if ours != theirs]
             raise UserError(f"{path} has other {names} than the recordings (first: {differing[0]})")
-    before = read_json(path.with_suffix(".json")) or record
     for name in ("cameras", "image_size"):
         if before.get(name) != record.get(name):
             raise UserError(f"{path} has {name} = {before.get(name)}, not {record.get(name)}; they must be equal")

@@ -1,7 +1,7 @@
 """Reads what lerobot-record wrote (LeRobotDataset v3), by pyarrow alone: no torch, no LeRobot, no JAX.
 
 A dataset is a folder: `meta/info.json` (fps and features), `data/*/*.parquet` (one row a frame: features without
-images, `episode_index`, `frame_index`, `timestamp`), `meta/episodes/*/*.parquet` (one row an episode, which says where
+videos, `episode_index`, `frame_index`, `timestamp`), `meta/episodes/*/*.parquet` (one row an episode, which says where
 its videos are), `videos/`. A frame holds a state and the action taken in it; the state after the last action is not
 recorded.
 """

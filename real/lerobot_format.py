@@ -54,7 +54,9 @@ def parse_features(text: str, width: int, cameras: int = 0) -> tuple[dict[str, i
         if (colon or len(vectors) > 1) and not (size.isdecimal() and int(size)):
             raise UserError(f"--features={text}: write name:size,name:size, in the order of the observation vector")
         features[name] = int(size) if colon else width
-    if sum(features.values()) != width or 0 in features.values():
+    if vectors and not width:
+        raise UserError(f"--features={text}: the run observes images alone; name its cameras only")
+    if sum(features.values()) != width:
         raise UserError(f"--features={text}: sizes add up to {sum(features.values())}, the run observes {width} values")
     if len(images) != cameras:
         raise UserError(
