@@ -231,6 +231,18 @@ def test_an_episode_is_a_function_of_seed_and_actions(name):
 
 
 @needs_model
+def test_boxes_start_before_their_own_planes(boxes):
+    """With room for the open gripper between them."""
+    starts = []
+    for seed in range(12):
+        boxes.reset(seed=seed)
+        starts.append([boxes.box(name)[:2] for name in ("red", "blue")])
+    low, high = np.min(starts, axis=0), np.max(starts, axis=0)
+    assert (low > [[0.33, -0.22], [0.33, 0.06]]).all() and (high < [[0.45, -0.06], [0.45, 0.22]]).all()
+    assert (high - low > [0.05, 0.08]).all()
+
+
+@needs_model
 @pytest.mark.parametrize("name", TASKS)
 def test_a_saved_state_goes_on_exactly(name):
     env = make(name)
