@@ -33,7 +33,7 @@ class Expert:
         self.speed = random.uniform(*self.SPEED)  # of the fastest
         self.path = random.choice(["straight", "stick", "axes"])
         self.hesitation = random.uniform(0.0, 0.4)  # probability of a pause before a move
-        self.tremor = tremor * random.uniform(0.05, 0.2)  # standard deviation over the size of a move
+        self.tremor = tremor * random.uniform(0.05, 0.2)  # deviation of what is new in it, over a move's size
         self._tremble = np.zeros(3)
 
     def actions(self) -> Actions:
