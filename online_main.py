@@ -6,7 +6,7 @@
     online      --online_steps with --utd_ratio updates each, half of every batch from the demonstrations
 
 An agent that acts by a one-step policy distils it from the base first. Evaluations before the end of the rollouts are
-of the base.
+of the base; one at their end is of its flow as the agent acts by it.
 """
 
 import functools

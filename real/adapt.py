@@ -58,6 +58,7 @@ for name, default, text in (
     ("round_steps", 20_000, "Updates a round."),
     ("base_steps", 20_000, "Updates of the base."),
     ("max_steps", 150, "Frames of an episode that count."),
+    ("image_size", 64, "Side of the cameras' images as they are trained on, in pixels."),
     ("fps", 30, "Of the recordings, the demonstrations' own."),
 ):
     define_flag(FLAGS, "integer", name, default, text, lower_bound=1)
@@ -212,6 +213,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     check_settings(shown)
     data = root / "demos.npz"
     shared = {"features": features, "max_steps": FLAGS.max_steps}
+    shared |= {"image_size": FLAGS.image_size} if shown.cameras else {}
     norms = {"state_norm": FLAGS.state_norm, "action_norm": FLAGS.action_norm}
     if not data.exists():
         print(import_rollouts([demos], data, **shared, **norms), flush=True)

@@ -78,7 +78,7 @@ def demonstrate(
     workers = usable_cores() if workers is None else workers
     least_values = (("episodes", episodes, 1), ("workers", workers, 1), ("seed", seed, 0), ("tremor", tremor, 0))
     for label, value, least in least_values:
-        if not value >= least:
+        if not least <= value < np.inf:
             raise UserError(f"{label} is {value}; it must be at least {least}")
     gym_hil_assets()  # Without gym-hil, say so before anything is written.
     name = f"{env_name}-{episodes}ep" + (f"-sd{seed}" if seed else "") + (f"-tremor{tremor:g}" if tremor != 1 else "")
