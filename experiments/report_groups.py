@@ -244,4 +244,5 @@ def show_data(data: str) -> str:
     content = json.loads(data)
     if not isinstance(content, dict):
         return "data not recorded"
-    return f"{content.get('file')} ({content.get('episodes')} episodes, checksum {content.get('checksum')})"
+    base = f", base {content['base'].get('checksum')}" if "base" in content else ""
+    return f"{content.get('file')} ({content.get('episodes')} episodes, checksum {content.get('checksum')}{base})"

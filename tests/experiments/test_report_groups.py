@@ -36,6 +36,10 @@ def test_score_is_the_mean_of_the_last_evaluations_and_then_of_the_seeds(tmp_pat
             "other evaluations: averaged at 22k, 23k, 24k, not 12k, 18k, 24k",
         ),
         ({"dataset": DATA | {"checksum": 2}}, "other data: scene-play-v0-200ep.npz (200 episodes, checksum 2), not "),
+        (
+            {"dataset": DATA | {"base": {"checksum": 7}}},
+            "other data: scene-play-v0-200ep.npz (200 episodes, checksum 1, base 7)",
+        ),
         ({"dataset": None}, "other data: data not recorded, not "),
         ({"sparse": False}, "other rewards: sparse=False, not True"),
         ({"metric": "return_mean"}, "other measure: return_mean, not success_rate"),
