@@ -1,5 +1,6 @@
 """Online post-training: the base, what every agent starts from, and what it learns."""
 
+import copy
 from pathlib import Path
 
 import jax
@@ -9,7 +10,8 @@ from fork_env import RIGHT, write_demonstrations
 from tiny_runs import assert_same_run, assert_same_tree, call, refused, run_dirs, run_main
 
 import online_main
-from utils import checkpoints, runs
+from envs.tasks import parse_task
+from utils import checkpoints, cli, runs
 from utils.datasets import example_batch, prepare
 from utils.logging import read_csv
 from utils.training import Trainer, lane, stack
@@ -156,6 +158,15 @@ def test_resumes_exactly(at, of, extra, fork, tmp_path, interrupt_at, slow_evalu
         assert_same_tree(*({"explorer": state["rows"]} for state in states))
         assert states[0]["transitions"] == states[1]["transitions"] == 40
         assert (one / "online.csv").read_bytes() == (other / "online.csv").read_bytes()
+
+
+def test_demonstrators_are_as_asked(monkeypatch):
+    monkeypatch.setattr(online_main, "demonstrate", lambda name, **asked: (name, asked))
+    flags = ("--env_name=OpenMicrowave-v0", "--demonstrations=4", "--tremor=3", "--dataset_dir=there")
+    monkeypatch.setattr(online_main, "FLAGS", copy.deepcopy(online_main.FLAGS))
+    cli.parse(["online_main", *flags], online_main.FLAGS)
+    name, asked = online_main.find_demonstrations(parse_task("OpenMicrowave-v0"))
+    assert (name, asked) == ("OpenMicrowave-v0", {"episodes": 4, "tremor": 3.0, "dataset_dir": "there"})
 
 
 def test_refusals(fork, base, tmp_path):
