@@ -162,7 +162,7 @@ def test_resumes_exactly(at, of, extra, fork, tmp_path, interrupt_at, slow_evalu
 
 def test_demonstrators_are_as_asked(monkeypatch):
     monkeypatch.setattr(online_main, "demonstrate", lambda name, **asked: (name, asked))
-    flags = ("--env_name=OpenMicrowave-v0", "--demonstrations=4", "--tremor=3", "--dataset_dir=there")
+    flags = ("--env_name=OpenMicrowave-v0", "--dataset=", "--demonstrations=4", "--tremor=3", "--dataset_dir=there")
     monkeypatch.setattr(online_main, "FLAGS", copy.deepcopy(online_main.FLAGS))
     cli.parse(["online_main", *flags], online_main.FLAGS)
     name, asked = online_main.find_demonstrations(parse_task("OpenMicrowave-v0"))
