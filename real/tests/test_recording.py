@@ -59,12 +59,14 @@ def labels_of(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / "labels.jsonl").read_text().splitlines()]
 
 
-def simulate(index: int, attempt: int = 0, seed: int = 0, max_steps: int | None = None) -> dict[str, np.ndarray]:
+def simulate(
+    index: int, attempt: int = 0, seed: int = 0, max_steps: int | None = None, tremor: float = 1.0
+) -> dict[str, np.ndarray]:
     """An episode of the expert as envs.panda.demonstrate makes it: states [T + 1], actions, rewards, success."""
     env = gymnasium.make(TASK, max_steps=max_steps).unwrapped
     words = np.random.SeedSequence(entropy=seed, spawn_key=(index, attempt)).generate_state(2)
     state, _ = env.reset(seed=int(words[0]))
-    actions = EXPERTS[TASK](env, np.random.default_rng(int(words[1]))).actions()
+    actions = EXPERTS[TASK](env, np.random.default_rng(int(words[1])), tremor).actions()
     states, taken, rewards, ended = [state], [], [], False
     while not ended:
         taken.append(next(actions).astype(np.float32))
@@ -80,14 +82,14 @@ def test_unattended_command_and_import(tmp_path: Path) -> None:
     root = tmp_path / "demonstrations"
     command = [
         *(str(Path(sys.executable).with_name("lerobot-record")), "--robot.type=otql_sim", f"--robot.task={TASK}"),
-        *("--teleop.type=otql_expert", "--dataset.repo_id=local/demonstrations", f"--dataset.root={root}"),
-        *("--dataset.single_task=open the microwave", "--dataset.num_episodes=3", "--dataset.fps=100"),
-        *("--dataset.push_to_hub=false", "--play_sounds=false"),
+        *("--teleop.type=otql_expert", "--teleop.tremor=2", f"--dataset.root={root}"),
+        *("--dataset.repo_id=local/demonstrations", "--dataset.single_task=open the microwave"),
+        *("--dataset.num_episodes=3", "--dataset.fps=100", "--dataset.push_to_hub=false", "--play_sounds=false"),
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_LEROBOT_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-2000:]
-    episodes = [simulate(index) for index in range(3)]
+    episodes = [simulate(index, tremor=2.0) for index in range(3)]
     assert labels_of(root) == [
         {"episode_index": i, "success": bool(episode["success"]), "steps": len(episode["actions"])}
         for i, episode in enumerate(episodes)
@@ -269,6 +271,7 @@ def test_reset_without_questions_on_success(
             True,
             "there is no task 'Fold-v0'; use --robot.task=ArrangeBoxes-v0 or",
         ),
+        ({}, OtqlExpertConfig(tremor=-1.0), True, "give --teleop.tremor a number of at least 0"),
         ({"max_steps": 0}, OtqlExpertConfig(), True, "--robot.max_steps at least 1"),
         (None, OtqlExpertConfig(), True, "otql_expert acts in lerobot-record on --robot.type=otql_sim only"),
         ({}, OtqlResetConfig(), True, "otql_reset only resets; name what acts by --policy.path"),

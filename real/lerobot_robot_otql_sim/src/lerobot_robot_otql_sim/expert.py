@@ -14,7 +14,13 @@ from lerobot_robot_otql_sim.robot import ACTIONS
 @TeleoperatorConfig.register_subclass("otql_expert")
 @dataclasses.dataclass
 class OtqlExpertConfig(TeleoperatorConfig):
-    """It has no settings: what varies between its episodes is drawn from the robot's seed."""
+    """Settings; what varies between its episodes is drawn from the robot's seed.
+
+    Attributes:
+        tremor: how unsteady its hand is; 1 is a practised person's.
+    """
+
+    tremor: float = 1.0
 
 
 class OtqlExpert(Teleoperator):
@@ -28,6 +34,9 @@ class OtqlExpert(Teleoperator):
 
     def __init__(self, config: OtqlExpertConfig):
         super().__init__(config)
+        if not config.tremor >= 0:
+            refuse("give --teleop.tremor a number of at least 0")
+        self._tremor = config.tremor
         self._episode: tuple[int, int] | None = None
         self._actions: Iterator[np.ndarray] = iter(())
 
@@ -44,7 +53,7 @@ class OtqlExpert(Teleoperator):
         if recording.resetting:
             return dict.fromkeys(ACTIONS, 0.0)
         if recording.robot.episode != self._episode:
-            self._episode, self._actions = recording.robot.episode, recording.robot.expert_actions()
+            self._episode, self._actions = recording.robot.episode, recording.robot.expert_actions(self._tremor)
         # Rounded as it is executed and recorded.
         return dict(zip(ACTIONS, next(self._actions).astype(np.float32).tolist(), strict=True))
 

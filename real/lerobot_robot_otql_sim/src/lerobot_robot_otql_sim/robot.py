@@ -171,11 +171,11 @@ class OtqlSim(Robot):
         labels.write(recording.dataset.root, index, False, self.steps)
         logging.warning(f"Episode {index} was ended after {self.steps} steps: is --dataset.episode_time_s too short?")
 
-    def expert_actions(self) -> Iterator[np.ndarray]:
+    def expert_actions(self, tremor: float = 1.0) -> Iterator[np.ndarray]:
         """Actions [4] of the task's scripted expert, for the episode that has just begun."""
         from envs.panda.experts import EXPERTS
 
-        return EXPERTS[self.config.task](self._env, np.random.default_rng(self._expert_seed)).actions()
+        return EXPERTS[self.config.task](self._env, np.random.default_rng(self._expert_seed), tremor).actions()
 
     def disconnect(self) -> None:
         """Ends the simulation."""
