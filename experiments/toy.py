@@ -59,7 +59,7 @@ flags.DEFINE_enum("pages", "all", ["all", "figure", "sweep"], "What to make.", f
 flags.DEFINE_integer("seed", 0, "First seed.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("num_seeds", 3, "Seeds of every setting.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("updates", 6_000, "Updates of a flow of figure1.png.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("sweep_updates", 3_000, "Updates of a flow of sweep.png.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("sweep_updates", 2_000, "Updates of a flow of sweep.png.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 128, "Pairs in a batch, m.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_float("lam", 5.0, "Temperature λ of the tilt.", lower_bound=0.0, flag_values=FLAGS)
 flags.DEFINE_float("alpha", 3.0, "α of figure1.png and nfe.png.", lower_bound=0.0, flag_values=FLAGS)
