@@ -6,7 +6,9 @@ its videos are), `videos/`. A frame holds a state and the action taken in it; th
 recorded.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +129,8 @@ def _read_columns(root: Path, names: list[str]) -> dict[str, Any]:
         raise UserError(f"{root} holds no data (data/*/*.parquet); nothing was recorded")
     tables = []
     for path in paths:
-        try:
+        with reading(path):
             tables.append(parquet.read_table(path, columns=names, partitioning=None))
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise UserError(
-                f"{path} cannot be read ({reason}): is the recording still running, or was it killed?"
-            ) from error
         if missing := set(names) - set(tables[-1].column_names):
             raise UserError(f"{path} lacks the column '{min(missing)}'; record again")
     table = pyarrow.concat_tables(tables)
@@ -171,14 +168,29 @@ def _parts(root: Path, columns: dict[str, Any], fps: float) -> list[slice]:
     return parts
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what goes wrong in reading a parquet file into a one-line `UserError`."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"{path} cannot be read ({reason}): is the recording still running, or was it killed?"
+        ) from error
+
+
 def read_episodes(root: Path) -> dict[int, dict[str, Any]]:
     """Index of an episode → where its videos are, 'videos/<camera>/…', if it was filmed."""
     from pyarrow import parquet
 
     rows = []
     for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        names = [name for name in parquet.read_schema(path).names if name.startswith(("episode_index", "videos/"))]
-        rows += parquet.read_table(path, columns=names, partitioning=None).to_pylist()
+        with reading(path):
+            names = [name for name in parquet.read_schema(path).names if name.startswith(("episode_index", "videos/"))]
+            rows += parquet.read_table(path, columns=names, partitioning=None).to_pylist()
     return {row["episode_index"]: row for row in rows}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from real.lerobot_files import Recording, read_episodes, video_path
+from real.lerobot_files import Recording, read_episodes, reading, video_path
 from utils.errors import UserError
 
 _BATCH = 32  # Frames of a parquet file in memory at once.
@@ -54,7 +54,7 @@ def _from_files(recording: Recording, camera: str, lengths: list[int]) -> Iterat
     kept = [np.arange(len(one.states)) < length for one, length in zip(recording.episodes, lengths, strict=True)]
     wanted, begin = np.concatenate(kept), 0
     for path in sorted((recording.root / "data").glob("*/*.parquet")):
-        with parquet.ParquetFile(path) as file:
+        with reading(path), parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH, columns=[camera]):
                 for row in np.flatnonzero(wanted[begin : begin + len(batch)]):
                     content = (batch.column(0)[int(row)].as_py() or {}).get("bytes")

@@ -189,6 +189,23 @@ def late_start(root: Path) -> None:
     parquet.write_table(table.set_column(table.schema.get_field_index(name), name, [starts]), path)
 
 
+def garbled_column(root: Path) -> None:
+    """What holds the wrist's images is overwritten."""
+    (path,) = (root / "data").glob("*/*.parquet")
+    group = parquet.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    (column,) = [column for column in columns if column.path_in_schema == f"{WRIST}.bytes"]
+    content = bytearray(path.read_bytes())
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content[begin : begin + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+
+
+def cut_index(root: Path) -> None:
+    (path,) = (root / "meta/episodes").glob("*/*.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+
+
 def no_video(root: Path) -> None:
     shutil.rmtree(root / "videos" / WRIST)
 
@@ -202,6 +219,8 @@ def cut_video(root: Path) -> None:
     ("kind", "damage", "message"),
     [
         ("image", empty_image, r"frame 4 of .* has no image 'observation\.images\.wrist'"),
+        ("image", garbled_column, r"data/chunk-000/file-000\.parquet cannot be read"),
+        ("video", cut_index, r"meta/episodes/.*\.parquet cannot be read"),
         ("video", late_start, r"lacks frame 4 of episode 1 \(at 0\.80 s\)"),
         ("video", no_video, r"there is no video .*wrist/chunk-000/file-000\.mp4"),
         ("video", cut_video, "cannot be read"),
