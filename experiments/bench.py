@@ -12,6 +12,8 @@ to --output.
 Evaluation: the batched evaluator against the public code bases' loop, which steps one environment and asks the policy
 at every step, with the same policy at the paper's settings.
 
+Actions: time of every agent to decide on a chunk, at the paper's settings of --env_name, over the first of --agents.
+
 Starts: seconds from main.py's start to its first update, of a run's first and of its second start on --env_name (with
 --dataset, or what main.py finds), and the peak memory with 1 and with --lanes seeds.
 
@@ -31,7 +33,7 @@ import numpy as np
 from absl import flags
 
 from envs.tasks import make_env, parse_task
-from experiments import bench_lanes, bench_starts, bench_updates
+from experiments import bench_actions, bench_lanes, bench_starts, bench_updates
 from utils import cli, runs
 from utils.errors import UserError
 from utils.evaluation import Evaluator
@@ -42,11 +44,11 @@ from utils.training import act, stack
 Part = tuple[str, bool]  # a part of the report in Markdown, and whether all in it could be measured
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum(
-    "part", "all", ["all", "updates", "seeds", "evaluation", "starts"], "What to measure.", flag_values=FLAGS
+    "part", "all", ["all", "updates", "seeds", "evaluation", "actions", "starts"], "What to measure.", flag_values=FLAGS
 )
 flags.DEFINE_integer("rounds", 2, "Rounds, the two sides in turn.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cores", None, "Cores to run on; default: all.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_list("agents", [], "Updates: agents to measure; default: all in agents/.", flag_values=FLAGS)
+flags.DEFINE_list("agents", [], "Updates, actions: agents to measure; default: all in agents/.", flag_values=FLAGS)
 flags.DEFINE_string("public", None, "Updates: a checkout of github.com/ColinQiyangLi/qam.", flag_values=FLAGS)
 flags.DEFINE_string("public_python", sys.executable, "Updates: a Python that runs it.", flag_values=FLAGS)
 flags.DEFINE_float("seconds", 20.0, "Updates: length of a measurement.", lower_bound=0, flag_values=FLAGS)
@@ -57,9 +59,11 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_list("lanes", "1,2,4,8", "Seeds, starts: numbers of agents side by side.", flag_values=FLAGS)
 flags.DEFINE_string("output", "exp/bench", "Directory of the report.", flag_values=FLAGS)
-flags.DEFINE_string("agent", "agents/otql.py", "All but updates: agent file.", flag_values=FLAGS)
+flags.DEFINE_string("agent", "agents/otql.py", "Seeds, evaluation, starts: agent file.", flag_values=FLAGS)
 flags.DEFINE_string("run", None, "Evaluation: directory of a run whose agent acts.", flag_values=FLAGS)
-flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Evaluation, starts: task.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "env_name", "scene-play-singletask-task1-v0", "Evaluation, actions, starts: task.", flag_values=FLAGS
+)
 flags.DEFINE_string("dataset", None, "Starts: an .npz file to use as the dataset.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "episodes", 8, "Evaluation: episodes a round of the evaluator; the loop runs a quarter.", flag_values=FLAGS
@@ -165,6 +169,12 @@ def seeds(overrides: dict[str, str]) -> Part:
     return f"{text}\n\n![](seeds_{name}.png)", True
 
 
+def actions(overrides: dict[str, str]) -> Part:
+    """Time per decision."""
+    names = bench_updates.named_agents(FLAGS.agents)
+    return bench_actions.compare(names, FLAGS.env_name, overrides, FLAGS.rounds), True
+
+
 def starts(overrides: dict[str, str]) -> Part:
     """Seconds to the first update, and memory."""
     return bench_starts.compare(FLAGS.agent, FLAGS.env_name, FLAGS.dataset, overrides, lanes()), True
@@ -196,6 +206,7 @@ PARTS: dict[str, Callable[[dict[str, str]], Part]] = {
     "updates": updates,
     "seeds": seeds,
     "evaluation": evaluation,
+    "actions": actions,
     "starts": starts,
 }
 

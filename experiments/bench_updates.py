@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,10 +118,7 @@ def compare(
     Raises:
         UserError: an unknown agent or setting, or a checkout or Python that does not work.
     """
-    known = find_agents()
-    if unknown := [name for name in agents if name not in known]:
-        raise UserError(f"there is no agent file agents/{unknown[0]}.py; there are {', '.join(known)}")
-    agents = agents or known
+    agents = named_agents(agents)
     environment = clean_environment(precision)
     specs = {name: {"agent": name, "settings": OWN.get(name, {}) | overrides} for name in agents}
     configs = {name: resolve(spec)[1] for name, spec in specs.items()}
@@ -142,6 +139,18 @@ def clean_environment(precision: str) -> dict[str, str]:
     """The environment of a measurement, with the precision of matrix products."""
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return kept | {"JAX_DEFAULT_MATMUL_PRECISION": precision}
+
+
+def named_agents(names: Sequence[str]) -> list[str]:
+    """The agents of these names, or all.
+
+    Raises:
+        UserError: there is no such agent.
+    """
+    known = find_agents()
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"there is no agent file agents/{unknown[0]}.py; there are {', '.join(known)}")
+    return list(names) or known
 
 
 def find_agents() -> list[str]:

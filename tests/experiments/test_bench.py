@@ -215,6 +215,15 @@ def test_seeds_side_by_side(tmp_path, capsys, run_bench):
     assert (tmp_path / "seeds_fql.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_actions(capsys, run_bench):
+    """The first agent is what the others are compared to."""
+    run_bench("--env_name=OpenMicrowave-v0", "--agents=fql,qc", "--rounds=1", part="actions")
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row[:3] for row in rows] == [["| fql", "1", "1"], ["| qc", "10", "32"]]
+    ours, theirs = (float(row[3].strip(" |")) for row in rows)
+    assert ours == 1 and theirs > 0
+
+
 def test_starts(tmp_path, capsys, run_bench):
     rng, size = np.random.default_rng(0), 200
     data = {"observations": rng.normal(size=(size, 3)), "actions": rng.uniform(-1, 1, (size, 2))}
