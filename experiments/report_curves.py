@@ -12,7 +12,8 @@ from matplotlib.ticker import EngFormatter
 
 from experiments import published
 from experiments.report_groups import Group, bootstrap
-from utils.plotting import STYLE, to_png
+from utils.plotting import STYLE, mark_online, to_png
+from utils.runs import online_from
 
 # Runs that end before this share of the published curves would be a sliver beside them: these get a panel of their own.
 SHARE = 0.25
@@ -57,6 +58,9 @@ def draw_curves(env_name: str, groups: list[Group], styles: dict[str, dict[str, 
             _draw_group(panels[0], group, styles.get(group.label) or styles[group.method])
         for method, curve in curves.items():
             _draw_published(panels[-1], method, curve, drawn, styles)
+        begun = {online_from(group.runs[0].settings) for group in drawn}
+        if len(begun) == 1 and (step := begun.pop()):
+            mark_online(panels[0], step)
         online = all(group.runs[0].rollout_steps is not None for group in drawn)
         _label_axes(panels, env_name, metric, split, "Environment steps" if online else "Training steps")
         figure.legend(handles=_legend(panels[0], bool(curves), drawn, curves), loc="outside right upper")

@@ -14,6 +14,7 @@ from utils.evaluation import Evaluator, WorkerError
 from utils.files import atomic_write_text
 from utils.logging import ProgressBar
 from utils.plotting import learning_curve
+from utils.runs import online_from
 from utils.training import act, lane, stack
 
 # What evaluates a lane: (its number, stacked agents, its index in them).
@@ -148,7 +149,11 @@ class Evaluations:
             run = self._lanes[number]
             root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
             run.log("eval", step, {"episodes": self._episodes} | row)
-            learning_curve(root, root / "learning_curve.png", title=run.settings["env_name"])
+            learning_curve(
+                *(root, root / "learning_curve.png"),
+                title=run.settings["env_name"],
+                online_from=online_from(run.settings),
+            )
             figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
             print(f"step {step}, {root.parent.name}/{root.name}: {figures}", flush=True)
 

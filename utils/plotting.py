@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -65,8 +66,19 @@ def to_png(figure: Figure) -> bytes:
     return png.getvalue()
 
 
+def mark_online(axes: Axes, step: int) -> None:
+    """A line where a run begins to learn from its own experience."""
+    axes.axvline(step, color="#8c8c8c", linestyle=":", linewidth=0.8)
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 3), "textcoords": "offset points"}
+    axes.annotate("online", (step, 0), **place, color="#8c8c8c", fontsize=6)
+
+
 def learning_curve(
-    run_dirs: Path | Sequence[Path], path: Path, labels: Sequence[str] | None = None, title: str | None = None
+    run_dirs: Path | Sequence[Path],
+    path: Path,
+    labels: Sequence[str] | None = None,
+    title: str | None = None,
+    online_from: int | None = None,
 ) -> None:
     """Draws the eval.csv of one or more runs into the PNG `path`: the same data give the same bytes.
 
@@ -76,6 +88,7 @@ def learning_curve(
     Args:
         run_dirs: folders with an eval.csv (columns step, success_rate, return_mean, optionally episodes).
         labels: one per run for the legend, which two or more runs have; default the folder names.
+        online_from: step to be marked, see `mark_online`.
 
     Raises:
         UserError: an eval.csv is missing or damaged, or `path` cannot be written.
@@ -98,6 +111,8 @@ def learning_curve(
             axes.plot(steps, values, marker="o", label=label, clip_on=False, zorder=3)
             if success and len(tables) == 1 and "episodes" in table:
                 axes.fill_between(steps, *wilson_interval(values, table["episodes"][shown]), alpha=0.2, linewidth=0)
+        if online_from:
+            mark_online(axes, online_from)
         if success:
             axes.set_ylim(0, 1)
         axes.set_xlabel("Training steps")

@@ -345,6 +345,12 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
     return from_state_dict(agent, state["agent"]), settings, step
 
 
+def online_from(settings: dict[str, Any]) -> int | None:
+    """The step at which a run (flags.json) begins to learn from its own experience; None: it does not."""
+    flags = settings["flags"]
+    return flags.get("rollout_steps", flags.get("offline_steps") if flags.get("online_steps") else None)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file of this project.
 

@@ -9,6 +9,7 @@ from utils import plotting
 from utils.errors import UserError
 from utils.logging import CsvLogger
 from utils.plotting import learning_curve, wilson_interval
+from utils.runs import online_from
 
 
 def write_eval(directory: Path, **columns) -> Path:
@@ -16,6 +17,14 @@ def write_eval(directory: Path, **columns) -> Path:
     for step in range(5):
         logger.log(step * 100_000, {name: values[step] for name, values in columns.items()})
     return directory
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn."""
+    drawn, canvas = [], plotting.FigureCanvasAgg
+    monkeypatch.setattr(plotting, "FigureCanvasAgg", lambda figure: (drawn.append(figure), canvas(figure))[1])
+    return drawn
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -44,10 +53,7 @@ def test_learning_curve_is_a_png_for_print_with_the_same_bytes(tmp_path):
         ({"return_mean": [-9, -5, -3, -2, -1]}, "Mean return", None),
     ],
 )
-def test_learning_curve_shows_the_return_only_without_success(tmp_path, monkeypatch, columns, label, limits):
-    figures = []
-    canvas = plotting.FigureCanvasAgg
-    monkeypatch.setattr(plotting, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))[1])
+def test_learning_curve_shows_the_return_only_without_success(tmp_path, figures, columns, label, limits):
     learning_curve(write_eval(tmp_path, **columns), tmp_path / "a.png")
     (axes,) = figures[0].axes
     assert axes.get_ylabel() == label
@@ -55,6 +61,21 @@ def test_learning_curve_shows_the_return_only_without_success(tmp_path, monkeypa
     if limits:
         assert axes.get_ylim() == limits
     assert not axes.collections  # no band without a number of episodes
+
+
+@pytest.mark.parametrize(
+    "flags,step",
+    [
+        ({"rollout_steps": 20, "online_steps": 80}, 20),
+        ({"offline_steps": 30, "online_steps": 10}, 30),
+        ({"offline_steps": 30, "online_steps": 0}, None),
+        ({"offline_steps": 30}, None),
+    ],
+)
+def test_learning_curve_says_where_online_begins(tmp_path, figures, flags, step):
+    run_dir = write_eval(tmp_path, success_rate=[0, 0.2, 0.5, 0.9, 1])
+    learning_curve(run_dir, tmp_path / "a.png", online_from=online_from({"flags": flags}))
+    assert [line.get_xdata() for line in figures[0].axes[0].lines[1:]] == ([[step, step]] if step else [])
 
 
 @pytest.mark.filterwarnings("error")
