@@ -59,7 +59,13 @@ GRIDS: dict[str, Grid] = {
         flags=("--offline_steps=500000", "--online_steps=500000"),
     ),
     "fig3": Grid(("otql", "qc", "fql", "ewfm", "dsrl"), PANDA_TASKS, seeds=5, program="online_main.py"),
-    # Fig. 3 as far as two cores go.
+    # Figs. 2 and 3 as far as two cores go.
+    "laptop_fig2": Grid(
+        ("otql", "fql"),
+        ("cube-single-play-singletask-task1-v0",),
+        seeds=2,
+        flags=("--offline_steps=30000", "--online_steps=20000", *COLLECTED, *CPU, "--eval_interval=5000"),
+    ),
     "laptop_microwave": Grid(
         ("otql", "fql", "ewfm", "dsrl"),
         ("OpenMicrowave-v0",),
