@@ -36,6 +36,16 @@ def pointmaze(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn."""
+    from utils import plotting
+
+    drawn, canvas = [], plotting.FigureCanvasAgg
+    monkeypatch.setattr(plotting, "FigureCanvasAgg", lambda figure: (drawn.append(figure), canvas(figure))[1])
+    return drawn
+
+
+@pytest.fixture
 def write_data(pointmaze, tmp_path):
     """Returns a function that writes a copy of the dataset's first rows, with some arrays replaced."""
 

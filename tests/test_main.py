@@ -210,6 +210,19 @@ def test_online_resumes_exactly(balanced, online_flags, interrupt_at, tmp_path):
         assert read_csv(one / "timing.csv")["updates"].sum() == 10 + 280
 
 
+def test_evaluations_do_not_touch_what_is_learnt_online(online_flags, tmp_path):
+    """Nor the environment that is learnt from."""
+    for name, interval in (("never", 0), ("often", 30)):
+        run_main(*online_flags, f"--save_dir={tmp_path / name}", f"--eval_interval={interval}", "--eval_episodes=2")
+    for one, other in zip(run_dirs(tmp_path / "never"), run_dirs(tmp_path / "often"), strict=True):
+        assert len(read_csv(other / "eval.csv")["step"]) > len(read_csv(one / "eval.csv")["step"])
+        for name in ("train.csv", "online.csv"):
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+        states = [checkpoints.load_latest(d / "checkpoints")[1] for d in (one, other)]
+        assert_same_tree(*(state["agent"] for state in states))
+        assert_same_tree(*({"rows": state["explorer"]["rows"]} for state in states))
+
+
 def test_online_phase_of_another_length(online_flags, tmp_path):
     """A run interrupted online cannot go on with other offline steps: it says so."""
     run_main(*online_flags, f"--save_dir={tmp_path}")

@@ -11,7 +11,7 @@ import pytest
 from written_runs import DATA, SCENE, STEPS, groups_of, write_run
 
 from experiments import published, report, report_curves
-from utils import cli, plotting
+from utils import cli
 from utils.runs import ROOT
 
 
@@ -185,15 +185,12 @@ def test_evaluations_are_there_for_other_plots(tmp_path):
 
 
 @pytest.mark.parametrize("end,panels", [(24_000, 2), (500_000, 1)])
-def test_curves_have_bands_and_the_published_ones_dashed(tmp_path, monkeypatch, end, panels):
+def test_curves_have_bands_and_the_published_ones_dashed(tmp_path, figures, end, panels):
     steps = tuple(end * part // 4 for part in (1, 2, 3, 4))
     for seed in range(3):
         write_run(tmp_path, (0, 0.2, 0.4, 0.5 + seed / 10), agent="fql", steps=steps, seed=seed)
     write_run(tmp_path, (0, 0.3, 0.4, 0.5), agent="otql", steps=steps)
     write_run(tmp_path, (0, 0.3, 0.4, 0.5), agent="otql", steps=steps, seed=1, finished=False)
-    figures = []
-    canvas = plotting.FigureCanvasAgg
-    monkeypatch.setattr(plotting, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))[1])
     report.write_report([tmp_path], tmp_path / "report", 3)
     assert len(figures[0].axes) == panels
     own, other = figures[0].axes[0], figures[0].axes[-1]
@@ -208,3 +205,14 @@ def test_curves_have_bands_and_the_published_ones_dashed(tmp_path, monkeypatch, 
     (same,) = [line for line in dashed if line.get_color() == lines["FQL (3 seeds)"].get_color()]
     np.testing.assert_array_equal(same.get_ydata(), published.curves()[SCENE]["FQL"].mean)
     assert {line.get_color() for line in dashed} == {same.get_color(), report_curves.GREY}
+
+
+@pytest.mark.parametrize("other,marked", [(10_000, [[10_000, 10_000]]), (20_000, [])])
+def test_curves_say_where_online_begins(tmp_path, figures, other, marked):
+    """Where it begins at one step for all that is drawn."""
+    for agent, offline in (("fql", 10_000), ("otql", other)):
+        flags = {"offline_steps": offline, "online_steps": 40_000 - offline}
+        write_run(tmp_path, (0, 0.2), steps=(10_000, 40_000), agent=agent, flags=flags, total=40_000)
+    report.write_report([tmp_path], tmp_path / "report", 1)
+    upright = [line.get_xdata() for line in figures[0].axes[0].lines if line.get_label().startswith("_child")]
+    assert upright == marked

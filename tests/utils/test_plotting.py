@@ -5,7 +5,6 @@ import matplotlib
 import numpy as np
 import pytest
 
-from utils import plotting
 from utils.errors import UserError
 from utils.logging import CsvLogger
 from utils.plotting import learning_curve, wilson_interval
@@ -17,14 +16,6 @@ def write_eval(directory: Path, **columns) -> Path:
     for step in range(5):
         logger.log(step * 100_000, {name: values[step] for name, values in columns.items()})
     return directory
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are drawn."""
-    drawn, canvas = [], plotting.FigureCanvasAgg
-    monkeypatch.setattr(plotting, "FigureCanvasAgg", lambda figure: (drawn.append(figure), canvas(figure))[1])
-    return drawn
 
 
 def png_size(path: Path) -> tuple[int, int]:
