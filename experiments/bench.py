@@ -95,11 +95,10 @@ def evaluated_agent() -> tuple[Any, Any]:
     if FLAGS.run:
         agent, settings, _ = runs.load_run(FLAGS.run)
         return stack([agent]), functools.partial(make_env, settings["env_name"])
-    module, make = runs.load_agent(FLAGS.agent), functools.partial(make_env, FLAGS.env_name)
-    config, env = runs.resolve_config(module, parse_task(FLAGS.env_name).domain, "paper", {})[0], make()
-    actions = np.zeros((1, config.horizon_length * env.action_space.shape[0]), np.float32)
-    example = {"observations": env.observation_space.sample()[None], "actions": actions}
-    return stack([module.Agent.create(jax.random.PRNGKey(0), example, config)]), make
+    make = functools.partial(make_env, FLAGS.env_name)
+    env, domain = make(), parse_task(FLAGS.env_name).domain
+    observation, width = env.observation_space.sample()[None], env.action_space.shape[0]
+    return bench_actions.new_agent(FLAGS.agent, domain, {}, observation, width), make
 
 
 def evaluation(overrides: dict[str, str]) -> Part:

@@ -1,6 +1,5 @@
 """Time to decide on a chunk of actions, as ratios between agents. See `experiments.bench`."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,7 @@ from agents.base import Agent
 from envs.tasks import make_env, parse_task
 from utils import runs
 from utils.observations import map_parts
-from utils.training import act, stack
-
-_CALLS = 20  # of an agent, before it is the next one's turn
+from utils.training import decision_seconds, stack
 
 
 def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], rounds: int) -> str:
@@ -28,11 +25,11 @@ def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], roun
     """
     env, domain = make_env(env_name), parse_task(env_name).domain
     observation, width = map_parts(np.stack, [env.reset(seed=0)[0]]), env.action_space.shape[0]
-    agents = {name: new_agent(name, domain, overrides, observation, width) for name in names}
+    agents = {name: new_agent(f"agents/{name}.py", domain, overrides, observation, width) for name in names}
     least = dict.fromkeys(names, np.inf)
     for _ in range(rounds):
         for name, agent in agents.items():
-            least[name] = min(least[name], seconds(agent, observation))
+            least[name] = min(least[name], *decision_seconds(agent, observation))
     lines = [f"## Actions, {env_name}", "", f"| | NFE | N | time of a chunk over {names[0]}'s |", "|---|---|---|---|"]
     for name, agent in agents.items():
         ratio = f"{least[name] / least[names[0]]:.2f}"
@@ -40,19 +37,9 @@ def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], roun
     return "\n".join([*lines, "", f"{names[0]}: {1000 * least[names[0]]:.2f} ms on this machine."])
 
 
-def new_agent(name: str, domain: str, overrides: dict[str, str], observation: Any, width: int) -> Agent:
-    """An untrained agent, alone in a stack."""
-    module = runs.load_agent(f"agents/{name}.py")
+def new_agent(path: str, domain: str, overrides: dict[str, str], observation: Any, width: int) -> Agent:
+    """An untrained agent at the paper's settings, alone in a stack; `width`: of an action."""
+    module = runs.load_agent(path)
     config = runs.resolve_config(module, domain, "paper", overrides)[0]
     example = {"observations": observation, "actions": np.zeros((1, config.horizon_length * width), np.float32)}
     return stack([module.Agent.create(jax.random.PRNGKey(0), example, config)])
-
-
-def seconds(agents: Any, observation: Any) -> float:
-    """The least time of a decision."""
-    times, one = [], np.zeros(1, np.int32)
-    for _ in range(_CALLS + 1):  # The first one may compile.
-        clock = time.perf_counter()
-        jax.block_until_ready(act(agents, 0, observation, jax.random.PRNGKey(0), one, one))
-        times.append(time.perf_counter() - clock)
-    return min(times[1:])

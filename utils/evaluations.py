@@ -149,11 +149,8 @@ class Evaluations:
             run = self._lanes[number]
             root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
             run.log("eval", step, {"episodes": self._episodes} | row)
-            learning_curve(
-                *(root, root / "learning_curve.png"),
-                title=run.settings["env_name"],
-                online_from=online_from(run.settings),
-            )
+            picture, title = root / "learning_curve.png", run.settings["env_name"]
+            learning_curve(root, picture, title=title, online_from=online_from(run.settings))
             figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
             print(f"step {step}, {root.parent.name}/{root.name}: {figures}", flush=True)
 

@@ -21,7 +21,7 @@ from utils.evaluations import Evaluations, policy_of
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.observations import map_parts, shapes
 from utils.rendering import set_rendering_backend
-from utils.training import SEGMENT, act, lane, stack
+from utils.training import SEGMENT, decision_seconds, lane, stack
 from utils.video import VideoUnavailable, record
 
 LOGS = ("train", "eval", "timing")
@@ -311,12 +311,8 @@ class Program:
 
     def _milliseconds_per_action(self) -> float:
         """Median time to choose one environment action; a chunk, chosen for one observation, has several."""
-        seconds, one, observations = [], np.zeros(1, np.int32), map_parts(np.stack, [self.observation])
-        for _ in range(21):  # The first one compiles.
-            clock = time.perf_counter()
-            jax.block_until_ready(act(self.agents, 0, observations, jax.random.PRNGKey(0), one, one))
-            seconds.append(time.perf_counter() - clock)
-        return 1000 * float(np.median(seconds[1:])) / self.config.horizon_length
+        seconds = decision_seconds(self.agents, map_parts(np.stack, [self.observation]))
+        return 1000 * float(np.median(seconds)) / self.config.horizon_length
 
 
 def check_together(lanes: Sequence[Run]) -> None:

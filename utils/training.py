@@ -1,5 +1,6 @@
 """The fused training loop: many updates a call, agents of several seeds or settings side by side (lanes)."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -199,3 +200,13 @@ def act(agents: Any, index: int, observations: Any, key: jax.Array, episodes: ja
     agent = lane(agents, index)
     keys = jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(episodes, chunks)
     return jax.vmap(agent.sample_actions)(observations, keys)
+
+
+def decision_seconds(agents: Any, observations: Any, calls: int = 20) -> list[float]:
+    """Seconds of `calls` decisions of the first lane's agent, once it is compiled; observations: one, [1, o]."""
+    seconds, one = [], np.zeros(1, np.int32)
+    for _ in range(calls + 1):  # The first one compiles.
+        clock = time.perf_counter()
+        jax.block_until_ready(act(agents, 0, observations, jax.random.PRNGKey(0), one, one))
+        seconds.append(time.perf_counter() - clock)
+    return seconds[1:]
