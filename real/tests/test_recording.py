@@ -21,13 +21,11 @@ from lerobot.teleoperators import teleoperator
 from lerobot_robot_otql_sim import OtqlExpertConfig, OtqlSimConfig
 from lerobot_teleoperator_otql_reset import OtqlResetConfig
 
-import envs.panda
 from envs.gym_data import read_gym_dataset
 from envs.panda.experts import EXPERTS
 from real.import_rollouts import import_rollouts
 from real.lerobot_files import read_recording
 
-REPOSITORY = Path(envs.panda.__file__).parents[2]
 TASK = "OpenMicrowave-v0"
 
 
@@ -86,8 +84,10 @@ def test_unattended_command_and_import(tmp_path: Path) -> None:
         *("--dataset.repo_id=local/demonstrations", "--dataset.single_task=open the microwave"),
         *("--dataset.num_episodes=3", "--dataset.fps=100", "--dataset.push_to_hub=false", "--play_sounds=false"),
     ]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_LEROBOT_HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    environment = os.environ | {"HF_LEROBOT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     episodes = [simulate(index, tremor=2.0) for index in range(3)]
     assert labels_of(root) == [
@@ -123,7 +123,7 @@ def test_plugins_are_found_without_jax(tmp_path: Path) -> None:
         "names = ('otql_reset', 'otql_expert')\n"
         "print([make_teleoperator_from_config(TeleoperatorConfig.get_choice_class(name)()).name for name in names])\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_LEROBOT_HOME": str(tmp_path)}
+    environment = os.environ | {"HF_LEROBOT_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1:] == ["['otql_reset', 'otql_expert']"], done.stderr
 
