@@ -170,7 +170,7 @@ def _take_lock(lock_path: Path) -> IO[str]:
             lock_path.parent.mkdir(parents=True, exist_ok=True)
             lock = lock_path.open("w")
         except OSError as error:
-            raise UserError(f"cannot write {lock_path}: {error.strerror}; choose another --dataset_dir") from error
+            raise UserError(f"cannot write {lock_path}: {error.strerror}; choose another directory") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -18,6 +18,7 @@ import functools
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from matplotlib.ticker import EngFormatter
 
 from experiments import sweep
 from experiments.grids import COLLECTED, CPU, SHAKY, Grid
-from experiments.report_groups import Group, group_runs
+from experiments.report_groups import Group, differences, group_runs
 from experiments.report_runs import find_runs, show
 from utils import cli
 from utils.errors import UserError
@@ -109,25 +110,44 @@ def make_grid(study: str, scale: str) -> Grid:
 
 
 def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[str]]:
-    """The groups of runs that can be compared, in the order of the settings, and a line for each other one."""
+    """The groups of runs that can be compared, in the order of the settings, and a line for each other one.
+
+    They share all settings but those that are varied: those that most runs have.
+    """
     found, left_out = find_runs(directories)
     points, fields = [], STUDIES[study]
-    for group in group_runs(found, last=3):
-        values = tuple(group.runs[0].settings["config"][name] for name in fields)
+    groups = group_runs(found, last=3)
+    counts = Counter()
+    for group in groups:
+        counts[json.dumps(_others(study, group), sort_keys=True)] += 0 if group.apart else len(group.runs)
+    usual = json.loads(counts.most_common(1)[0][0])
+    for group in groups:
+        values = tuple(group.runs[0].settings["config"].get(name) for name in fields)
         if any(value not in own for value, own in zip(values, fields.values(), strict=True)):
             continue  # a run of an earlier version of the study
         name = ", ".join(f"{LABELS.get(field, field)} {show(v)}" for field, v in zip(fields, values, strict=True))
-        if group.apart:
-            left_out.append(f"{name}, {len(group.runs)} of the seeds: {'; '.join(group.apart)}")
+        changed = [
+            f"{key} {show(own)}, not {show(most)}" for key, own, most in differences(_others(study, group), usual)
+        ]
+        reasons = group.apart or [f"other settings: {', '.join(changed)}"][: len(changed)]
+        if reasons:
+            left_out.append(f"{name}, {len(group.runs)} of the seeds: {'; '.join(reasons)}")
         else:
             points.append(Point(values, group))
     points.sort(key=lambda point: [own.index(v) for own, v in zip(fields.values(), point.values, strict=True)])
     return points, left_out
 
 
+def _others(study: str, group: Group) -> dict[str, Any]:
+    """What must not differ between a study's runs: the settings that it does not vary, and the agent's file."""
+    settings = group.runs[0].settings
+    others = {name: value for name, value in settings["config"].items() if name not in STUDIES[study]}
+    return others | {"agent_module": settings.get("agent_module")}
+
+
 def table(study: str, points: Sequence[Point]) -> str:
     """The scores in Markdown; with several lines, also what the most Euler steps bring beyond each number of them."""
-    gap = len(STUDIES[study]) > 1
+    gap, most = len(STUDIES[study]) > 1, max(point.values[-1] for point in points)
     header = [*(LABELS.get(name, name) for name in STUDIES[study]), "score", "95 % interval", "seeds"]
     rows = []
     for point in points:
@@ -137,17 +157,17 @@ def table(study: str, points: Sequence[Point]) -> str:
         row += [f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "one seed"]
         row += [", ".join(f"{score:.2f}" for _, score in scores)]
         if gap:
-            line = [p for p in points if p.values[:-1] == point.values[:-1]]
-            row.append(f"{max(line, key=lambda p: p.values[-1]).group.mean - point.group.mean:+.2f}")
+            best = [p.group.mean for p in points if p.values == (*point.values[:-1], most)]
+            row.append(f"{best[0] - point.group.mean:+.2f}" if best else "–")
         rows.append(row)
-    header += [f"gain by {LABELS['flow_steps']} {show(max(p.values[-1] for p in points))}"] if gap and points else []
+    header += [f"gain by {LABELS['flow_steps']} {show(most)}"] if gap else []
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
 def curves_csv(study: str, scale: str, points: Sequence[Point]) -> str:
     """Every evaluation, a row each, below two comments: the command, and the settings that all share."""
     configs = [point.group.runs[0].settings["config"] for point in points]
-    shared = {k: v for k, v in configs[0].items() if all(config[k] == v for config in configs)}
+    shared = {k: v for k, v in configs[0].items() if all(config.get(k) == v for config in configs)}
     text = io.StringIO(f"# python -m experiments.ablate --study={study} --scale={scale}\n# {json.dumps(shared)}\n")
     text.seek(0, io.SEEK_END)
     writer = csv.writer(text, lineterminator="\n")
@@ -162,8 +182,8 @@ def curves_csv(study: str, scale: str, points: Sequence[Point]) -> str:
 
 def draw(study: str, points: Sequence[Point]) -> bytes:
     """Learning curves on the left, the score over the setting on the right, as PNG."""
-    axis = list(STUDIES[study])[-1]
-    ticks = list(dict.fromkeys(point.values[-1] for point in points))
+    axis, values = list(STUDIES[study].items())[-1]
+    ticks = [value for value in values if any(point.values[-1] == value for point in points)]
     lines = list(dict.fromkeys(point.values[:-1] for point in points))
     shades = dict(zip(ticks, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(ticks))), strict=True))
     styles = dict(zip(lines, ("-", "--", ":", "-."), strict=False))
@@ -178,7 +198,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
         for line in lines:
             _draw_scores(right, [p for p in points if p.values[:-1] == line], ticks, styles[line])
         left.xaxis.set_major_formatter(EngFormatter(sep=""))
-        left.set_xlabel("Environment steps" if points[0].group.runs[0].rollout_steps else "Updates")
+        left.set_xlabel("Updates" if points[0].group.runs[0].rollout_steps is None else "Environment steps")
         success = points[0].group.condition.metric == "success_rate"
         left.set_ylabel("Success rate" if success else "Mean return")
         if success:

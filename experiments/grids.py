@@ -4,11 +4,8 @@ from dataclasses import dataclass, field
 
 from envs.tasks import PANDA_TASKS, TABLE1_TASKS
 
-# What a program does if not told otherwise: flag → steps, whose sum is where a run ends.
-STEPS = {
-    "main.py": {"offline_steps": 1_000_000, "online_steps": 0},
-    "online_main.py": {"rollout_steps": 2_000, "online_steps": 8_000},
-}
+# Program → its flags whose sum is the step at which a run ends.
+STEPS = {"main.py": ("offline_steps", "online_steps"), "online_main.py": ("rollout_steps", "online_steps")}
 
 
 @dataclass(frozen=True)
@@ -19,6 +16,9 @@ class Grid:
         agents: names of files in agents/, or paths. env_names: tasks. seeds: 0 … seeds − 1 of each.
         program: main.py or online_main.py. flags: of every command.
         settings: name → flags that tell it from the others; '' is the grid's own run group, others stand beside it.
+
+    Raises:
+        ValueError: a field is of another kind, or empty.
     """
 
     agents: tuple[str, ...]
@@ -27,6 +27,17 @@ class Grid:
     program: str = "main.py"
     flags: tuple[str, ...] = ()
     settings: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
+
+    def __post_init__(self) -> None:
+        if self.program not in STEPS:
+            raise ValueError(f"program is {self.program}; it must be one of {', '.join(STEPS)}")
+        if type(self.seeds) is not int or self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}; it must be a number of seeds")
+        if not isinstance(self.settings, dict) or not all((self.settings, self.agents, self.env_names)):
+            raise ValueError("agents, env_names and settings, a dictionary, must not be empty")
+        for texts in (self.agents, self.env_names, self.flags, *self.settings.values()):
+            if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{texts!r} is no tuple of texts; one of a single text ends in a comma: ('text',)")
 
 
 def tasks(*domains: str) -> tuple[str, ...]:

@@ -177,7 +177,8 @@ def _reasons(group: Group, reference: Condition | None) -> list[str]:
     if not own.finished:
         planned = group.runs[0].planned
         reached = own.steps[-1] if own.steps else max(run.reached for run in group.runs)
-        progress = f"unfinished: {show_steps(reached)} of {show_steps(planned)} updates"
+        unit = "updates" if group.runs[0].rollout_steps is None else "environment steps"
+        progress = f"unfinished: {show_steps(reached)} of {show_steps(planned)} {unit}"
         result.append("no evaluations" if reached >= planned and not own.steps else progress)
     if reference is None:
         return result
@@ -218,7 +219,8 @@ def _notes(group: Group, last: int) -> list[str]:
     episodes = {int(count) for run in group.runs for count in run.episodes[-last:] if np.isfinite(count)}
     if group.runs[0].rollout_steps is not None:
         evaluated = [run.values[run.steps < run.rollout_steps] for run in group.runs]
-        base = f"; of the base: {np.mean(evaluated):.2f}" if evaluated[0].size else ""
+        means = [values.mean() for values in evaluated if values.size]
+        base = f"; of the base: {np.mean(means):.2f}" if means else ""
         result.append(f"environment steps, not updates{base}")
     if len(episodes) > 1:
         result.append(f"{' and '.join(map(str, sorted(episodes)))} episodes an evaluation")

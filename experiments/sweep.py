@@ -9,14 +9,17 @@ is done, running, queued, stopped and failed, with the last line of each failure
     python -m experiments.sweep --grid=table1 --backend=slurm --seeds_per_job=4 --partition=gpu --gpus_per_job=1
 """
 
+import contextlib
+import copy
 import functools
+import importlib
 import itertools
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -28,10 +31,19 @@ from experiments.sweep_jobs import Job, live_ids, run_here, submit
 from utils import cli, runs
 from utils.errors import UserError
 from utils.files import atomic_write_text
-from utils.program import define_flag
+from utils.program import define_flag, resolve
 
 FLAGS = flags.FlagValues()
 ACTIONS = ("start", "status", "report")
+NARROWING = ("agents", "env_names", "seeds")
+# What each backend alone has, and what every command gets from the sweep itself.
+OWN = {
+    "local": ("jobs", "gpus"),
+    "slurm": (
+        *("partition", "minutes", "gpus_per_job", "cpus_per_job", "memory_gb", "array_parallelism", "signal_seconds"),
+    ),
+}
+SET_HERE = ("agent", "env_name", "seed", "num_seeds", "save_dir", "run_group")
 
 _flag = functools.partial(define_flag, FLAGS)
 _flag("string", "grid", None, f"{', '.join(GRIDS)}, or a Python file that defines GRID.")
@@ -43,7 +55,7 @@ _flag("integer", "seeds_per_job", 1, "Seeds trained side by side in one job.", l
 _flag("list", "flags", [], "Flags of every command after the grid's, without dashes: offline_steps=500000,sparse.")
 _flag("enum", "backend", "local", "Where jobs run.", enum_values=["local", "slurm"])
 _flag("bool", "dry_run", False, "Only print the commands that would be started.")
-_flag("integer", "jobs", 1, "local: jobs at a time.", lower_bound=1)
+_flag("integer", "jobs", None, "local: jobs at a time; default: one, or one a GPU.", lower_bound=1)
 _flag("list", "gpus", [], "local: GPUs dealt out to the jobs, such as 0,1; none: the cores are.")
 _flag("string", "partition", None, "slurm: partition.")
 _flag("integer", "minutes", 24 * 60, "slurm: time limit of a job, which then goes on in a new one.", lower_bound=1)
@@ -83,51 +95,77 @@ def make_jobs(name: str, grid: Grid) -> list[Job]:
     """One job for each block of seeds of each agent, task and setting.
 
     Raises:
-        UserError: an unknown agent, task or setting of an agent.
+        UserError: an unknown agent, task, flag or setting of an agent, or two jobs with one directory.
     """
     seeds, jobs = range(FLAGS.seeds or grid.seeds), []
-    if grid.program not in STEPS:
-        raise UserError(f"the grid's program is {grid.program}; it must be one of {', '.join(STEPS)}")
     folder = Path(FLAGS.save_dir).expanduser() / name / ".sweep"
     env_names, agents = chosen("env_names", grid.env_names), chosen("agents", grid.agents)
     for (setting, own), env_name, agent in itertools.product(grid.settings.items(), env_names, agents):
         group = f"{name}-{setting}" if setting else name
-        given = (*grid.flags, *own, *(f"--{flag}" for flag in FLAGS.flags))
-        values = dict(text.removeprefix("--").partition("=")[::2] for text in given)
         path = agent if agent.endswith(".py") else f"agents/{agent}.py"
-        config, root = resolve(path, env_name, values), runs.run_root(FLAGS.save_dir, group, env_name)
+        command = f"--agent={path}", f"--env_name={env_name}", *grid.flags, *own, *asked(grid.flags, own)
+        values, overrides = parse(grid.program, command)
+        module, config, sparse, _ = resolve(values, parse_task(env_name), overrides)
+        root, stem = runs.run_root(FLAGS.save_dir, group, env_name), Path(path).stem
+        identity = {"env_name": env_name, "agent": stem, "agent_module": runs.agent_module(module), "sparse": sparse}
         for first in seeds[:: FLAGS.seeds_per_job]:
             block = seeds[first : first + FLAGS.seeds_per_job]
-            command = (
-                *(str(runs.ROOT / grid.program), f"--agent={path}", f"--env_name={env_name}", *given),
-                *(f"--seed={first}", f"--num_seeds={len(block)}"),
-                *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"),
+            lanes = runs.make_lanes(config, block, values.vary, root, stem)
+            jobs.append(
+                Job(
+                    name="-".join(part for part in (stem, root.name, setting, f"sd{first}") if part),
+                    command=(
+                        *(str(runs.ROOT / grid.program), *command, f"--seed={first}", f"--num_seeds={len(block)}"),
+                        *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"),
+                    ),
+                    folder=folder,
+                    directories=tuple(lane.directory for lane in lanes),
+                    total=sum(values[flag].value for flag in STEPS[grid.program]),
+                    settings=tuple(identity | {"seed": x.seed, "config": x.config.to_dict()} for x in lanes),
+                )
             )
-            lanes = runs.make_lanes(config, block, values.get("vary"), root, Path(path).stem)
-            label = "-".join(part for part in (Path(path).stem, root.name, setting, f"sd{first}") if part)
-            jobs.append(Job(label, command, folder, tuple(lane.directory for lane in lanes), total(grid, values)))
+    directory, times = Counter(directory for job in jobs for directory in job.directories).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{times} of the grid's commands would write {directory}; give their settings names")
     return jobs
 
 
-def resolve(path: str, env_name: str, values: dict[str, str]) -> Any:
-    """The settings of a command's agent, as the program itself resolves them."""
-    overrides = {k.removeprefix("agent."): v for k, v in values.items() if k.startswith("agent.")}
-    domain, preset = parse_task(env_name).domain, values.get("preset", "paper")
-    return runs.resolve_config(runs.load_agent(path), domain, preset, overrides)[0]
+def asked(shared: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The command line's --flags, with dashes.
+
+    Raises:
+        UserError: one is what the sweep sets itself, or what tells the grid's settings apart.
+    """
+    given = [f"--{flag.lstrip('-')}" for flag in FLAGS.flags]
+    for name in map(_name, (*shared, *own, *given)):
+        if name in SET_HERE:
+            raise UserError(f"--{name} is set by the sweep itself; it is no flag of every command")
+    varied = {_name(flag) for flag in own} | {flag.split("=")[1] for flag in own if flag.startswith("--vary=")}
+    if both := varied.intersection(map(_name, given)):
+        raise UserError(f"--flags={min(both)}: it is what the grid varies")
+    return given
 
 
-def total(grid: Grid, values: dict[str, str]) -> int:
-    """The step at which a command's runs end."""
-    try:
-        return sum(int(values.get(flag, steps)) for flag, steps in STEPS[grid.program].items())
-    except ValueError as error:
-        raise UserError(f"{error}: the steps of a run are no whole numbers") from error
+def _name(flag: str) -> str:
+    return flag.lstrip("-").partition("=")[0]
+
+
+def parse(program: str, command: Sequence[str]) -> tuple[flags.FlagValues, dict[str, str]]:
+    """A command's flags as its program reads them, and its settings of the agent.
+
+    Raises:
+        UserError: as the program would.
+    """
+    values = copy.deepcopy(importlib.import_module(program.removesuffix(".py")).FLAGS)
+    values.unparse_flags()
+    return values, cli.parse((program, *command), values)
 
 
 def queued(folder: Path) -> set[str]:
     """Names of the jobs that Slurm has."""
-    path, live = folder / "submitted.json", live_ids()
+    path = folder / "submitted.json"
     ids = runs.read_json(path) if path.exists() else {}
+    live = live_ids() if ids else set()
     return {name for name, job_id in ids.items() if job_id in live}
 
 
@@ -135,12 +173,14 @@ def start(jobs: list[Job], folder: Path) -> None:
     """Starts what is neither finished nor under way."""
     names = queued(folder)
     states = {job: job.state(job.name in names)[0] for job in jobs}
+    if other := next((job.other() for job in jobs if states[job] == "other"), ""):
+        raise UserError(f"{other}; use another --save_dir")
     due = [job for job in jobs if states[job] not in ("done", "running", "queued")]
     counts = Counter(states.values())
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f"; {len(due)} to start", file=sys.stderr)
     if FLAGS.dry_run:
         for job in due:
-            print("python", " ".join(job.command))
+            print("python", shlex.join(job.command))
     elif due and FLAGS.backend == "slurm":
         parameters = {
             "job_name": folder.parent.name,
@@ -162,7 +202,8 @@ def start(jobs: list[Job], folder: Path) -> None:
         print(f"submitted {len(due)} jobs, {ids[0]} to {ids[-1]}")
     elif due:
         failed = []
-        for job in tqdm(run_here(due, FLAGS.jobs, FLAGS.gpus), total=len(due), unit="job"):
+        slots = FLAGS.jobs or len(FLAGS.gpus) or 1
+        for job in tqdm(run_here(due, slots, FLAGS.gpus), total=len(due), unit="job"):
             state, note = job.state()
             if state != "done":
                 failed.append(job)
@@ -202,16 +243,23 @@ def act(actions: Sequence[str], name: str, grid: Grid, report: Callable[[list[Pa
         raise UserError(f"'{' '.join(actions)}' is none of {', '.join(ACTIONS)}")
     root = Path(FLAGS.save_dir).expanduser()
     folder = root / name / ".sweep"
-    if action == "report":
+    for backend, names in OWN.items():
+        if backend != FLAGS.backend and (wrong := [name for name in names if FLAGS[name].present]):
+            raise UserError(f"--{wrong[0]} is for --backend={backend}; this is {FLAGS.backend}")
+    if action == "report" and not any(FLAGS[name].present for name in NARROWING):
         groups = [root / (f"{name}-{setting}" if setting else name) for setting in grid.settings]
         report([group for group in groups if group.is_dir()] or groups[:1], root / name / "report")
         return
     jobs = make_jobs(name, grid)
+    if action == "report":
+        directories = [directory for job in jobs for directory in job.directories]
+        report([one for one in directories if one.is_dir()] or directories[:1], root / name / "report")
+        return
     if action == "status":
         status(jobs, folder)
         return
     # Of two that are started at once, the second sees what the first has submitted, or waits for its local jobs.
-    with only_one(folder.with_suffix(".lock")):
+    with contextlib.nullcontext() if FLAGS.dry_run else only_one(folder.with_suffix(".lock")):
         start(jobs, folder)
 
 

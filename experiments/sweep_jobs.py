@@ -3,13 +3,14 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from utils.cli import Signals
 from utils.errors import UserError
 from utils.files import atomic_write_text, disk_errors
 
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = (*(128 + number for number in SIGNALS), *(-number for number in SIGNALS), -signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Job:
 
     Attributes:
         name: unique in the sweep. command: without the interpreter. folder: of log and outcome.
-        directories: of the runs that it makes. total: step at which they end.
+        directories: of the runs that it makes. total: step at which they end. settings: what tells each run from
+            another one in its directory, as in its flags.json.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Job:
     folder: Path
     directories: tuple[Path, ...]
     total: int
+    settings: tuple[dict[str, Any], ...] = field(compare=False)
 
     @property
     def log(self) -> Path:
@@ -49,8 +53,17 @@ class Job:
         saved = [_saved(directory, self.total) for directory in self.directories]
         return sum(saved) / (self.total * len(saved))
 
+    def other(self) -> str:
+        """Says that a directory has a run of other settings, and of which; '' if none has."""
+        for directory, settings in zip(self.directories, self.settings, strict=True):
+            if difference := runs.other_run(directory, settings):
+                return f"{directory} {difference}"
+        return ""
+
     def state(self, queued: bool = False) -> tuple[str, str]:
-        """'done', 'running', 'queued', 'failed', 'stopped' or 'waiting', and what there is to say of it."""
+        """'other', 'done', 'running', 'queued', 'failed', 'stopped' or 'waiting', and what there is to say of it."""
+        if other := self.other():
+            return "other", other
         if all(_finished(directory, self.total) for directory in self.directories):
             return "done", ""
         progress = self.progress()
@@ -117,33 +130,40 @@ def _locked(directory: Path) -> bool:
     try:
         with (directory / ".lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # There is none, or it is not for this user to work in.
+        return False
     return False
 
 
 # Here
+
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 def run_here(jobs: Sequence[Job], slots: int, gpus: Sequence[str]) -> Iterator[Job]:
     """Runs jobs on this machine, `slots` at a time; yields each one as it ends.
 
     Args:
-        gpus: what the slots get in turn as CUDA_VISIBLE_DEVICES; none: the cores are dealt out instead.
+        gpus: what the slots get in turn as CUDA_VISIBLE_DEVICES, with an equal share of its memory where several
+            have the same; none: the cores are dealt out instead.
 
     Raises:
         Interrupted: a signal came; the running jobs were told and have saved.
     """
     waiting, running, free = list(jobs), {}, list(range(slots))
     cores = sorted(os.sched_getaffinity(0))
+    share = {}
+    if slots > len(gpus) > 0 and MEMORY not in os.environ:
+        # By default JAX takes three quarters of a GPU's memory, whoever else is there.
+        share = {MEMORY: f"{0.9 / math.ceil(slots / len(gpus)):.2f}"}
     signals = Signals()
     try:
         while waiting or running:
             while waiting and free:
                 slot, job = free.pop(0), waiting.pop(0)
-                environment = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+                environment = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} | share if gpus else {}
                 # As many slots as cores or more: a core each.
                 own = () if gpus or slots == 1 else cores[slot % len(cores) :: min(slots, len(cores))]
                 running[slot] = job, job.start(environment, own)
@@ -219,12 +239,20 @@ def submit(jobs: Sequence[Job], folder: Path, parameters: dict[str, Any]) -> lis
 
 
 def live_ids() -> set[str]:
-    """Slurm's ids of this user's jobs that wait or run, '123_4' for one of an array; empty where there is no Slurm."""
+    """Slurm's ids of this user's jobs that wait or run, '123_4' for one of an array; empty where there is no Slurm.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
         return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    except (OSError, subprocess.CalledProcessError):
+    except FileNotFoundError:
         return set()
+    except (OSError, subprocess.CalledProcessError) as error:
+        # Taken for an empty queue, everything in it would be submitted again.
+        said = " ".join(str(getattr(error, "stderr", "") or error).split())
+        raise UserError(f"squeue does not say what is queued: {said}; try again") from error
 
 
 def _submitit() -> Any:

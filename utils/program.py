@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,9 @@ import jax
 import numpy as np
 from absl import flags
 from flax.serialization import from_state_dict, to_state_dict
+from ml_collections import ConfigDict
 
+from envs.tasks import Task
 from utils import checkpoints, cli, runs
 from utils.datasets import example_batch
 from utils.errors import UserError
@@ -60,6 +63,24 @@ def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: in
     flag("enum", "wandb", "disabled", "Weights & Biases.", enum_values=["online", "offline", "disabled"])
     flag("integer", "horizon_length", None, "Actions in a chunk; default: the preset's.", lower_bound=1)
     flag("bool", "sparse", None, "Rewards -1 until solved, then 0; default: the preset's.")
+
+
+def resolve(
+    values: flags.FlagValues, task: Task, overrides: dict[str, str]
+) -> tuple[ModuleType, ConfigDict, bool, str]:
+    """What flags ask for: the agent's module, its config, whether rewards are made sparse, a line on the preset.
+
+    Args:
+        values: the parsed flags of `define_flags`. overrides: from `cli.parse`.
+
+    Raises:
+        UserError: an agent or a setting that there is not.
+    """
+    given = {k: values[k].value for k in ("horizon_length", "sparse") if values[k].value is not None}
+    if given.keys() & overrides.keys():
+        raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
+    module = runs.load_agent(values.agent)
+    return module, *runs.resolve_config(module, task.domain, values.preset, overrides | given)
 
 
 class Run:
@@ -110,7 +131,7 @@ class Program:
     def __init__(
         self,
         values: flags.FlagValues,
-        task: Any,
+        task: Task,
         overrides: dict[str, str],
         ends: Sequence[int],
         logs: Sequence[str] = (),
@@ -122,24 +143,20 @@ class Program:
             ends: steps at which a phase ends, ascending; the last one is the program's end.
             logs: CSV files besides LOGS.
         """
-        self.flags, self.task, self.ends, self.module = values, task, tuple(ends), runs.load_agent(values.agent)
+        self.flags, self.task, self.ends = values, task, tuple(ends)
+        self.module, self.config, self.sparse, note = resolve(values, task, overrides)
         self.total, self._logs = self.ends[-1], (*LOGS, *logs)
         self._episodes = 0 if task.kind == "robot" else values.eval_episodes
         if task.kind == "robot" and (logs or values.video_episodes):
             raise UserError(f"{task.name} has no simulation, only data: no online training and no videos of it")
-        given = {k: values[k].value for k in ("horizon_length", "sparse") if values[k].value is not None}
         if task.rendered and (self._episodes or logs):
             set_rendering_backend()
-        if given.keys() & overrides.keys():
-            raise UserError("--horizon_length and --agent.horizon_length are one setting; give one of them")
-        self.config, self.sparse, note = runs.resolve_config(self.module, task.domain, values.preset, overrides | given)
         agent, env_name = Path(values.agent).stem, values.env_name
         root = runs.run_root(values.save_dir, values.run_group, env_name)
         seeds = range(values.seed, values.seed + values.num_seeds)
         settings = {"env_name": env_name, "agent": agent, "sparse": self.sparse, "domain": task.domain, "preset": note}
         # Two agent files of one name share a directory, but never a run.
-        name = self.module.__name__
-        settings["agent_module"] = name if name.startswith("agents.") else self.module.__file__
+        settings["agent_module"] = runs.agent_module(self.module)
         settings |= {"flags": values.flag_values_dict(), "steps": self.total}
         self.base, self.base_steps = None, 0
         lanes = [Run(spec, settings) for spec in runs.make_lanes(self.config, seeds, values.vary, root, agent)]

@@ -78,6 +78,11 @@ def load_agent(path: str) -> ModuleType:
 NOT_AGENTS = {"__init__", "base", "soft"}
 
 
+def agent_module(module: ModuleType) -> str:
+    """What tells agent files of one name apart: a module of the project by its name, another one by its file."""
+    return module.__name__ if module.__name__.startswith("agents.") else module.__file__
+
+
 def resolve_config(
     module: ModuleType, domain: str, preset: str, overrides: dict[str, Any]
 ) -> tuple[ml_collections.ConfigDict, bool, str]:
@@ -234,15 +239,36 @@ def make_lanes(
     return lanes
 
 
+# A run may be resumed with other intervals, but not with another one of these.
+IDENTITY = ("env_name", "agent", "agent_module", "seed", "sparse", "config", "dataset")
+
+
+def recorded(directory: Path) -> dict[str, Any]:
+    """The settings of the run that was begun in a directory, or none."""
+    path = directory / "flags.json"
+    return read_json(path) if path.exists() else {}
+
+
+def other_run(directory: Path, settings: dict[str, Any]) -> str:
+    """Says in what the run that was begun in a directory differs from one of these settings; '' if in nothing."""
+    old, new = recorded(directory), json.loads(json.dumps(settings, default=list))
+    for key in (key for key in IDENTITY if key in old and key in new):
+        was, now = old[key], new[key]
+        if was == now:
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            field = next(k for k in sorted({*was, *now}) if was.get(k) != now.get(k))
+            key, was, now = f"{key}.{field}", was.get(field), now.get(field)
+        return f"holds a run with {key} = {was}, not {now}"
+    return ""
+
+
 class RunFiles:
     """The directory of one run: settings, finish mark and lock.
 
     Raises:
         UserError: the directory cannot be written, another process works in it, or it holds a run of other settings.
     """
-
-    # A run may be resumed with other intervals, but not with another one of these.
-    IDENTITY = ("env_name", "agent", "agent_module", "seed", "sparse", "config", "dataset")
 
     def __init__(self, directory: Path, settings: dict[str, Any]):
         self.directory = directory
@@ -268,23 +294,12 @@ class RunFiles:
         atomic_write_text(self.directory / "flags.json", text + "\n")
 
     def _refuse_other(self, settings: dict[str, Any]) -> None:
-        old = self.recorded()
-        new = json.loads(json.dumps(settings, default=list))
-        for key in (key for key in self.IDENTITY if key in old and key in new):
-            was, now = old[key], new[key]
-            if was == now:
-                continue
-            if isinstance(was, dict) and isinstance(now, dict):
-                field = next(k for k in sorted({*was, *now}) if was.get(k) != now.get(k))
-                key, was, now = f"{key}.{field}", was.get(field), now.get(field)
-            raise UserError(
-                f"{self.directory} holds a run with {key} = {was}, not {now}; use another --run_group or --save_dir"
-            )
+        if difference := other_run(self.directory, settings):
+            raise UserError(f"{self.directory} {difference}; use another --run_group or --save_dir")
 
     def recorded(self) -> dict[str, Any]:
         """The settings of the run that was begun here, or none."""
-        path = self.directory / "flags.json"
-        return read_json(path) if path.exists() else {}
+        return recorded(self.directory)
 
     def begun(self) -> bool:
         """Whether the run was ever started, even if it has no checkpoint yet."""

@@ -102,6 +102,33 @@ def test_coupling_says_what_more_steps_would_bring(tmp_path, capsys):
     assert {row[3] for row in rows} == {"one seed"}
 
 
+def test_a_half_finished_coupling_study(tmp_path, figures):
+    """A line without the most Euler steps has no gain by them, and the axis keeps its order."""
+    for coupling, nfe in (("ot", 2), ("ot", 10), ("independent", 3)):
+        write_run(tmp_path / f"{coupling}{nfe}", (0, 0.5, 0.5, 0.5), config={"coupling": coupling, "flow_steps": nfe})
+    points, _ = ablate.find_points("coupling", [tmp_path])
+    ablate.draw("coupling", points)
+    assert [label.get_text() for label in figures[0].axes[1].get_xticklabels()] == ["2", "3", "10"]
+    rows = [row.split(" | ") for row in ablate.table("coupling", points).splitlines()]
+    assert rows[0][-1] == "gain by NFE 10 |" and [row[-1] for row in rows[2:]] == ["+0.00 |", "+0.00 |", "– |"]
+
+
+def test_only_what_is_studied_differs(tmp_path, capsys):
+    """Runs with another setting, or of another agent file, are told of and left out."""
+    write_study(tmp_path, {1: (0.5, 0.5), 2: (0.5,)}, field="flow_steps")
+    for name, others in (("a", {"lr": 9.0}), ("b", {"image_components": 16})):
+        write_run(tmp_path / name, (0, 0.9, 0.9, 0.9), seed=7, config={"flow_steps": 3} | others)
+    write_run(tmp_path / "c", (0, 0.9, 0.9, 0.9), seed=7, config={"flow_steps": 3}, agent_module="/mine/otql.py")
+    ablate.report("nfe", "laptop", [tmp_path], tmp_path / "report")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:4] for line in lines if line.startswith("| ")][2:] == ["| 1 ", "| 2 "]
+    assert sorted(line for line in lines if line.startswith("- ")) == [
+        "- left out: NFE 3, 1 of the seeds: other settings: agent_module /mine/otql.py, not agents.otql",
+        "- left out: NFE 3, 1 of the seeds: other settings: image_components 16, not –",
+        "- left out: NFE 3, 1 of the seeds: other settings: lr 9, not –",
+    ]
+
+
 def test_nothing_to_compare_yet(tmp_path, monkeypatch):
     write_study(tmp_path / "ablate-laptop-lam", {0.4: (0.5,), 1.0: (0.5,)}, finished=False)
     message = refused("--study=lam", f"--save_dir={tmp_path}", "report", program=ablate)

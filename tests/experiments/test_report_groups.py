@@ -267,3 +267,11 @@ def test_online_runs_are_said_to_be_such_with_their_base(tmp_path):
     (group,) = groups_of(tmp_path, last=1)
     assert not group.apart and group.mean == pytest.approx(0.8)
     assert "environment steps, not updates; of the base: 0.35" in group.notes
+    # A seed that was evaluated more often counts no more; one that is under way is told of in its own unit.
+    write_run(tmp_path, (0.8, 0.9), env="OpenMicrowave-v0", steps=(1_000, 3_000), seed=2, flags=flags, total=3_000)
+    write_run(
+        tmp_path, (0.1,), env="OpenMicrowave-v0", steps=(1_000,), seed=3, flags=flags, total=3_000, finished=False
+    )
+    half, group = sorted(groups_of(tmp_path, last=1), key=lambda group: len(group.runs))
+    assert "environment steps, not updates; of the base: 0.50" in group.notes
+    assert half.apart == ["unfinished: 1k of 3k environment steps"]

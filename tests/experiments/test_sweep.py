@@ -1,7 +1,10 @@
 """Sweeps: what is started, what is left out, and that a run that was cut short ends as an unbroken one."""
 
 import importlib
+import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,8 +18,10 @@ from tiny_runs import BC, POINTMAZE, assert_same_run, call, refused, run_main
 
 import main
 import online_main
+from envs.files import only_one
 from experiments import sweep
 from experiments.grids import GRIDS, STEPS
+from experiments.sweep_jobs import Job, run_here
 from utils import checkpoints, runs
 
 SHARED = (*BC, "--log_interval=2", "--save_interval=2")
@@ -52,8 +57,7 @@ def states(*flags):
 
 @pytest.mark.parametrize("program", [main, online_main])
 def test_known_steps_are_those_of_the_programs(program):
-    for flag, steps in STEPS[f"{program.__name__}.py"].items():
-        assert program.FLAGS[flag].default == steps
+    assert {*STEPS[f"{program.__name__}.py"]} <= set(program.FLAGS)
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -82,11 +86,11 @@ def test_table_1_is_ten_methods_on_forty_tasks(tmp_path):
 def test_local_sweep_finishes_and_leaves_out_what_is_done(write_grid, tmp_path):
     """A failure is shown with its last line and tried again; what is done is not started again."""
     flags = write_grid(settings={"": (), "lr": ("--agent.lr=1e-3",)})
-    wrong = (*flags, "--flags=video_frame_skip=0")
+    wrong = (*flags, "--flags=start_from=nowhere")
     outcome = run_sweep(*wrong)
     assert outcome.code == 2 and "4 of 4 jobs did not finish" in outcome.err
     failed = run_sweep(*wrong, "status").out
-    assert "4 failed" in failed and failed.count("error: flag --video_frame_skip=0: 0 is not a positive integer") == 4
+    assert "4 failed" in failed and failed.count("/nowhere is not the directory of a run") == 4
 
     outcome = run_sweep(*flags, "--jobs=2")
     assert outcome.code == 0, outcome.err
@@ -95,6 +99,15 @@ def test_local_sweep_finishes_and_leaves_out_what_is_done(write_grid, tmp_path):
     assert states(*flags) == {} and "4 done" in run_sweep(*flags, "status").out
     assert "4 done; 0 to start" in run_sweep(*flags).err
     assert "| " in run_sweep(*flags, "report").out
+    assert "Seeds a figure: 2." in run_sweep(*flags, "report").out
+    assert "Seeds a figure: 1." in run_sweep(*flags, "--seeds=1", "report").out
+
+    # What is done with other settings is not taken for done.
+    changed = (*flags, "--flags=agent.batch_size=9")
+    assert "bc/sd0 holds a run with config.batch_size = 8, not 9; use another --save_dir" in refused(
+        *changed, program=sweep
+    )
+    assert "4 other" in run_sweep(*changed, "status").out
 
 
 def test_interrupted_sweep_goes_on(write_grid, pointmaze, tmp_path):
@@ -119,13 +132,69 @@ def test_refusals(write_grid, tmp_path):
     for wrong, text in [
         (("--grid=nothing",), "none of table1"),
         (("--agents=otql",), "the grid has no otql; it has bc"),
-        (("--flags=offline_steps=many",), "no whole numbers"),
+        (("--flags=offline_steps=many",), "--offline_steps=many"),
+        (("--flags=offline_steps=0",), "--offline_steps=0"),
+        (("--flags=ofline_steps=4",), "Unknown command line flag 'ofline_steps'"),
         (("--flags=agent.lm=3",), "no setting 'lm'"),
+        (("--flags=env_name=cube-single-play-singletask-task1-v0",), "--env_name is set by the sweep itself"),
+        (("--flags=--seed=7",), "--seed is set by the sweep itself"),
+        (("--partition=gpu",), "--partition is for --backend=slurm; this is local"),
+        (("--backend=slurm", "--jobs=2"), "--jobs is for --backend=local; this is slurm"),
+        (("--save_dir=/proc/nowhere",), "cannot write /proc/nowhere"),
         (("stop",), "'stop' is none of start, status, report"),
     ]:
         assert text in refused(*flags, *wrong, program=sweep)
     (tmp_path / "empty.py").write_text("x = 1\n")
     assert "defines no GRID" in refused(f"--grid={tmp_path / 'empty.py'}", program=sweep)
+    varied = write_grid(settings={"lr": ("--agent.lr=1e-3",), "tau": ("--vary=agent.tau=0.1,0.2",)})
+    for name in ("lr", "tau"):
+        assert "it is what the grid varies" in refused(*varied, f"--flags=agent.{name}=1", program=sweep)
+    twice = "GRID = Grid(('bc', '{}/agents/bc.py'), ('{}',), 1)"
+    for grid, text in [
+        ("GRID = Grid((), ('a',), 1)", "must not be empty"),
+        ("GRID = Grid(('bc',), ('a',), 0)", "seeds is 0"),
+        ("GRID = Grid(('bc',), ('a',), 1, flags=('--offline_steps=5'))", "ends in a comma"),
+        ("GRID = Grid(('bc',), ('a',), 1, settings={'a': '--agent.lr=1e-3'})", "ends in a comma"),
+        ("GRID = Grid(('bc',), ('a',), 1, program='mine.py')", "program is mine.py"),
+        (twice.format(runs.ROOT, POINTMAZE), "2 of the grid's commands would write exp/wrong"),
+    ]:
+        (tmp_path / "wrong.py").write_text(f"from experiments.grids import Grid\n{grid}\n")
+        assert text in refused(f"--grid={tmp_path / 'wrong.py'}", "--dry_run", program=sweep)
+
+
+def test_dry_run_waits_for_nobody_and_can_be_pasted(write_grid, tmp_path):
+    grid, _ = write_grid()
+    flags = grid, f"--save_dir={tmp_path / 'my runs'}", "--dry_run"
+    with only_one(tmp_path / "my runs" / "small" / ".sweep.lock"):
+        lines = run_sweep(*flags).out.splitlines()
+    assert len(lines) == 2 and all(f"--save_dir={tmp_path / 'my runs'}" in shlex.split(line) for line in lines)
+
+
+def test_a_queue_that_does_not_answer_is_not_an_empty_one(write_grid, tmp_path, monkeypatch):
+    flags = (*write_grid(), "--backend=slurm")
+    name = f"bc-{POINTMAZE}-sd0"
+    (folder := tmp_path / "exp" / "small" / ".sweep").mkdir(parents=True)
+    (folder / "submitted.json").write_text(json.dumps({name: "12_0"}))
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    for script, code in (("echo 12_0", 0), ("echo Socket timed out >&2; exit 1", 2)):
+        squeue.write_text(f"#!/bin/sh\n{script}\n")
+        squeue.chmod(0o755)
+        outcome = run_sweep(*flags, "--dry_run")
+        assert outcome.code == code, outcome
+        assert ("1 queued, 1 waiting; 1 to start" if code == 0 else "Socket timed out; try again") in outcome.err
+
+
+@pytest.mark.parametrize(
+    "slots,gpus,expected", [(2, ["4", "5"], ["4 -", "5 -"]), (3, ["4", "5"], ["4 0.45", "5 0.45"])]
+)
+def test_gpus_are_dealt_out_and_shared(slots, gpus, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '-'))"
+    jobs = [Job(str(number), ("-c", code), tmp_path, (), 1, ()) for number in range(2)]
+    assert len(list(run_here(jobs, slots, gpus))) == 2
+    assert [job.log.read_text().strip() for job in jobs] == expected
 
 
 def wait_for(condition, seconds=240):
