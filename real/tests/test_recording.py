@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,6 +251,16 @@ def test_person_resets_a_real_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Arm.sent.count(1.25) == 3  # Where it stood, at each of the three resets.
     line = import_rollouts([tmp_path / "r"], tmp_path / "a.npz")
     assert "3 episodes, 2 solved" in line
+
+
+def test_resets_longer_than_lerobots_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:
+    """End by it; a flag beside it would end the next episode before its first frame."""
+    answers += ["y", "", "y", "", "y"]
+    monkeypatch.setattr(builtins, "input", lambda _: time.sleep(0.03) or answers.pop(0))
+    policy = fake_policy(monkeypatch, 1)
+    times = {"episode_time_s": 0.05, "reset_time_s": 0.04, "num_episodes": 3, "fps": 100}
+    record(tmp_path / "r", ArmConfig(), OtqlResetConfig(), policy, **times)
+    assert len(labels_of(tmp_path / "r")) == 3 and Arm.sent.count(1.25) == 2
 
 
 def test_reset_without_questions_on_success(

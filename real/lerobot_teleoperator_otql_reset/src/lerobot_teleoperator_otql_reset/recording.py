@@ -6,8 +6,12 @@ needs a display. Nothing of LeRobot is replaced; what is set in `events` is what
 """
 
 import dataclasses
+import math
 import sys
+import time
 from typing import Any, NoReturn
+
+_MARGIN = 1.0  # Seconds; what is left of a frame after a plugin's call takes less.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Recording:
         events: LeRobot's flags; empty before both devices are connected.
         has_policy: whether a policy acts, and the teleoperator only while the scene is reset.
         resetting: whether the scene is being reset. The episode before is then not saved yet.
+        deadline: when LeRobot's clock ends the episode or the reset, in seconds of `time.perf_counter`.
     """
 
     robot: Any
@@ -27,6 +32,7 @@ class Recording:
     events: dict[str, bool]
     has_policy: bool
     resetting: bool
+    deadline: float
 
     @property
     def saved(self) -> int:
@@ -41,20 +47,24 @@ class Recording:
     def end_phase(self, again: bool = False) -> None:
         """Ends the episode or the reset; `again`: the episode is thrown away and recorded anew."""
         self.events["rerecord_episode"] |= again
-        self.events["exit_early"] = True
+        left = self.deadline - time.perf_counter()
+        if left > _MARGIN:
+            self.events["exit_early"] = True
+        else:  # A flag that LeRobot does not read any more would end the next episode before its first frame.
+            time.sleep(max(left, 0))
 
 
 def current() -> Recording | None:
     """The recording that the caller is called from; None if it is another program."""
-    frame, resetting = sys._getframe(1), False
+    frame, resetting, deadline = sys._getframe(1), False, math.inf
     while frame is not None:
         if frame.f_code.co_filename.endswith("lerobot_record.py"):
             found = frame.f_locals
             if frame.f_code.co_name == "record_loop":
-                resetting = found["dataset"] is None
+                resetting, deadline = found["dataset"] is None, found["start_episode_t"] + found["control_time_s"]
             elif frame.f_code.co_name == "record" and found.get("dataset") is not None:
                 events, has_policy = found.get("events", {}), found.get("policy") is not None
-                return Recording(found["robot"], found["dataset"], events, has_policy, resetting)
+                return Recording(found["robot"], found["dataset"], events, has_policy, resetting, deadline)
         frame = frame.f_back
     return None
 
