@@ -129,10 +129,12 @@ def _ask(recording: Recording, known: dict[int, bool]) -> dict[int, bool]:
             raise UserError(f"success of episode {i} of {root} is unknown; give --labels, or start this at a terminal")
         seen = "".join(f"\n  {video}" for video in videos_of(root, i))
         answer = ""
+        question = f"Episode {i} of {root}, {len(episode.actions)} frames.{seen}\n  success? [y/n] "
         while answer not in ("y", "n"):
-            answer = input(f"Episode {i} of {root}, {len(episode.actions)} frames.{seen}\n  success? [y/n] ").lower()[
-                :1
-            ]
+            try:
+                answer = input(question).lower()[:1]
+            except EOFError:
+                raise UserError(f"success of episode {i} of {root} is unknown; answer, or give --labels") from None
         known[i] = answer == "y"
         lengths = {j: len(recording.episodes[j].actions) for j in sorted(known)}
         labels = [{"episode_index": j, "success": known[j], "steps": steps} for j, steps in lengths.items()]

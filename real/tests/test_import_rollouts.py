@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -149,6 +150,15 @@ def test_asks_for_what_has_no_label(
     assert [label["success"] for label in kept] == [True, False]
     import_rollouts([root], tmp_path / "b.npz")
     np.testing.assert_array_equal(load(tmp_path / "a.npz")["rewards"], load(tmp_path / "b.npz")["rewards"])
+
+
+def test_questions_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End of file, Ctrl-D, is one line."""
+    write_recording(tmp_path / "r")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
+    with pytest.raises(UserError, match=r"success of episode 0 .* is unknown; answer, or give --labels"):
+        import_rollouts([tmp_path / "r"], tmp_path / "a.npz")
 
 
 def nan_state() -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium
 import numpy as np
@@ -55,7 +56,8 @@ def record(root: Path, robot: RobotConfig, teleop: Any = None, policy: Any = Non
 
 
 def labels_of(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / "labels.jsonl").read_text().splitlines()]
+    path = root / "labels.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def simulate(
@@ -251,6 +253,24 @@ def test_person_resets_a_real_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Arm.sent.count(1.25) == 3  # Where it stood, at each of the three resets.
     line = import_rollouts([tmp_path / "r"], tmp_path / "a.npz")
     assert "3 episodes, 2 solved" in line
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, EOFError])
+@pytest.mark.parametrize(
+    ("given", "success"), [(["y", None], [True]), ([None, "n"], [False]), ([None, None], []), (["r", None], [])]
+)
+def test_interrupted_questions_end_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list, success: list[bool], interrupt: type[BaseException]
+) -> None:
+    """What is recorded is saved, what is answered kept; only what `r` throws away is lost."""
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    replies = iter([interrupt if answer is None else answer for answer in given])
+    monkeypatch.setattr(builtins, "input", Mock(side_effect=replies))
+    policy = fake_policy(monkeypatch, 1)
+    record(tmp_path / "r", ArmConfig(), OtqlResetConfig(), policy, episode_time_s=0.03, fps=100)
+    assert [label["success"] for label in labels_of(tmp_path / "r")] == success
+    assert json.loads((tmp_path / "r/meta/info.json").read_text())["total_episodes"] == (given[0] != "r")
+    assert next(replies, None) is None
 
 
 def test_resets_longer_than_lerobots_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:

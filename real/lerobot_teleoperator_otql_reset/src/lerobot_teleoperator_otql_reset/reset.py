@@ -2,10 +2,12 @@
 
 Without a teleoperator, LeRobot 0.4's loop never leaves the reset that follows a policy's episode. This one needs no
 hardware: at the terminal it asks whether the episode succeeded (`r`: throw it away and record it again), keeps the
-arm where it is until Enter says that the scene is reset, and ends the phase. A robot that resets itself (`otql_sim`) is
-not waited for. The answers go to `labels.jsonl` in the dataset's folder.
+arm where it is until Enter says that the scene is reset, and ends the phase. Ctrl-C or Ctrl-D at a question saves the
+episode and ends the recording. A robot that resets itself (`otql_sim`) is not waited for. The answers go to
+`labels.jsonl` in the dataset's folder.
 """
 
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -64,13 +66,16 @@ class OtqlReset(Teleoperator):
         if _resets_itself(recording):
             return dict.fromkeys(recording.robot.action_features, 0.0)
         index, again = recording.saved, False
-        if self.config.ask:
-            answer = _ask(f"Episode {index}: success? [y]es, [n]o, [r]ecord it again: ", "ynr")
-            again = answer == "r"
-            if not again:
-                labels.write(recording.dataset.root, index, answer == "y", recording.frames)
-                self._labelled = index + 1
-        _ask("Reset the scene, then press Enter: ")
+        try:
+            if self.config.ask:
+                answer = _ask(f"Episode {index}: success? [y]es, [n]o, [r]ecord it again: ", "ynr")
+                again = answer == "r"
+                if not again:
+                    labels.write(recording.dataset.root, index, answer == "y", recording.frames)
+                    self._labelled = index + 1
+            _ask("Reset the scene, then press Enter: ")
+        except (KeyboardInterrupt, EOFError):  # Raised further, the episode would be lost: LeRobot has not saved it.
+            recording.events["stop_recording"] = True
         recording.end_phase(again)
         return self._still(recording)
 
@@ -91,7 +96,9 @@ class OtqlReset(Teleoperator):
             return
         index = recording.saved - 1
         if self.config.ask and index >= self._labelled:
-            labels.write(recording.dataset.root, index, _ask(f"Episode {index}: success? [y]es, [n]o: ", "yn") == "y")
+            with contextlib.suppress(KeyboardInterrupt, EOFError):  # The import asks again.
+                answer = _ask(f"Episode {index}: success? [y]es, [n]o: ", "yn")
+                labels.write(recording.dataset.root, index, answer == "y")
         labels.keep(recording.dataset.root, recording.saved)
 
     def calibrate(self) -> None:
