@@ -255,6 +255,37 @@ def test_person_resets_a_real_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "3 episodes, 2 solved" in line
 
 
+@pytest.mark.parametrize("when", ["episode", "reset"])
+def test_label_is_of_the_try_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str], when: str
+) -> None:
+    """Also if ← throws the first try of the last episode away, or of one whose second try Esc makes the last."""
+    events = {"exit_early": False, "rerecord_episode": False, "stop_recording": False}
+    monkeypatch.setattr(lerobot_record, "init_keyboard_listener", lambda: (None, events))
+    policy, tries = fake_policy(monkeypatch, 1), []
+
+    def press_back(*_: Any) -> torch.Tensor:
+        """The first try's ← is pressed while it runs, or at the second question that follows; then comes Esc."""
+        if when == "episode" and not tries:
+            tries.append(events.update(rerecord_episode=True, exit_early=True))
+        if when == "reset" and tries:
+            events.update(stop_recording=True, exit_early=True)
+        return torch.zeros(1, 1)
+
+    def answer(_: str) -> str:
+        if when == "reset" and answers == ["", "n"]:
+            tries.append(events.update(rerecord_episode=True))
+        return answers.pop(0)
+
+    monkeypatch.setattr(builtins, "input", answer)
+    monkeypatch.setattr(lerobot_record.make_policy(), "select_action", press_back)
+    answers += ["", "n"] if when == "episode" else ["y", "", "n"]
+    episodes = 1 if when == "episode" else 2
+    times = {"episode_time_s": 0.03, "num_episodes": episodes, "fps": 100}
+    record(tmp_path / "r", ArmConfig(), OtqlResetConfig(), policy, **times)
+    assert [label["success"] for label in labels_of(tmp_path / "r")] == [False]
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, EOFError])
 @pytest.mark.parametrize(
     ("given", "success"), [(["y", None], [True]), ([None, "n"], [False]), ([None, None], []), (["r", None], [])]

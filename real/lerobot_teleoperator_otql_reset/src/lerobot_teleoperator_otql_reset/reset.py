@@ -67,7 +67,7 @@ class OtqlReset(Teleoperator):
             return dict.fromkeys(recording.robot.action_features, 0.0)
         index, again = recording.saved, False
         try:
-            if self.config.ask:
+            if self.config.ask and not recording.events["rerecord_episode"]:
                 answer = _ask(f"Episode {index}: success? [y]es, [n]o, [r]ecord it again: ", "ynr")
                 again = answer == "r"
                 if not again:
@@ -77,6 +77,9 @@ class OtqlReset(Teleoperator):
         except (KeyboardInterrupt, EOFError):  # Raised further, the episode would be lost: LeRobot has not saved it.
             recording.events["stop_recording"] = True
         recording.end_phase(again)
+        if recording.events["rerecord_episode"]:  # By `r`, or by ←, maybe after the answer.
+            labels.keep(recording.dataset.root, index)
+            self._labelled = index
         return self._still(recording)
 
     def _still(self, recording: Recording) -> dict[str, float]:
