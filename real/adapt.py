@@ -66,6 +66,8 @@ define_flag(FLAGS, "integer", "episode_time_s", None, "Limit on an episode; defa
 define_flag(FLAGS, "integer", "final_rollouts", 0, "Episodes of the last policy, not trained on.", lower_bound=0)
 define_flag(FLAGS, "integer", "seed", 0, "Of base and rounds.", lower_bound=0)
 
+_LATE = f"give --episode_time_s less, and change {LABELS} there; or more --max_steps with another --name"
+
 
 class Waiting(Exception):
     """The next step is a person's: the command to run."""
@@ -86,7 +88,8 @@ def recorded(root: Path) -> int:
 
 def record_command(policy: Path, root: Path, episodes: int, number: int) -> list[str]:
     """LeRobot's command that records what is missing of `episodes` episodes of a policy."""
-    done, seconds = recorded(root), -(-FLAGS.max_steps // FLAGS.fps)
+    done = recorded(root)
+    seconds = FLAGS.episode_time_s or (FLAGS.max_steps - 0.5) / FLAGS.fps  # LeRobot ends an episode after the frame.
     command = [
         *words("record"),
         *(word.replace("{round}", str(number)) for word in words("robot")),
@@ -94,7 +97,7 @@ def record_command(policy: Path, root: Path, episodes: int, number: int) -> list
         *(f"--policy.path={policy}", f"--policy.device={FLAGS.device}"),
         *(f"--dataset.repo_id=local/{root.name}", f"--dataset.root={root}"),
         *(f"--dataset.single_task={FLAGS.task or FLAGS.name}", f"--dataset.num_episodes={episodes - done}"),
-        *(f"--dataset.fps={FLAGS.fps}", f"--dataset.episode_time_s={FLAGS.episode_time_s or seconds}"),
+        *(f"--dataset.fps={FLAGS.fps}", f"--dataset.episode_time_s={seconds:.9g}"),
         *("--dataset.push_to_hub=false", "--play_sounds=false"),
         *words("record_flags"),
     ]
@@ -150,12 +153,23 @@ def check_settings(demos: Recording) -> None:
         raise UserError(f"{FLAGS.agent} has no flow that could start as the base's; see FLOWS in agents/base.py")
     if demos.fps != FLAGS.fps:
         raise UserError(f"{demos.root} has {demos.fps:g} frames a second; give --fps={demos.fps:g}")
-    long = [n for n, (solved, length) in enumerate(successes(demos, None)) if solved and length > FLAGS.max_steps]
-    if long:
+    outcomes(demos, "give more, or record at a lower rate")
+
+
+def outcomes(recording: Recording, advice: str) -> list[bool]:
+    """Success of each episode of a recording.
+
+    Raises:
+        UserError: one succeeds only where the import counts it no more; says so, with `advice`.
+    """
+    counted = successes(recording, None)
+    late = [number for number, (success, length) in enumerate(counted) if success and length > FLAGS.max_steps]
+    if late:
         raise UserError(
-            f"demonstration {long[0]} of {demos.root} succeeds after --max_steps={FLAGS.max_steps} frames, so it would "
-            "count as a failure: give more, or record at a lower rate"
+            f"episode {late[0]} of {recording.root} succeeds after --max_steps={FLAGS.max_steps} frames, so it would "
+            f"count as a failure: {advice}"
         )
+    return [success for success, _ in counted]
 
 
 def label_demonstrations(root: Path) -> None:
@@ -186,11 +200,11 @@ def train(
     return run, policy
 
 
-def report(root: Path, outcomes: list[tuple[int, list[bool]]]) -> None:
-    """Writes and prints the success of each policy's rollouts; `outcomes`: updates, and success by episode."""
+def report(root: Path, evaluations: list[tuple[int, list[bool]]]) -> None:
+    """Writes and prints the success of each policy's rollouts; `evaluations`: updates, and success by episode."""
     rows = ["step,episodes,success_rate"]
     print("\n| updates | rollouts | success |\n|---|---|---|")
-    for step, solved in outcomes:
+    for step, solved in evaluations:
         rate = sum(solved) / len(solved)
         low, high = wilson_interval(rate, len(solved))
         rows.append(f"{step},{len(solved)},{rate}")
@@ -225,7 +239,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     base = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
     base += (f"--agent.encoder={config.encoder}",) if shown.cameras else ()
     run, policy = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, exported, base)
-    step, outcomes, recordings = 0, [], []
+    step, evaluations, recordings = 0, [], []
     own = tuple(f"--agent.{field}={value}" for field, value in overrides.items())
     rounds = -(-FLAGS.total_rollouts // FLAGS.rollouts)
     for number in range(1, rounds + 1 + (FLAGS.final_rollouts > 0)):
@@ -233,9 +247,8 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         episodes = min(FLAGS.rollouts, FLAGS.total_rollouts - FLAGS.rollouts * (number - 1))
         recording = root / "rollouts" / ("eval_final" if last else f"eval_round{number}")
         roll_out(policy, recording, FLAGS.final_rollouts if last else episodes, number)
-        counted = successes(read_recording(recording, features, "action"), None)
-        outcomes.append((step, [solved and length <= FLAGS.max_steps for solved, length in counted]))
-        report(root, outcomes)
+        evaluations.append((step, outcomes(read_recording(recording, features, "action"), _LATE)))
+        report(root, evaluations)
         if last:
             break
         recordings.append(recording)

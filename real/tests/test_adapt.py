@@ -1,16 +1,21 @@
 """The rounds of an adaptation, with a program in LeRobot's place that writes recordings at once."""
 
+import copy
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from recordings import write_recording
 
-from real.adapt import recorded
+from real import adapt
+from real.adapt import outcomes, recorded
+from real.lerobot_files import read_recording
+from utils.errors import UserError
 from utils.logging import read_csv
 from utils.runs import ROOT, load_run
 
@@ -78,6 +83,36 @@ def test_person_and_program_take_turns(command: list[str], tmp_path: Path) -> No
     same = ["eval.csv", "round2.npz", "policies/round2/model.safetensors"]
     for name in same:
         assert (root / name).read_bytes() == (tmp_path / "unattended" / "pick" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("fps", "max_steps"), [(30, 200), (30, 150), (10, 1), (60, 149)])
+def test_episodes_have_the_frames_that_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: int, max_steps: int
+) -> None:
+    """By LeRobot's clock, which it reads after each frame, a moment late."""
+    flags = copy.deepcopy(adapt.FLAGS)
+    flags(["real.adapt", "--robot=--robot.type=arm", f"--fps={fps}", f"--max_steps={max_steps}"])
+    monkeypatch.setattr(adapt, "FLAGS", flags)
+    command = adapt.record_command(tmp_path / "policy", tmp_path / "eval_round1", 2, 1)
+    given = dict(word.removeprefix("--").partition("=")[::2] for word in command[1:])
+    frames, clock = 0, 0.0
+    while clock < float(given["dataset.episode_time_s"]):
+        frames += 1
+        clock = frames / fps + 1e-3
+    assert frames == max_steps
+
+
+def test_successes_behind_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are refused, of rollouts as of demonstrations: the import would count them as failures."""
+    monkeypatch.setattr("real.adapt.FLAGS", SimpleNamespace(max_steps=24))
+    write_recording(tmp_path / "r", (24, 25, 25))
+    labels = [{"episode_index": i, "success": i < 2} for i in range(3)]
+    (tmp_path / "r" / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    recording = read_recording(tmp_path / "r", ["observation.state"], "action")
+    with pytest.raises(UserError, match=r"episode 1 of .* succeeds after --max_steps=24 frames.*: advice"):
+        outcomes(recording, "advice")
+    monkeypatch.setattr("real.adapt.FLAGS", SimpleNamespace(max_steps=25))
+    assert outcomes(recording, "advice") == [True, True, False]
 
 
 def test_refusals(command: list[str], tmp_path: Path) -> None:
