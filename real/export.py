@@ -14,11 +14,15 @@ from typing import Any
 
 from absl import flags
 
+from envs.datasets import load_file
 from envs.files import read_json
+from envs.tasks import parse_task
 from experiments.report_runs import Run, read_run, show
 from real.acting import acting_part
+from real.import_rollouts import for_export, read_statistics
 from real.lerobot_format import Normalisation, parse_features, policy_files, read_normalisation
 from utils import cli, runs
+from utils.datasets import describe
 from utils.errors import UserError
 from utils.files import atomic_write_bytes, disk_errors, temporary_name
 from utils.plotting import wilson_interval
@@ -49,23 +53,44 @@ def find_normalisation(
     """What --normalisation says, or else the file beside the run's dataset, or none; and a line on it.
 
     Raises:
-        UserError: the dataset is gone, so that it is not known how it was normalised, or the file does not fit; or its
-            cameras are others, or in another order.
+        UserError: the dataset is gone, so that it is not known how it was normalised, or the file is missing, does not
+            fit or is of other data; or its cameras are others, or in another order.
     """
     dataset, given = run.settings["flags"].get("dataset"), FLAGS.normalisation
     path = Path(given).expanduser() if given and given != "none" else None
     if dataset and not given:
-        beside = Path(dataset).expanduser().with_suffix(".normalisation.json")
-        path = beside if beside.is_file() else None
-        if not path and not Path(dataset).expanduser().is_file():
-            advice = f"give --normalisation={beside.name}, or --normalisation=none if its values were not normalised"
-            raise UserError(f"the run's dataset {dataset} is not here, nor how it was normalised; {advice}")
+        path = _beside(run, Path(dataset).expanduser(), features)
     if path is None:
         return Normalisation(), "none: the networks see the robot's own values, and it gets actions in [−1, 1]"
     found = read_normalisation(path, features, action_dim)
     if found.cameras not in (None, cameras):
         raise UserError(f"--features names the cameras {', '.join(cameras)}; in {path} they are {found.cameras}")
     return found, f"statistics of {path}"
+
+
+def _beside(run: Run, dataset: Path, features: dict[str, int]) -> Path | None:
+    """The file of normalisation beside a run's dataset, if any; that of an import must be there and its own."""
+    path = dataset.with_suffix(".normalisation.json")
+    if not dataset.is_file():
+        advice = f"give --normalisation={path.name}, or --normalisation=none if its values were not normalised"
+        raise UserError(f"the run's dataset {dataset} is not here, nor is it known how it was normalised; {advice}")
+    numbers = read_statistics(dataset)
+    if not numbers["action_offset"].size:
+        return path if path.is_file() else None
+    recorded, task = run.settings["dataset"].get("checksum"), parse_task(run.settings["env_name"])
+    if recorded != describe(load_file(task, dataset, run.settings["sparse"]), dataset.name)["checksum"]:
+        raise UserError(f"{dataset} is not what the run was trained on; import that again, or give --normalisation")
+    content = read_json(path)
+    if content is None:
+        raise UserError(f"there is no {path}, which the import wrote beside the dataset; import again")
+    expected = for_export(features, numbers)
+    if any(content.get(key) != value for key, value in expected.items()):
+        given = ",".join(f"{name}:{size}" for name, size in features.items())
+        raise UserError(
+            f"{path} has other statistics than {dataset} for --features={given}; "
+            "give the import's features in its order, or import again"
+        )
+    return path
 
 
 def performance(run: Run, step: int) -> str:

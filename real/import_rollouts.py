@@ -5,7 +5,7 @@
 The file has the second convention of envs/gym_data.py: `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards`
 [N] (-1, and 0 in the last row of a solved episode), `terminals` [N] (1 there), `timeouts` [N] (1 in the last row of
 any other episode: a state whose action leads nowhere recorded). It also holds, float32, `state_offset` and
-`state_scale` [o], `action_offset` and `action_scale` [a]:
+`state_scale` [o], if there are states, `action_offset` and `action_scale` [a]:
 
     normalised = (recorded − offset) / scale
 
@@ -112,10 +112,12 @@ def import_rollouts(
     ]
     lengths = [[min(length, max_steps) for _, length in outcome] for outcome in outcomes]
     with _images(recordings, lengths, image_size, output.parent) as images:
+        with disk_errors(output):
+            output.unlink(missing_ok=True)  # After a kill, what is beside a file is its own.
         write_json(output.with_suffix(".json"), record)
-        exported = _for_export(recordings[0].widths, numbers) | ({"cameras": cameras} if cameras else {})
+        exported = for_export(recordings[0].widths, numbers) | ({"cameras": cameras} if cameras else {})
         write_json(output.with_suffix(".normalisation.json"), exported)
-        write_npz(output, arrays | numbers | images)
+        write_npz(output, arrays | {name: values for name, values in numbers.items() if values.size} | images)
     return _summary(output, arrays, outcomes, max_steps)
 
 
@@ -186,13 +188,22 @@ def _statistics(values: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
     return offset.astype(np.float32), np.where(scale < _CONSTANT, 1, scale).astype(np.float32)
 
 
+def read_statistics(path: Path) -> Arrays:
+    """STATS of a file: empty those of states where there are none, and all if it was not imported.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    empty = dict.fromkeys(STATS, np.zeros(0, np.float32))
+    return empty | read_npz(path, (), STATS[:2]) | read_npz(path, (), STATS[2:])
+
+
 def _read_stats(path: Path, record: dict) -> Arrays:
     """The normalisation of a file written before; checks that it is of the same robot."""
-    before, numbers = read_json(path.with_suffix(".json")) or record, {}
+    before, numbers = read_json(path.with_suffix(".json")) or record, read_statistics(path)
     for pair, names in ((STATS[:2], "state_names"), (STATS[2:], "action_names")):
-        numbers |= read_npz(path, pair)
         width = len(record[names])
-        if numbers[pair[0]].shape != (width,):
+        if any(numbers[name].shape != (width,) for name in pair):
             found = numbers[pair[0]].shape[0]
             raise UserError(f"{path} normalises {found} {names[:-6]} numbers, the recordings have {width}")
         if before.get(names) not in (None, record[names]):
@@ -221,8 +232,8 @@ def _normalise(arrays: Arrays, numbers: Arrays) -> None:
     arrays["actions"] = np.clip(arrays["actions"], -1, 1)
 
 
-def _for_export(widths: dict[str, int], numbers: Arrays) -> dict[str, dict]:
-    """The normalisation in LeRobot's words; `widths`: of the state's features, in their order."""
+def for_export(widths: dict[str, int], numbers: Arrays) -> dict[str, dict]:
+    """The normalisation STATS in LeRobot's words; `widths`: of the state's features, in their order."""
     parts, end = {"action": ("action", slice(None))}, 0
     for feature, width in widths.items():
         parts[feature] = ("state", slice(end, end + width))

@@ -4,15 +4,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from recordings import VIDEO, write_recording
 
+from envs.datasets import load_file
 from envs.gym_data import read_gym_dataset
+from envs.tasks import parse_task
 from real import import_rollouts as program
+from real.export import find_normalisation
 from real.import_rollouts import STATS, import_rollouts, main
+from utils.datasets import describe
 from utils.errors import UserError
 
 
@@ -65,6 +70,50 @@ def test_normalisation_for_the_robot(tmp_path: Path) -> None:
     import_rollouts([tmp_path / "r"], tmp_path / "b.npz", state_norm="none")
     about = json.loads((tmp_path / "b.normalisation.json").read_text())
     assert about["norm_map"]["STATE"] == "IDENTITY" and list(about["stats"]) == ["action"]
+
+
+def test_the_export_trusts_the_run_s_own_data_only(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is beside the dataset must be its own, and the dataset what the run was trained on."""
+    monkeypatch.setattr("real.export.FLAGS", SimpleNamespace(normalisation=None))
+    places = np.random.default_rng(3).normal(5, 3, (10, 3)).astype(np.float32)
+    write_recording(tmp_path / "other", columns={"observation.places": places, "next.success": np.arange(10) == 9})
+    data, features = tmp_path / "a.npz", {"observation.state": 3, "observation.places": 3}
+    about = tmp_path / "a.normalisation.json"
+    import_rollouts([tmp_path / "other"], data, features=list(features))
+    written = about.read_text()
+    dataset = describe(load_file(parse_task("robot:it"), data), data.name)
+    settings = {"flags": {"dataset": str(data)}, "dataset": dataset, "env_name": "robot:it", "sparse": False}
+    run = SimpleNamespace(settings=settings)
+
+    def refusal(features: dict[str, int] = features) -> str:
+        with pytest.raises(UserError) as refused:
+            find_normalisation(run, features, [], 3)
+        return str(refused.value)
+
+    assert find_normalisation(run, features, [], 3)[0].stats == json.loads(written)["stats"]
+    assert "other statistics" in refusal(dict(reversed(features.items())))
+    about.unlink()
+    assert "there is no" in refusal()
+    import_rollouts([tmp_path / "other"], tmp_path / "b.npz", features=list(features), state_norm="min_max")
+    (tmp_path / "b.normalisation.json").rename(about)
+    assert "other statistics" in refusal()
+    about.write_text(written)
+    data.rename(tmp_path / "gone.npz")
+    assert "is not here" in refusal()
+    import_rollouts([tmp_path / "other"], data, features=list(features), max_steps=4)
+    assert "is not what the run was trained on" in refusal()
+
+
+def test_a_killed_import_leaves_no_file_with_the_statistics_of_another(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_rollouts([labelled], tmp_path / "a.npz")
+    monkeypatch.setattr(program, "write_npz", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        import_rollouts([labelled], tmp_path / "a.npz", state_norm="none")
+    assert not (tmp_path / "a.npz").exists()
 
 
 def test_is_a_dataset_of_the_project(labelled: Path, tmp_path: Path) -> None:
