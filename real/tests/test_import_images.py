@@ -153,6 +153,17 @@ def test_the_export_knows_the_order_of_the_cameras(photographed, tmp_path, monke
         find_normalisation(run, {"observation.state": 2}, [WRIST, FRONT], 2)
 
 
+def test_cameras_alone_go_on_with_the_first_ones_statistics(photographed, tmp_path):
+    """There are none of states, which nothing asks for; states that are added are refused."""
+    first, settings = tmp_path / "a.npz", {"image_size": 8, "stats": tmp_path / "a.npz"}
+    import_rollouts([photographed], first, features=(FRONT,), image_size=8)
+    import_rollouts([photographed], tmp_path / "b.npz", features=(FRONT,), **settings)
+    with np.load(first) as ours, np.load(tmp_path / "b.npz") as later:
+        np.testing.assert_array_equal(ours["actions"], later["actions"])
+    with pytest.raises(UserError, match="normalises 0 state numbers, the recordings have 2"):
+        import_rollouts([photographed], tmp_path / "c.npz", features=(FRONT, "observation.state"), **settings)
+
+
 def test_later_recordings_have_the_first_ones_cameras(photographed, tmp_path):
     """And the size of its images."""
     images_of(photographed, tmp_path / "a.npz", image_size=8)
