@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 
 from envs.files import read_json
-from real.import_rollouts import import_rollouts
+from real.import_rollouts import NORMS, import_rollouts
 from real.lerobot_files import Recording, read_recording
 from real.success import LABELS, successes
 from utils import cli, runs
@@ -45,13 +45,16 @@ for kind, name, default, text in (
     ("string", "record_flags", "", "More flags for it."),
     ("bool", "unattended", False, "Run LeRobot's command here instead of stopping, for a simulated robot."),
     ("list", "features", ["observation.state"], "What makes up the observation: states and cameras."),
-    ("string", "state_norm", "mean_std", "Of the demonstrations' states, kept for all that follows; or min_max, none."),
-    ("string", "action_norm", "min_max", "Of the demonstrations' actions; or none."),
     ("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it."),
     ("string", "preset", "paper", "Settings of the domain 'robot': paper (Tables 7, 8), cpu or none."),
     ("string", "device", "cpu", "On which the robot's computer runs the policy."),
 ):
     define_flag(FLAGS, kind, name, default, text)
+for name, default, text, known in (
+    ("state_norm", "mean_std", "Of the demonstrations' states, kept for all that follows.", NORMS),
+    ("action_norm", "min_max", "Of the demonstrations' actions.", NORMS[1:]),  # mean_std would clip at one deviation.
+):
+    define_flag(FLAGS, "enum", name, default, text, enum_values=list(known))
 for name, default, text in (
     ("rollouts", 10, "Episodes a round."),
     ("total_rollouts", 50, "Episodes in all."),

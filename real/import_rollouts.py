@@ -81,6 +81,9 @@ def import_rollouts(
     for name, value in (("max_steps", max_steps), ("image_size", image_size)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    for name, value, known in (("state_norm", state_norm, NORMS), ("action_norm", action_norm, NORMS[1:])):
+        if value not in (None, *known):
+            raise UserError(f"{name} is {value}; use one of {', '.join(known)}")
     if stats and (state_norm or action_norm):
         raise UserError("--stats brings its normalisation; leave --state_norm and --action_norm out")
     recordings = [read_recording(Path(root).expanduser(), list(features), action) for root in roots]

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from absl import flags
 from recordings import write_recording
 
 from real import adapt
 from real.adapt import outcomes, recorded
+from real.import_rollouts import import_rollouts
 from real.lerobot_files import read_recording
 from utils.errors import UserError
 from utils.logging import read_csv
@@ -90,9 +92,9 @@ def test_episodes_have_the_frames_that_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: int, max_steps: int
 ) -> None:
     """By LeRobot's clock, which it reads after each frame, a moment late."""
-    flags = copy.deepcopy(adapt.FLAGS)
-    flags(["real.adapt", "--robot=--robot.type=arm", f"--fps={fps}", f"--max_steps={max_steps}"])
-    monkeypatch.setattr(adapt, "FLAGS", flags)
+    values = copy.deepcopy(adapt.FLAGS)
+    values(["real.adapt", "--robot=--robot.type=arm", f"--fps={fps}", f"--max_steps={max_steps}"])
+    monkeypatch.setattr(adapt, "FLAGS", values)
     command = adapt.record_command(tmp_path / "policy", tmp_path / "eval_round1", 2, 1)
     given = dict(word.removeprefix("--").partition("=")[::2] for word in command[1:])
     frames, clock = 0, 0.0
@@ -115,13 +117,23 @@ def test_successes_behind_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert outcomes(recording, "advice") == [True, True, False]
 
 
+@pytest.mark.parametrize("flag", ["--action_norm=mean_std", "--state_norm=mean-std"])
+def test_normalisation_that_there_is_not(tmp_path: Path, flag: str) -> None:
+    """Neither on the command line nor in the import."""
+    with pytest.raises(flags.Error, match="should be one of"):
+        copy.deepcopy(adapt.FLAGS)(["real.adapt", flag])
+    name, _, value = flag.removeprefix("--").partition("=")
+    with pytest.raises(UserError, match=f"{name} is {value}; use one of .*min_max, none"):
+        import_rollouts([tmp_path / "r"], tmp_path / "a.npz", **{name: value})
+
+
 def test_refusals(command: list[str], tmp_path: Path) -> None:
-    for flags, says in [
+    for changed, says in [
         (["--demos="], "give --demos"),
         (["--robot="], "give --robot"),
         ([f"--demos={tmp_path / 'none'}"], "no LeRobotDataset"),
         (["--agent.lam=x"], "lam"),
         (["--features=observation.images"], "observation.images"),
     ]:
-        outcome = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+        outcome = subprocess.run([*command, *changed], cwd=ROOT, capture_output=True, text=True)
         assert outcome.returncode == 2 and says in outcome.stderr and outcome.stderr.count("\n") == 1, outcome
