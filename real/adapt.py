@@ -9,8 +9,9 @@ Training needs no robot, and the robot no training: before each round of rollout
 LeRobot command to run; start the same command again when that is done. With --unattended, for a simulated robot, it
 runs the command itself. What is finished is never done again. In --robot, {round} becomes the number of the round.
 
-Below <output_dir>/<name>: demos.npz and round1.npz, …; runs/; policies/base, policies/round1, …;
-rollouts/eval_round1, …; eval.csv and adaptation.png, the success of each policy's rollouts over updates.
+Below <output_dir>/<name>: adaptation.json, the settings; demos.npz and round1.npz, …; runs/; policies/base,
+policies/round1, …; rollouts/eval_round1, …; eval.csv and adaptation.png, the success of each policy's rollouts over
+updates.
 """
 
 import json
@@ -20,10 +21,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from envs.files import read_json
+from envs.files import read_json, write_json
 from real.import_rollouts import NORMS, import_rollouts
 from real.lerobot_files import Recording, read_recording
 from real.success import LABELS, successes
@@ -69,6 +71,7 @@ define_flag(FLAGS, "integer", "episode_time_s", None, "Limit on an episode; defa
 define_flag(FLAGS, "integer", "final_rollouts", 0, "Episodes of the last policy, not trained on.", lower_bound=0)
 define_flag(FLAGS, "integer", "seed", 0, "Of base and rounds.", lower_bound=0)
 
+_GROWING = ("total_rollouts", "final_rollouts")
 _LATE = f"give --episode_time_s less, and change {LABELS} there; or more --max_steps with another --name"
 
 
@@ -175,6 +178,25 @@ def outcomes(recording: Recording, advice: str) -> list[bool]:
     return [success for success, _ in counted]
 
 
+def check_begun(root: Path, settings: dict[str, Any]) -> None:
+    """Writes `settings`, what shapes the result, and refuses to go on with others; those of _GROWING may grow.
+
+    Raises:
+        UserError: a setting is not that of the first start.
+    """
+    settings = json.loads(json.dumps(settings))
+    before = read_json(root / "adaptation.json") or settings  # Older directories have no such file.
+    for name in sorted(before.keys() | settings.keys()):
+        was, now = before.get(name), settings.get(name)
+        if was != now and not (name in _GROWING and was < now):
+            raise UserError(f"{root} was begun with --{name}={was}, not {now}; give that, or use another --name")
+    total, final = before["total_rollouts"], root / "rollouts" / "eval_final"
+    if settings["total_rollouts"] > total and (total % settings["rollouts"] or final.exists()):
+        reason = f"{final} is of that policy" if final.exists() else "its last round is a part of one"
+        raise UserError(f"{root} was to end after --total_rollouts={total} ({reason}); use another --name for more")
+    write_json(root / "adaptation.json", settings)
+
+
 def label_demonstrations(root: Path) -> None:
     """Demonstrations that say nothing of success are successes."""
     info = read_json(root / "meta" / "info.json") or {}
@@ -228,6 +250,9 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     exported = ",".join([*(f"{feature}:{size}" for feature, size in shown.widths.items()), *shown.cameras])
     label_demonstrations(demos)
     check_settings(shown)
+    names = ("agent", "preset", "seed", "base_steps", "round_steps", "rollouts", *_GROWING)
+    begun = {"demos": str(demos.resolve())} | {name: FLAGS[name].value for name in names}
+    check_begun(root, begun | {f"agent.{field}": config[field] for field in overrides})
     data = root / "demos.npz"
     shared = {"features": features, "max_steps": FLAGS.max_steps}
     shared |= {"image_size": FLAGS.image_size} if shown.cameras else {}

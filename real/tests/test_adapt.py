@@ -80,6 +80,9 @@ def test_person_and_program_take_turns(command: list[str], tmp_path: Path) -> No
     assert [one["dataset"]["start"]["agent"] for one in settings] == ["bc", "otql"]
     assert [one["dataset"]["start"]["step"] for one in settings] == [3, 2]
 
+    refused = subprocess.run([*command, "--round_steps=3"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--round_steps=2, not 3" in refused.stderr, refused.stderr
+
     other = [flag.replace(str(tmp_path / "out"), str(tmp_path / "unattended")) for flag in command]
     run([*other, "--unattended"])
     same = ["eval.csv", "round2.npz", "policies/round2/model.safetensors"]
@@ -115,6 +118,46 @@ def test_successes_behind_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         outcomes(recording, "advice")
     monkeypatch.setattr("real.adapt.FLAGS", SimpleNamespace(max_steps=25))
     assert outcomes(recording, "advice") == [True, True, False]
+
+
+BEGUN = {"agent": "agents/otql.py", "rollouts": 10, "total_rollouts": 50, "final_rollouts": 0, "agent.dims": (8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, None),
+        ({"total_rollouts": 60, "final_rollouts": 20}, None),
+        ({"rollouts": 5}, "--rollouts=10, not 5"),
+        ({"total_rollouts": 40}, "--total_rollouts=50, not 40"),
+        ({"agent.dims": (8, 9)}, r"--agent.dims=\[8, 8\], not \[8, 9\]"),
+        ({"agent.lam": 0.5}, "--agent.lam=None, not 0.5"),
+    ],
+)
+def test_an_adaptation_goes_on_with_its_own_settings(tmp_path: Path, change: dict, says: str | None) -> None:
+    """As do older ones, which know none."""
+    adapt.check_begun(tmp_path, BEGUN)
+    if says is None:
+        adapt.check_begun(tmp_path, BEGUN | change)
+        assert (
+            json.loads((tmp_path / "adaptation.json").read_text())["total_rollouts"]
+            == (BEGUN | change)["total_rollouts"]
+        )
+        return
+    with pytest.raises(UserError, match=f"was begun with {says}"):
+        adapt.check_begun(tmp_path, BEGUN | change)
+    adapt.check_begun(tmp_path, BEGUN)
+
+
+def test_rounds_are_added_to_whole_ones_only(tmp_path: Path) -> None:
+    """And not where another policy's last rollouts are there."""
+    adapt.check_begun(tmp_path / "part", BEGUN | {"total_rollouts": 45})
+    with pytest.raises(UserError, match=r"--total_rollouts=45 \(its last round is a part of one\)"):
+        adapt.check_begun(tmp_path / "part", BEGUN)
+    adapt.check_begun(tmp_path, BEGUN)
+    (tmp_path / "rollouts" / "eval_final").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"eval_final is of that policy"):
+        adapt.check_begun(tmp_path, BEGUN | {"total_rollouts": 60})
 
 
 @pytest.mark.parametrize("flag", ["--action_norm=mean_std", "--state_norm=mean-std"])
