@@ -23,15 +23,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from absl import flags
 
 from envs.files import read_json, write_json
+from envs.tasks import parse_task
+from real.acting import acting_part
 from real.import_rollouts import NORMS, import_rollouts
 from real.lerobot_files import Recording, read_recording
 from real.success import LABELS, successes
 from utils import cli, runs
 from utils.errors import UserError
 from utils.files import atomic_write_text
+from utils.observations import blank
 from utils.plotting import learning_curve, wilson_interval
 from utils.program import define_flag
 
@@ -145,14 +150,17 @@ def check_broken(root: Path) -> None:
     raise UserError(f"{root} cannot be gone on with ({reason}); if nothing records there, remove it to record again")
 
 
-def check_settings(demos: Recording) -> None:
-    """Refuses what would else be noticed when a person has recorded rollouts.
+def check_settings(demos: Recording, config: Any) -> None:
+    """Refuses what would else be noticed when a policy is trained, or a person has recorded rollouts.
 
     Raises:
-        UserError: the settings do not fit the demonstrations, or each other.
+        UserError: the settings do not fit the demonstrations, or each other, or the LeRobot policy.
     """
-    for flag in ("record", "robot", "teleop", "record_flags"):
+    parse_task(f"robot:{FLAGS.name}")
+    for flag in ("robot", "teleop", "record_flags"):
         words(flag)
+    if not words("record"):
+        raise UserError("give --record; --help says what it is")
     if FLAGS.unattended and not shutil.which(words("record")[0]):
         raise UserError(f"there is no program {words('record')[0]}; name LeRobot's with --record=<bin>/lerobot-record")
     if not runs.load_agent(FLAGS.agent).Agent.FLOWS:
@@ -160,6 +168,19 @@ def check_settings(demos: Recording) -> None:
     if demos.fps != FLAGS.fps:
         raise UserError(f"{demos.root} has {demos.fps:g} frames a second; give --fps={demos.fps:g}")
     outcomes(demos, "give more, or record at a lower rate")
+    acting_part(blank_agent(demos, config))
+
+
+def blank_agent(demos: Recording, config: Any) -> Any:
+    """The agent with parameters of zeros, which take no time."""
+    images = (len(demos.cameras), FLAGS.image_size, FLAGS.image_size, 3) if demos.cameras else None
+    example = {
+        "observations": blank(1, len(demos.state_names), images),
+        "actions": np.zeros((1, config.horizon_length * len(demos.action_names)), np.float32),
+    }
+    create = runs.load_agent(FLAGS.agent).Agent.create
+    shapes = jax.eval_shape(lambda: create(jax.random.PRNGKey(FLAGS.seed), example, config))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def outcomes(recording: Recording, advice: str) -> list[bool]:
@@ -249,7 +270,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     shown = read_recording(demos, features, "action")
     exported = ",".join([*(f"{feature}:{size}" for feature, size in shown.widths.items()), *shown.cameras])
     label_demonstrations(demos)
-    check_settings(shown)
+    check_settings(shown, config)
     names = ("agent", "preset", "seed", "base_steps", "round_steps", "rollouts", *_GROWING)
     begun = {"demos": str(demos.resolve())} | {name: FLAGS[name].value for name in names}
     check_begun(root, begun | {f"agent.{field}": config[field] for field in overrides})

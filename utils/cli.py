@@ -97,7 +97,8 @@ def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) ->
     """Runs another program to its end; on SIGTERM, it gets the signal `end`.
 
     Raises:
-        UserError: it is not there, or failed and has said why. Interrupted: it was ended by a signal.
+        UserError: it is not there, or failed. Interrupted: it was ended by a signal.
+        SystemExit: with code 2, as it did: it has said in one line what the user's mistake is.
     """
     try:
         child = subprocess.Popen(command)
@@ -111,6 +112,8 @@ def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) ->
             signal.signal(signal.SIGTERM, before)
     if code < 0 or code > 128:
         raise Interrupted(-code if code < 0 else code - 128)
+    if code == 2:
+        sys.exit(2)
     if code:
         raise UserError(f"{name} ended with exit code {code}; start the same command again to go on")
 

@@ -1,5 +1,6 @@
 """The rounds of an adaptation, with a program in LeRobot's place that writes recordings at once."""
 
+import contextlib
 import copy
 import json
 import shlex
@@ -17,9 +18,10 @@ from real import adapt
 from real.adapt import outcomes, recorded
 from real.import_rollouts import import_rollouts
 from real.lerobot_files import read_recording
+from utils import cli
 from utils.errors import UserError
 from utils.logging import read_csv
-from utils.runs import ROOT, load_run
+from utils.runs import ROOT, load_agent, load_run, resolve_config
 
 RECORD = """
 import json, sys
@@ -118,6 +120,51 @@ def test_successes_behind_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         outcomes(recording, "advice")
     monkeypatch.setattr("real.adapt.FLAGS", SimpleNamespace(max_steps=25))
     assert outcomes(recording, "advice") == [True, True, False]
+
+
+OWN = """
+from agents.otql import PRESETS, get_config
+from agents import otql
+
+class Agent(otql.Agent):
+    def propose(self, observations, key):
+        return super().propose(observations, key) / 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--name=pick/cube"], "'robot:' needs a name of letters"),
+        (["--record="], "give --record"),
+        (["--record=no-such-program", "--unattended"], "there is no program no-such-program"),
+        (["--agent=agents/qsm.py"], "has no flow that could start as the base's"),
+        (["--agent=own.py"], "acts by a propose of its own, which the LeRobot policy has not"),
+        (["--max_steps=3"], "episode 0 of .* succeeds after --max_steps=3 frames"),
+        ([], None),
+    ],
+)
+def test_mistakes_are_noticed_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: list[str], says: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    write_recording(tmp_path / "r", (4,))
+    (tmp_path / "r" / "labels.jsonl").write_text('{"episode_index": 0, "success": true}\n')
+    values = copy.deepcopy(adapt.FLAGS)
+    values(["real.adapt", "--robot=--robot.type=arm", *changed])
+    monkeypatch.setattr(adapt, "FLAGS", values)
+    recording = read_recording(tmp_path / "r", ["observation.state"], "action")
+    config, _, _ = resolve_config(load_agent(values.agent), "robot", "paper", {})
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        adapt.check_settings(recording, config)
+
+
+@pytest.mark.parametrize(("code", "error"), [(2, SystemExit), (3, UserError)])
+def test_a_program_that_has_said_why_has_the_last_word(code: int, error: type[BaseException]) -> None:
+    with pytest.raises(error) as ended:
+        cli.run_program([sys.executable, "-c", f"raise SystemExit({code})"], "it")
+    assert error is UserError or ended.value.code == 2
 
 
 BEGUN = {"agent": "agents/otql.py", "rollouts": 10, "total_rollouts": 50, "final_rollouts": 0, "agent.dims": (8, 8)}
