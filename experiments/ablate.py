@@ -10,7 +10,7 @@ Written to <save_dir>/ablate-<scale>-<study>/report, also by the action `report`
     ablation.md    the scores as a table, also printed
     curves.csv     every evaluation of every seed, with the settings
 
-A score is a seed's mean over its last three evaluations; intervals are 95 % bootstrap intervals over seeds.
+A score is a seed's mean over its last three evaluations, or all where there are fewer; intervals are 95 % bootstrap intervals over seeds.
 """
 
 import csv
@@ -59,7 +59,7 @@ LABELS = {
 # Scale → what is trained on; settings are those of the preset but for the one that is varied.
 SCALES = {
     "laptop": Grid(
-        ("otql",), ("scene-play-singletask-task1-v0",), seeds=3, flags=("--offline_steps=18000", *COLLECTED, *CPU)
+        ("otql",), ("scene-play-singletask-task1-v0",), seeds=3, flags=("--offline_steps=12000", *COLLECTED, *CPU)
     ),
     "laptop_online": Grid(
         ("otql",),
@@ -190,7 +190,8 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        for point in points:
+        # A column of the legend is a value, which the lines share.
+        for point in sorted(points, key=lambda point: ticks.index(point.values[-1])):
             steps, values = point.group.curve()
             name = " ".join([*map(show, point.values[:-1]), f"{LABELS.get(axis, axis)} {show(point.values[-1])}"])
             style = {"color": shades[point.values[-1]], "linestyle": styles[point.values[:-1]]}
@@ -203,7 +204,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
         left.set_ylabel("Success rate" if success else "Mean return")
         if success:
             left.set_ylim(0, 1)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(points), 5))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(ticks))
         right.set_xticks(range(len(ticks)), list(map(show, ticks)))
         right.set_xlabel(LABELS.get(axis, axis))
         if len(lines) > 1:
