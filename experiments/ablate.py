@@ -10,7 +10,8 @@ Written to <save_dir>/ablate-<scale>-<study>/report, also by the action `report`
     ablation.md    the scores as a table, also printed
     curves.csv     every evaluation of every seed, with the settings
 
-A score is a seed's mean over its last three evaluations, or all where there are fewer; intervals are 95 % bootstrap intervals over seeds.
+A score is a seed's mean over its last three evaluations, or all where there are fewer; intervals are 95 % bootstrap
+intervals over seeds.
 """
 
 import csv
