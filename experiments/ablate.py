@@ -130,7 +130,9 @@ def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[
         changed = [
             f"{key} {show(own)}, not {show(most)}" for key, own, most in differences(_others(study, group), usual)
         ]
-        reasons = group.apart or [f"other settings: {', '.join(changed)}"][: len(changed)]
+        reasons = [*group.apart]
+        if changed and not reasons:
+            reasons = [f"other settings: {', '.join(changed)}"]
         if reasons:
             left_out.append(f"{name}, {len(group.runs)} of the seeds: {'; '.join(reasons)}")
         else:
@@ -183,8 +185,8 @@ def curves_csv(study: str, scale: str, points: Sequence[Point]) -> str:
 
 def draw(study: str, points: Sequence[Point]) -> bytes:
     """Learning curves on the left, the score over the setting on the right, as PNG."""
-    axis, values = list(STUDIES[study].items())[-1]
-    ticks = [value for value in values if any(point.values[-1] == value for point in points)]
+    axis, choices = list(STUDIES[study].items())[-1]
+    ticks = [value for value in choices if any(point.values[-1] == value for point in points)]
     lines = list(dict.fromkeys(point.values[:-1] for point in points))
     shades = dict(zip(ticks, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(ticks))), strict=True))
     styles = dict(zip(lines, ("-", "--", ":", "-."), strict=False))

@@ -172,9 +172,11 @@ def queued(folder: Path) -> set[str]:
 def start(jobs: list[Job], folder: Path) -> None:
     """Starts what is neither finished nor under way."""
     names = queued(folder)
-    states = {job: job.state(job.name in names)[0] for job in jobs}
-    if other := next((job.other() for job in jobs if states[job] == "other"), ""):
-        raise UserError(f"{other}; use another --save_dir")
+    states = {}
+    for job in jobs:
+        states[job], note = job.state(job.name in names)
+        if states[job] == "other":
+            raise UserError(f"{note}; use another --save_dir")
     due = [job for job in jobs if states[job] not in ("done", "running", "queued")]
     counts = Counter(states.values())
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f"; {len(due)} to start", file=sys.stderr)
