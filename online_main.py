@@ -53,6 +53,8 @@ _flag("integer", "distill_steps", 10_000, "Updates of a one-step policy before i
 def find_demonstrations(task: Task) -> Path:
     """The file of demonstrations, made if need be."""
     if FLAGS.dataset:
+        if unused := [f"--{name}" for name in ("demonstrations", "tremor") if FLAGS[name].present]:
+            raise UserError(f"{' and '.join(unused)}: nothing is made where --dataset names a file; leave out either")
         return Path(FLAGS.dataset).expanduser()
     if task.name not in NAMES:
         raise UserError(f"there is no scripted expert for {task.name}; give demonstrations by --dataset=<file.npz>")

@@ -1,5 +1,6 @@
 """Directories as the export writes them. These tests run in real/.venv: JAX and torch side by side."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,3 +39,18 @@ def export(tmp_path) -> Callable[..., Path]:
         return directory
 
     return write
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For lerobot-record in this process: no arguments, no keyboard, calibrations elsewhere than at home."""
+    from lerobot.robots import robot
+    from lerobot.scripts import lerobot_record
+    from lerobot.teleoperators import teleoperator
+
+    monkeypatch.setattr(sys, "argv", ["lerobot-record"])
+    for module in (robot, teleoperator):
+        monkeypatch.setattr(module, "HF_LEROBOT_CALIBRATION", tmp_path)
+    monkeypatch.setattr(lerobot_record, "is_headless", lambda: True)
+    events = {"exit_early": False, "rerecord_episode": False, "stop_recording": False}
+    monkeypatch.setattr(lerobot_record, "init_keyboard_listener", lambda: (None, dict(events)))

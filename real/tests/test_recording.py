@@ -1,63 +1,26 @@
 """lerobot-record with the project's robot and teleoperators, run in this process unless said otherwise."""
 
-import builtins
-import dataclasses
-import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
-from lerobot.robots import Robot, RobotConfig, robot
-from lerobot.scripts import lerobot_record
-from lerobot.teleoperators import teleoperator
 from lerobot_robot_otql_sim import OtqlExpertConfig, OtqlSimConfig
 from lerobot_teleoperator_otql_reset import OtqlResetConfig
+from sessions import ArmConfig, fake_policy, labels_of, record
 
 from envs.gym_data import read_gym_dataset
 from envs.panda.experts import EXPERTS
 from real.import_rollouts import import_rollouts
 from real.lerobot_files import read_recording
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 TASK = "OpenMicrowave-v0"
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A command line without arguments, no keyboard, calibrations elsewhere than at home."""
-    monkeypatch.setattr(sys, "argv", ["lerobot-record"])
-    for module in (robot, teleoperator):
-        monkeypatch.setattr(module, "HF_LEROBOT_CALIBRATION", tmp_path)
-    monkeypatch.setattr(lerobot_record, "is_headless", lambda: True)
-    events = {"exit_early": False, "rerecord_episode": False, "stop_recording": False}
-    monkeypatch.setattr(lerobot_record, "init_keyboard_listener", lambda: (None, dict(events)))
-
-
-def record(root: Path, robot: RobotConfig, teleop: Any = None, policy: Any = None, **settings: Any) -> None:
-    """lerobot-record, at 1000 frames a second."""
-    resume = settings.pop("resume", False)
-    defaults = {"fps": 1000, "num_episodes": 2, "push_to_hub": False, "single_task": "open"}
-    name = "test/eval_it" if policy else "test/it"
-    dataset = lerobot_record.DatasetRecordConfig(repo_id=name, root=root, **(defaults | settings))
-    config = lerobot_record.RecordConfig(
-        robot=robot, dataset=dataset, teleop=teleop or OtqlExpertConfig(), play_sounds=False, resume=resume
-    )
-    config.policy, config.teleop = policy, teleop
-    lerobot_record.record(config)
-
-
-def labels_of(root: Path) -> list[dict[str, Any]]:
-    path = root / "labels.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def simulate(
@@ -166,22 +129,6 @@ def test_lerobots_clock_ends_an_episode(tmp_path: Path, reset_time_s: int, caplo
         np.testing.assert_array_equal(episode.states, simulate(index)["states"][:steps])
 
 
-def fake_policy(monkeypatch: pytest.MonkeyPatch, width: int) -> SimpleNamespace:
-    """A policy whose action is 0.25 everywhere; returns its configuration."""
-    config = SimpleNamespace(type="fake", device="cpu", use_amp=False, pretrained_path=None)
-    policy = SimpleNamespace(config=config, reset=lambda: None, select_action=lambda _: torch.full((1, width), 0.25))
-
-    class Identity:
-        def __call__(self, what: Any) -> Any:
-            return what
-
-        def reset(self) -> None: ...
-
-    monkeypatch.setattr(lerobot_record, "make_policy", lambda *_, **__: policy)
-    monkeypatch.setattr(lerobot_record, "make_pre_post_processors", lambda *_, **__: (Identity(), Identity()))
-    return config
-
-
 @pytest.mark.parametrize("teleop", [None, OtqlResetConfig()])
 def test_policy_on_the_simulated_robot_needs_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teleop: OtqlResetConfig | None
@@ -194,134 +141,6 @@ def test_policy_on_the_simulated_robot_needs_nobody(
         np.testing.assert_array_equal(episode.actions, 0.25)
         np.testing.assert_array_equal(episode.states[0], simulate(index, max_steps=1)["states"][0])
     assert [label["success"] for label in labels_of(tmp_path / "r")] == [False] * 3
-
-
-@RobotConfig.register_subclass("otql_test_arm")
-@dataclasses.dataclass
-class ArmConfig(RobotConfig):
-    observed: str = "joint.pos"
-
-
-class Arm(Robot):
-    """A robot of one joint that goes where it is sent."""
-
-    config_class, name = ArmConfig, "otql_test_arm"
-    cameras: dict = {}
-    is_calibrated = is_connected = True
-    action_features = {"joint.pos": float}
-    sent: list[float] = []
-
-    @property
-    def observation_features(self) -> dict[str, type]:
-        return {self.config.observed: float}
-
-    def __init__(self, config: ArmConfig):
-        super().__init__(config)
-        self.config, self.position = config, 0.0
-        Arm.sent = []
-
-    def get_observation(self) -> dict[str, float]:
-        return {self.config.observed: self.position}
-
-    def send_action(self, action: dict[str, float]) -> dict[str, float]:
-        self.position = action["joint.pos"] + 1  # It never comes to rest quite where it is sent.
-        self.sent.append(action["joint.pos"])
-        return action
-
-    def connect(self, calibrate: bool = True) -> None: ...
-    def disconnect(self) -> None: ...
-    def calibrate(self) -> None: ...
-    def configure(self) -> None: ...
-
-
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the person at the terminal answers, to be filled by the test; all of it must be asked for."""
-    given: list[str] = []
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(builtins, "input", lambda question: given.pop(0))
-    yield given
-    assert not given
-
-
-def test_person_resets_a_real_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:
-    answers += ["y", "", "perhaps", "r", "", "n", "", "y"]  # Episode 0, 1 (thrown away), 1, 2.
-    policy = fake_policy(monkeypatch, 1)
-    times = {"episode_time_s": 0.05, "num_episodes": 3, "fps": 100}
-    record(tmp_path / "r", ArmConfig(), OtqlResetConfig(), policy, **times)
-    assert [label["success"] for label in labels_of(tmp_path / "r")] == [True, False, True]
-    assert Arm.sent.count(1.25) == 3  # Where it stood, at each of the three resets.
-    line = import_rollouts([tmp_path / "r"], tmp_path / "a.npz")
-    assert "3 episodes, 2 solved" in line
-
-
-@pytest.mark.parametrize("when", ["episode", "reset"])
-def test_label_is_of_the_try_that_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str], when: str
-) -> None:
-    """Also if ← throws the first try of the last episode away, or of one whose second try Esc makes the last."""
-    events = {"exit_early": False, "rerecord_episode": False, "stop_recording": False}
-    monkeypatch.setattr(lerobot_record, "init_keyboard_listener", lambda: (None, events))
-    policy, tries = fake_policy(monkeypatch, 1), []
-
-    def press_back(*_: Any) -> torch.Tensor:
-        """The first try's ← is pressed while it runs, or at the second question that follows; then comes Esc."""
-        if when == "episode" and not tries:
-            tries.append(events.update(rerecord_episode=True, exit_early=True))
-        if when == "reset" and tries:
-            events.update(stop_recording=True, exit_early=True)
-        return torch.zeros(1, 1)
-
-    def answer(_: str) -> str:
-        if when == "reset" and answers == ["", "n"]:
-            tries.append(events.update(rerecord_episode=True))
-        return answers.pop(0)
-
-    monkeypatch.setattr(builtins, "input", answer)
-    monkeypatch.setattr(lerobot_record.make_policy(), "select_action", press_back)
-    answers += ["", "n"] if when == "episode" else ["y", "", "n"]
-    episodes = 1 if when == "episode" else 2
-    times = {"episode_time_s": 0.03, "num_episodes": episodes, "fps": 100}
-    record(tmp_path / "r", ArmConfig(), OtqlResetConfig(), policy, **times)
-    assert [label["success"] for label in labels_of(tmp_path / "r")] == [False]
-
-
-@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, EOFError])
-@pytest.mark.parametrize(
-    ("given", "success"), [(["y", None], [True]), ([None, "n"], [False]), ([None, None], []), (["r", None], [])]
-)
-def test_interrupted_questions_end_the_recording(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list, success: list[bool], interrupt: type[BaseException]
-) -> None:
-    """What is recorded is saved, what is answered kept; only what `r` throws away is lost."""
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    replies = iter([interrupt if answer is None else answer for answer in given])
-    monkeypatch.setattr(builtins, "input", Mock(side_effect=replies))
-    policy = fake_policy(monkeypatch, 1)
-    record(tmp_path / "r", ArmConfig(), OtqlResetConfig(), policy, episode_time_s=0.03, fps=100)
-    assert [label["success"] for label in labels_of(tmp_path / "r")] == success
-    assert json.loads((tmp_path / "r/meta/info.json").read_text())["total_episodes"] == (given[0] != "r")
-    assert next(replies, None) is None
-
-
-def test_resets_longer_than_lerobots_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:
-    """End by it; a flag beside it would end the next episode before its first frame."""
-    answers += ["y", "", "y", "", "y"]
-    monkeypatch.setattr(builtins, "input", lambda _: time.sleep(0.03) or answers.pop(0))
-    policy = fake_policy(monkeypatch, 1)
-    times = {"episode_time_s": 0.05, "reset_time_s": 0.04, "num_episodes": 3, "fps": 100}
-    record(tmp_path / "r", ArmConfig(), OtqlResetConfig(), policy, **times)
-    assert len(labels_of(tmp_path / "r")) == 3 and Arm.sent.count(1.25) == 2
-
-
-def test_reset_without_questions_on_success(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str]
-) -> None:
-    answers += [""]
-    policy = fake_policy(monkeypatch, 1)
-    teleop = OtqlResetConfig(ask=False, hold={"joint.pos": -3.0})
-    record(tmp_path / "r", ArmConfig(observed="angle"), teleop, policy, episode_time_s=0.05)
-    assert -3.0 in Arm.sent and not (tmp_path / "r/labels.jsonl").exists()
 
 
 @pytest.mark.parametrize(
