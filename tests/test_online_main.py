@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiling import optimised
 from fork_env import RIGHT, write_demonstrations
 from tiny_runs import assert_same_run, assert_same_tree, call, refused, run_dirs, run_main
 
@@ -74,7 +75,8 @@ def run_online(*flags):
 )
 def test_better_way_is_learnt(agent, own, base, fork, tmp_path):
     """From a base that takes the right way in three of ten episodes, every agent comes to take it."""
-    run_online(*fork, *LEARNING, *own, f"--agent=agents/{agent}.py", f"--base_checkpoint={base}")
+    with optimised():
+        run_online(*fork, *LEARNING, *own, f"--agent=agents/{agent}.py", f"--base_checkpoint={base}")
     evaluation = read_csv(run_dirs(tmp_path)[0] / "eval.csv")
     start, end = evaluation["success_rate"]
     assert evaluation["step"].tolist() == [200, 800]

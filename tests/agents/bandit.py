@@ -6,6 +6,7 @@ mode k is worth VALUES[k], so the best mode is the rarest. One step, no bootstra
 
 import jax
 import numpy as np
+from compiling import optimised
 
 from utils import datasets, training
 
@@ -51,7 +52,8 @@ def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> lis
         agents.append(module.Agent.create(jax.random.key(0), datasets.example_batch(data, 1), config))
     trainer = training.Trainer(jax.random.split(jax.random.PRNGKey(1), count))
     trainer.set_data(data)
-    stacked, _ = trainer.train(training.stack(agents), 0, num_updates)
+    with optimised():
+        stacked, _ = trainer.train(training.stack(agents), 0, num_updates)
     return [training.lane(stacked, i) for i in range(count)]
 
 
