@@ -8,6 +8,11 @@ For each run of an agent with a flow and a critic, from its two newest checkpoin
               variation between the marginals p they give (agents with a λ)
 
 All policies act in the same episodes: the same initial states and the same noise.
+
+With --between the swap is between the newest checkpoints of the runs named, which must have the same networks: whether
+one run is better by its flow or by its critic. For each also
+
+    samples   over states of the dataset, ‖E[a|s]‖² and the mean deviation of flow samples a
 """
 
 import functools
@@ -32,6 +37,7 @@ from utils.training import act, stack
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer("episodes", 50, "Episodes a policy.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("between", False, "Swap between the runs named, not between checkpoints.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 12345, "Seed of the episodes.", lower_bound=0, flag_values=FLAGS)
 
 
@@ -55,17 +61,21 @@ def success(agent: Any, evaluator: Evaluator) -> str:
     return f"{rate:.2f} ({low:.2f} to {high:.2f})"
 
 
-def diagnose_policy(by_step: dict[int, Any], evaluator: Evaluator) -> None:
-    """Prints the swap and the average."""
-    for flow_step, critic_step in itertools.product(by_step, repeat=2):
-        rate = success(mixed(by_step[flow_step], by_step[critic_step]), evaluator)
-        print(f"  flow of {flow_step}, critic of {critic_step}: success {rate}", flush=True)
+def diagnose_swap(agents: dict[Any, Any], evaluator: Evaluator) -> None:
+    """Prints the success of each agent's flow with each one's critic."""
+    for flow, critic in itertools.product(agents, repeat=2):
+        rate = success(mixed(agents[flow], agents[critic]), evaluator)
+        print(f"  flow of {flow}, critic of {critic}: success {rate}", flush=True)
+
+
+def diagnose_average(by_step: dict[int, Any], evaluator: Evaluator) -> None:
+    """Prints the success of the trained flow itself."""
     for step, agent in by_step.items():
         print(f"  step {step}, flow not averaged: success {success(mixed(agent, agent, False), evaluator)}", flush=True)
 
 
-def diagnose_values(agent: Any, settings: dict[str, Any]) -> None:
-    """Prints how far advantages from k flow samples are from those of 64."""
+def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """1024 windows of the run's dataset."""
     raw, _, _ = load_dataset(
         parse_task(settings["env_name"]),
         dataset_dir=settings["flags"]["dataset_dir"],
@@ -76,7 +86,20 @@ def diagnose_values(agent: Any, settings: dict[str, Any]) -> None:
     horizon, cfg = settings["config"]["horizon_length"], agent.cfg
     data = prepare(raw, horizon, terminates=False)
     starts = np.asarray(data["starts"])[np.asarray(sample_starts(jax.random.PRNGKey(0), 0, 1024, len(data["starts"])))]
-    batch = assemble(gather(data, starts, horizon), cfg.discount, cfg.window_rule)
+    return assemble(gather(data, starts, horizon), cfg.discount, cfg.window_rule)
+
+
+def diagnose_samples(agent: Any, batch: dict[str, Any]) -> None:
+    """Prints how large the mean action is, and how far flow samples are from it, over a batch's states."""
+    sample = jax.jit(lambda key: agent.candidates(batch["observations"], key, 32)[1])
+    actions = np.asarray(sample(jax.random.PRNGKey(3)))
+    size, deviation = np.square(actions.mean(axis=0)).sum(axis=-1).mean(), actions.std(axis=0).mean()
+    print(f"  flow samples: squared length of their mean {size:.2f}, deviation {deviation:.3f}")
+
+
+def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
+    """Prints how far advantages from k flow samples are from those of 64."""
+    cfg = agent.cfg
     q = agent.apply("critic", batch["observations"], batch["actions"]).mean(axis=0)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -95,24 +118,57 @@ def diagnose_values(agent: Any, settings: dict[str, Any]) -> None:
         print(f"  {k} value samples: correlation of A {correlation:.3f}, p moves by {distance:.3f} in total variation")
 
 
+def load(directory: str) -> tuple[Any, dict[str, Any], int]:
+    """The newest agent of a run, its settings, and its step."""
+    agent, settings, step = runs.load_run(directory)
+    if not {"critic", "flow"} <= set(agent.params):
+        raise UserError(f"{directory}: this agent has no flow with a critic beside it")
+    return agent, settings, step
+
+
+def diagnose_between(directories: list[str]) -> None:
+    """Prints the swap between runs, and what each one's flow samples."""
+    loaded = {directory: load(directory) for directory in directories}
+    if len(loaded) < 2:
+        raise UserError("--between needs at least two runs")
+    first, settings, _ = loaded[directories[0]]
+    for directory, (agent, others, _) in loaded.items():
+        # The task and the networks: what both halves of a policy must share.
+        for name in ("env_name", "sparse"):
+            if others[name] != settings[name]:
+                raise UserError(f"{directory} has {name} {others[name]}, {directories[0]} {settings[name]}")
+        shapes = [jax.tree.map(jnp.shape, {k: a.params[k] for k in ("flow", "critic")}) for a in (first, agent)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{directory} has other networks than {directories[0]}")
+    agents = {number: agent for number, (agent, _, _) in enumerate(loaded.values(), 1)}
+    batch = windows(first, settings)
+    for (number, agent), (directory, (_, _, step)) in zip(agents.items(), loaded.items(), strict=True):
+        print(f"{number}: {directory}, step {step}")
+        diagnose_samples(agent, batch)
+    print(f"{FLAGS.episodes} episodes of {settings['env_name']} with seed {FLAGS.seed}")
+    with Evaluator(functools.partial(make_env, settings["env_name"]), first.config.horizon_length) as evaluator:
+        diagnose_swap(agents, evaluator)
+
+
 def main(argv: Sequence[str]) -> None:
     """Diagnoses each run."""
     directories = [argument for argument in argv[1:] if not argument.startswith("--")]
     cli.parse([argument for argument in argv if argument not in directories], FLAGS)
     if not directories:
         raise UserError("name at least one directory of a run: python -m experiments.diagnose exp/…/sd0")
+    if FLAGS.between:
+        diagnose_between(directories)
+        return
     for directory in directories:
-        _, settings, newest = runs.load_run(directory)
+        agent, settings, _ = load(directory)
         steps = checkpoints.valid_steps(runs.checkpoint_dir(directory))[-2:]
         by_step = {step: runs.load_run(directory, step)[0] for step in steps}
-        agent = by_step[newest]
-        if not {"critic", "flow"} <= set(agent.params):
-            raise UserError(f"{directory}: this agent has no flow with a critic beside it")
         print(f"{directory}, {FLAGS.episodes} episodes of {settings['env_name']} with seed {FLAGS.seed}")
         with Evaluator(functools.partial(make_env, settings["env_name"]), agent.config.horizon_length) as evaluator:
-            diagnose_policy(by_step, evaluator)
+            diagnose_swap(by_step, evaluator)
+            diagnose_average(by_step, evaluator)
         if "lam" in agent.hyper:
-            diagnose_values(agent, settings)
+            diagnose_values(agent, windows(agent, settings))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A finished run can be taken up by other programs: its agent loads, and is diagnosed."""
 
+import copy
 import sys
 
 import jax
@@ -55,6 +56,27 @@ def test_diagnose(directory, capsys, monkeypatch):
     assert all(f"flow of {a}, critic of {b}: success" in out for a in (2, 4) for b in (2, 4))
     correlations = [float(line.split("A ")[1].split(",")[0]) for line in out.splitlines() if "value samples" in line]
     assert len(correlations) == 5 and correlations[-1] > correlations[0]
+
+
+def test_diagnose_between_runs(directory, capsys, monkeypatch):
+    """Runs of the same task and networks are swapped; what cannot be is refused in one line."""
+    agent, settings, step = runs.load_run(directory)
+    agents = {
+        "one": agent,
+        "other": agent.replace(hyper=agent.hyper | {"lam": 7.0}),
+        "wider": agent.replace(params=jax.tree.map(lambda x: x[..., None], agent.params)),
+    }
+    monkeypatch.setattr(diagnose, "FLAGS", copy.deepcopy(diagnose.FLAGS))
+    monkeypatch.setattr(diagnose, "load", lambda name: (agents[name], settings, step))
+    monkeypatch.setattr(diagnose, "success", lambda agent, _: str(float(agent.hyper["lam"])))
+    diagnose.main(["diagnose", "one", "other", "--between"])
+    out = capsys.readouterr().out
+    for flow, lam in ((1, settings["config"]["lam"]), (2, 7.0)):
+        assert all(f"flow of {flow}, critic of {critic}: success {lam}\n" in out for critic in (1, 2))
+    assert out.count("flow samples: squared length of their mean") == 2
+    for others, message in (((), "at least two runs"), (("wider",), "wider has other networks than one")):
+        with pytest.raises(UserError, match=message):
+            diagnose.main(["diagnose", "one", *others, "--between"])
 
 
 def test_mixed_policies(directory):
