@@ -67,14 +67,18 @@ def test_diagnose_between_runs(directory, capsys, monkeypatch):
         "wider": agent.replace(params=jax.tree.map(lambda x: x[..., None], agent.params)),
     }
     monkeypatch.setattr(diagnose, "FLAGS", copy.deepcopy(diagnose.FLAGS))
-    monkeypatch.setattr(diagnose, "load", lambda name: (agents[name], settings, step))
+    tasks = {"elsewhere": "pointmaze-large-navigate-singletask-task1-v0"}
+    loaded = lambda name: (agents.get(name, agent), settings | {"env_name": tasks.get(name, POINTMAZE)}, step)  # noqa: E731
+    monkeypatch.setattr(diagnose, "load", loaded)
     monkeypatch.setattr(diagnose, "success", lambda agent, _: str(float(agent.hyper["lam"])))
     diagnose.main(["diagnose", "one", "other", "--between"])
     out = capsys.readouterr().out
     for flow, lam in ((1, settings["config"]["lam"]), (2, 7.0)):
         assert all(f"flow of {flow}, critic of {critic}: success {lam}\n" in out for critic in (1, 2))
     assert out.count("flow samples: squared length of their mean") == 2
-    for others, message in (((), "at least two runs"), (("wider",), "wider has other networks than one")):
+    refused = {"at least two runs": (), "wider has other networks than one": ("wider",)}
+    refused["elsewhere has env_name pointmaze-large.*, one pointmaze-medium"] = ("elsewhere",)
+    for message, others in refused.items():
         with pytest.raises(UserError, match=message):
             diagnose.main(["diagnose", "one", *others, "--between"])
 
