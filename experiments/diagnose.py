@@ -10,9 +10,11 @@ For each run of an agent with a flow and a critic, from its two newest checkpoin
 All policies act in the same episodes: the same initial states and the same noise.
 
 With --between the swap is between the newest checkpoints of the runs named, which must have the same networks: whether
-one run is better by its flow or by its critic. For each also
+one run is better by its flow or by its critic. For each also, over states s of the dataset,
 
-    samples   over states of the dataset, ‖E[a|s]‖² and the mean deviation of flow samples a
+    samples   mean deviation of flow samples a, and how much of the first run's mean action is left in its own, from
+              state to state: the slope of E[a|s] on the first run's
+    foreseen  the slope that its coupling should leave, were the first run's unbiased (runs with coupling 'ot')
 """
 
 import functools
@@ -89,12 +91,37 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return assemble(gather(data, starts, horizon), cfg.discount, cfg.window_rule)
 
 
-def diagnose_samples(agent: Any, batch: dict[str, Any]) -> None:
-    """Prints how large the mean action is, and how far flow samples are from it, over a batch's states."""
-    sample = jax.jit(lambda key: agent.candidates(batch["observations"], key, 32)[1])
-    actions = np.asarray(sample(jax.random.PRNGKey(3)))
-    size, deviation = np.square(actions.mean(axis=0)).sum(axis=-1).mean(), actions.std(axis=0).mean()
-    print(f"  flow samples: squared length of their mean {size:.2f}, deviation {deviation:.3f}")
+def diagnose_samples(agent: Any, first: Any, batch: dict[str, Any]) -> None:
+    """Prints how far flow samples are from their mean, and what is left of the first agent's mean action."""
+    noise_key = jax.random.PRNGKey(3)
+    own, reference = (np.asarray(a.candidates(batch["observations"], noise_key, 128)[1]) for a in (agent, first))
+    means = reference.mean(axis=0) - reference.mean(axis=(0, 1))
+    left = np.sum(own.mean(axis=0) * means) / np.sum(means**2)
+    line = f"  flow samples: deviation {own.std(axis=0).mean():.3f}, slope of their mean {left:.3f}"
+    if agent.config.get("coupling") == "ot":
+        line += f", foreseen {foreseen_slope(reference, batch['actions'], agent.cfg.epsilon):.3f}"
+    print(line)
+
+
+def foreseen_slope(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> float:
+    """The slope of a flow's mean action on the unbiased one, when a plan over many states has paired its noise.
+
+    With M the mean of ‖z − a‖², the plan ∝ exp(2 z·a / (ε M)) makes noise follow the action with slope k = 2 / (ε M),
+    whatever the state: where the mean action is μ, training sees noise around k (μ − E μ), acting sees it around 0. A
+    flow turns noise into the actions of a state with slope about Σ^½, Σ their covariance, so they miss by
+    −k Σ^½ (μ − E μ). To first order in k, for normal actions, without the condition's term.
+
+    Args:
+        samples: unbiased actions, n for each of m states [n, m, d]. actions: those of the data, [m, d].
+        epsilon: relative to M, as in `utils.coupling.solve_plan`.
+    """
+    k = 2 / (epsilon * (actions.shape[1] + np.square(actions).sum(axis=1).mean()))
+    means = samples.mean(axis=0)
+    spread = samples - means
+    values, vectors = np.linalg.eigh(np.einsum("nij,nik->ijk", spread, spread) / len(samples))
+    means -= means.mean(axis=0)
+    along = np.einsum("ijk,ij->ik", vectors, means)  # in the directions of Σ
+    return 1 - k * np.sum(np.sqrt(np.maximum(values, 0)) * along**2) / np.sum(means**2)
 
 
 def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
@@ -144,7 +171,7 @@ def diagnose_between(directories: list[str]) -> None:
     batch = windows(first, settings)
     for (number, agent), (directory, (_, _, step)) in zip(agents.items(), loaded.items(), strict=True):
         print(f"{number}: {directory}, step {step}")
-        diagnose_samples(agent, batch)
+        diagnose_samples(agent, first, batch)
     print(f"{FLAGS.episodes} episodes of {settings['env_name']} with seed {FLAGS.seed}")
     with Evaluator(functools.partial(make_env, settings["env_name"]), first.config.horizon_length) as evaluator:
         diagnose_swap(agents, evaluator)

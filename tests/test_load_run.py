@@ -10,6 +10,7 @@ from tiny_runs import OTQL, POINTMAZE, run_dir, run_main
 
 from experiments import diagnose
 from utils import checkpoints, runs
+from utils.coupling import solve_plan
 from utils.errors import UserError
 
 
@@ -75,12 +76,33 @@ def test_diagnose_between_runs(directory, capsys, monkeypatch):
     out = capsys.readouterr().out
     for flow, lam in ((1, settings["config"]["lam"]), (2, 7.0)):
         assert all(f"flow of {flow}, critic of {critic}: success {lam}\n" in out for critic in (1, 2))
-    assert out.count("flow samples: squared length of their mean") == 2
+    lines = [line for line in out.splitlines() if "flow samples" in line]
+    assert all("slope of their mean 1.000, foreseen 0." in line for line in lines) and len(lines) == 2
     refused = {"at least two runs": (), "wider has other networks than one": ("wider",)}
     refused["elsewhere has env_name pointmaze-large.*, one pointmaze-medium"] = ("elsewhere",)
     for message, others in refused.items():
         with pytest.raises(UserError, match=message):
             diagnose.main(["diagnose", "one", *others, "--between"])
+
+
+def test_foreseen_slope():
+    """A normal problem: the plan's own pairs, and the exact map from a state's noise to its actions, give the slope."""
+    rng, deviations, size = np.random.default_rng(0), np.array([0.1, 0.3, 0.8]), 2000
+    means = rng.normal(size=(size, 3)) * np.array([0.5, 1.0, 0.7])
+    actions = means + deviations * rng.normal(size=(size, 3))
+    noise = rng.normal(size=(size, 3)).astype(np.float32)
+    plan, _ = solve_plan(
+        noise, means, actions, means, np.full(size, 1 / size),
+        alpha=0.0, epsilon=2.0, max_iterations=200, threshold=1e-3,
+    )  # fmt: skip
+    seen = size * np.asarray(plan).T @ noise  # E[z | a_j]
+    # A state's noise has mean b μ; its map is μ + σ (z − b μ) for noise of unit deviation, and acting sees mean 0.
+    b = np.sum(seen * means, axis=0) / np.sum(means**2, axis=0)
+    expected = 1 - np.sum(deviations * b * np.sum(means**2, axis=0)) / np.sum(means**2)
+    samples = means + deviations * rng.normal(size=(400, size, 3))
+    found = diagnose.foreseen_slope(samples, actions, 2.0)
+    assert expected < 0.95
+    np.testing.assert_allclose(1 - found, 1 - expected, rtol=0.1)
 
 
 def test_mixed_policies(directory):
