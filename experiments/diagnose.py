@@ -12,9 +12,9 @@ All policies act in the same episodes: the same initial states and the same nois
 With --between the swap is between the newest checkpoints of the runs named, which must have the same networks: whether
 one run is better by its flow or by its critic. For each also, over states s of the dataset,
 
-    samples   mean deviation of flow samples a, and how much of the first run's mean action is left in its own, from
-              state to state: the slope of E[a|s] on the first run's
-    foreseen  the slope that its coupling should leave, were the first run's unbiased (runs with coupling 'ot')
+    samples   mean deviation of flow samples a at a state, and how far their mean E[a|s] goes from state to state,
+              over how far the first run's goes
+    foreseen  what its coupling should leave of that reach, were the first run unbiased (runs with coupling 'ot')
 """
 
 import functools
@@ -92,23 +92,22 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def diagnose_samples(agent: Any, first: Any, batch: dict[str, Any]) -> None:
-    """Prints how far flow samples are from their mean, and what is left of the first agent's mean action."""
+    """Prints how far flow samples are from their mean, and how far that goes, over how far the first agent's goes."""
     noise_key = jax.random.PRNGKey(3)
     own, reference = (np.asarray(a.candidates(batch["observations"], noise_key, 128)[1]) for a in (agent, first))
-    means = reference.mean(axis=0) - reference.mean(axis=(0, 1))
-    left = np.sum(own.mean(axis=0) * means) / np.sum(means**2)
-    line = f"  flow samples: deviation {own.std(axis=0).mean():.3f}, slope of their mean {left:.3f}"
+    reach, whole = (np.linalg.norm(a.mean(axis=0) - a.mean(axis=(0, 1))) for a in (own, reference))
+    line = f"  flow samples: deviation {own.std(axis=0).mean():.3f}, reach of their mean {reach / whole:.3f}"
     if agent.config.get("coupling") == "ot":
-        line += f", foreseen {foreseen_slope(reference, batch['actions'], agent.cfg.epsilon):.3f}"
+        line += f", foreseen {foreseen_reach(reference, batch['actions'], agent.cfg.epsilon):.3f}"
     print(line)
 
 
-def foreseen_slope(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> float:
-    """The slope of a flow's mean action on the unbiased one, when a plan over many states has paired its noise.
+def foreseen_reach(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> float:
+    """How much of the mean action is left, from state to state, when a plan over many states pairs a flow's noise.
 
     With M the mean of ‖z − a‖², the plan ∝ exp(2 z·a / (ε M)) makes noise follow the action with slope k = 2 / (ε M),
     whatever the state: where the mean action is μ, training sees noise around k (μ − E μ), acting sees it around 0. A
-    flow turns noise into the actions of a state with slope about Σ^½, Σ their covariance, so they miss by
+    flow turns noise into actions with slope about Σ^½, Σ the covariance of its samples at that state, so they miss by
     −k Σ^½ (μ − E μ). To first order in k, for normal actions, without the condition's term.
 
     Args:
@@ -119,7 +118,7 @@ def foreseen_slope(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> 
     means = samples.mean(axis=0)
     spread = samples - means
     values, vectors = np.linalg.eigh(np.einsum("nij,nik->ijk", spread, spread) / len(samples))
-    means -= means.mean(axis=0)
+    means = means - means.mean(axis=0)
     along = np.einsum("ijk,ij->ik", vectors, means)  # in the directions of Σ
     return 1 - k * np.sum(np.sqrt(np.maximum(values, 0)) * along**2) / np.sum(means**2)
 

@@ -6,6 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 from tiny_runs import OTQL, POINTMAZE, run_dir, run_main
 
 from experiments import diagnose
@@ -77,7 +78,7 @@ def test_diagnose_between_runs(directory, capsys, monkeypatch):
     for flow, lam in ((1, settings["config"]["lam"]), (2, 7.0)):
         assert all(f"flow of {flow}, critic of {critic}: success {lam}\n" in out for critic in (1, 2))
     lines = [line for line in out.splitlines() if "flow samples" in line]
-    assert all("slope of their mean 1.000, foreseen 0." in line for line in lines) and len(lines) == 2
+    assert all("reach of their mean 1.000, foreseen 0." in line for line in lines) and len(lines) == 2
     refused = {"at least two runs": (), "wider has other networks than one": ("wider",)}
     refused["elsewhere has env_name pointmaze-large.*, one pointmaze-medium"] = ("elsewhere",)
     for message, others in refused.items():
@@ -85,24 +86,27 @@ def test_diagnose_between_runs(directory, capsys, monkeypatch):
             diagnose.main(["diagnose", "one", *others, "--between"])
 
 
-def test_foreseen_slope():
-    """A normal problem: the plan's own pairs, and the exact map from a state's noise to its actions, give the slope."""
-    rng, deviations, size = np.random.default_rng(0), np.array([0.1, 0.3, 0.8]), 2000
-    means = rng.normal(size=(size, 3)) * np.array([0.5, 1.0, 0.7])
-    actions = means + deviations * rng.normal(size=(size, 3))
-    noise = rng.normal(size=(size, 3)).astype(np.float32)
+@pytest.mark.parametrize("epsilon", [1.0, 2.0])
+def test_foreseen_reach(epsilon):
+    """Normal actions, of two covariances in two kinds of states: the plan's own noise gives the same reach."""
+    rng, size = np.random.default_rng(0), 2000
+    turn = scipy.stats.ortho_group.rvs(3, random_state=0)
+    roots = np.stack([turn @ np.diag(d) @ turn.T for d in ([0.1, 0.2, 0.8], [0.3, 0.1, 0.2])])  # Σ^½
+    half = np.arange(size) % 2
+    means = rng.normal(size=(size, 3)) * np.array([0.5, 1.0, 0.7]) + np.array([1.0, -1.0, 0.5])
+    draw = lambda *shape: means + np.einsum("ijk,...ik->...ij", roots[half], rng.normal(size=(*shape, size, 3)))  # noqa: E731
+    actions, noise = np.float32(draw()), np.float32(rng.normal(size=(size, 3)))
     plan, _ = solve_plan(
-        noise, means, actions, means, np.full(size, 1 / size),
-        alpha=0.0, epsilon=2.0, max_iterations=200, threshold=1e-3,
+        noise, means, actions, means, np.full(size, 1 / size, np.float32),
+        alpha=0.0, epsilon=epsilon, max_iterations=200, threshold=1e-3,
     )  # fmt: skip
     seen = size * np.asarray(plan).T @ noise  # E[z | a_j]
-    # A state's noise has mean b μ; its map is μ + σ (z − b μ) for noise of unit deviation, and acting sees mean 0.
-    b = np.sum(seen * means, axis=0) / np.sum(means**2, axis=0)
-    expected = 1 - np.sum(deviations * b * np.sum(means**2, axis=0)) / np.sum(means**2)
-    samples = means + deviations * rng.normal(size=(400, size, 3))
-    found = diagnose.foreseen_slope(samples, actions, 2.0)
-    assert expected < 0.95
-    np.testing.assert_allclose(1 - found, 1 - expected, rtol=0.1)
+    centred = means - means.mean(axis=0)
+    mean_noise = centred @ np.linalg.lstsq(centred, seen - seen.mean(axis=0))[0]  # E[z | s_j]
+    missed = np.einsum("ijk,ik->ij", roots[half], mean_noise)  # what Σ^½ makes of it, where acting has noise around 0
+    left = 1 - np.sum(missed * centred) / np.sum(centred**2)
+    assert left < 0.98
+    np.testing.assert_allclose(1 - diagnose.foreseen_reach(draw(400), actions, epsilon), 1 - left, rtol=0.1)
 
 
 def test_mixed_policies(directory):
