@@ -108,7 +108,8 @@ def _label_axes(panels: np.ndarray, env_name: str, metric: str, split: bool, ste
     panels[0].set_title(env_name if not split else "These runs")
     if split:
         panels[1].set_title("Published")
-        panels[0].figure.suptitle(env_name, fontsize=8)
+        # On the left, where a wide legend does not reach.
+        panels[0].figure.suptitle(env_name, fontsize=8, x=0.06, horizontalalignment="left")
 
 
 def _legend(axes: Axes, dashed: bool, drawn: list[Group], curves: dict[str, published.Curve]) -> list[Line2D]:
