@@ -91,15 +91,18 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return assemble(gather(data, starts, horizon), cfg.discount, cfg.window_rule)
 
 
-def diagnose_samples(agent: Any, first: Any, batch: dict[str, Any]) -> None:
-    """Prints how far flow samples are from their mean, and how far that goes, over how far the first agent's goes."""
-    noise_key = jax.random.PRNGKey(3)
-    own, reference = (np.asarray(a.candidates(batch["observations"], noise_key, 128)[1]) for a in (agent, first))
-    reach, whole = (np.linalg.norm(a.mean(axis=0) - a.mean(axis=(0, 1))) for a in (own, reference))
-    line = f"  flow samples: deviation {own.std(axis=0).mean():.3f}, reach of their mean {reach / whole:.3f}"
+def diagnose_samples(agent: Any, samples: np.ndarray, reference: np.ndarray, batch: dict[str, Any]) -> None:
+    """Prints how far an agent's flow samples are from their mean, and how far that goes beside the reference's."""
+    line = f"  flow samples: deviation {samples.std(axis=0).mean():.3f}, reach of their mean {reach(samples, reference):.3f}"
     if agent.config.get("coupling") == "ot":
         line += f", foreseen {foreseen_reach(reference, batch['actions'], agent.cfg.epsilon):.3f}"
     print(line)
+
+
+def reach(samples: np.ndarray, reference: np.ndarray) -> float:
+    """How far the mean of samples [n, m, d] goes over the m states, over how far the reference's goes."""
+    own, whole = (np.linalg.norm(x.mean(axis=0) - x.mean(axis=(0, 1))) for x in (samples, reference))
+    return own / whole
 
 
 def foreseen_reach(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> float:
@@ -168,9 +171,11 @@ def diagnose_between(directories: list[str]) -> None:
             raise UserError(f"{directory} has other networks than {directories[0]}")
     agents = {number: agent for number, (agent, _, _) in enumerate(loaded.values(), 1)}
     batch = windows(first, settings)
+    key = jax.random.PRNGKey(3)
+    samples = {n: np.asarray(agent.candidates(batch["observations"], key, 128)[1]) for n, agent in agents.items()}
     for (number, agent), (directory, (_, _, step)) in zip(agents.items(), loaded.items(), strict=True):
         print(f"{number}: {directory}, step {step}")
-        diagnose_samples(agent, first, batch)
+        diagnose_samples(agent, samples[number], samples[1], batch)
     print(f"{FLAGS.episodes} episodes of {settings['env_name']} with seed {FLAGS.seed}")
     with Evaluator(functools.partial(make_env, settings["env_name"]), first.config.horizon_length) as evaluator:
         diagnose_swap(agents, evaluator)

@@ -86,6 +86,14 @@ def test_diagnose_between_runs(directory, capsys, monkeypatch):
             diagnose.main(["diagnose", "one", *others, "--between"])
 
 
+def test_reach():
+    """A mean that goes 0.9 times as far from state to state has reach 0.9, wherever it is and however it spreads."""
+    rng = np.random.default_rng(0)
+    means, spread = rng.normal(size=(50, 3)), rng.normal(size=(40, 50, 3))
+    spread -= spread.mean(axis=0)
+    np.testing.assert_allclose(diagnose.reach(5 + 0.9 * means + 2 * spread, means + spread), 0.9)
+
+
 @pytest.mark.parametrize("epsilon", [1.0, 2.0])
 def test_foreseen_reach(epsilon):
     """Normal actions, of two covariances in two kinds of states: the plan's own noise gives the same reach."""
