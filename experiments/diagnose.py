@@ -93,7 +93,8 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 def diagnose_samples(agent: Any, samples: np.ndarray, reference: np.ndarray, batch: dict[str, Any]) -> None:
     """Prints how far an agent's flow samples are from their mean, and how far that goes beside the reference's."""
-    line = f"  flow samples: deviation {samples.std(axis=0).mean():.3f}, reach of their mean {reach(samples, reference):.3f}"
+    own_reach = reach(samples, reference)
+    line = f"  flow samples: deviation {samples.std(axis=0).mean():.3f}, reach of their mean {own_reach:.3f}"
     if agent.config.get("coupling") == "ot":
         line += f", foreseen {foreseen_reach(reference, batch['actions'], agent.cfg.epsilon):.3f}"
     print(line)
