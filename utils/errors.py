@@ -1,4 +1,16 @@
-"""The one exception that stands for a user's mistake."""
+"""Errors that users can cause, and one-line reports of exceptions that their own code raises."""
+
+import inspect
+import os
+import sysconfig
+import tempfile
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 class UserError(Exception):
@@ -7,3 +19,59 @@ class UserError(Exception):
     The message is one line that says what is wrong and what to do. Entry points print it to stderr and exit
     with code 2 and no traceback.
     """
+
+
+def failure(error: BaseException, what: str, expected: str = "", source: Any = None) -> UserError:
+    """Returns the error to raise when a user's own code fails; its line names a file with the whole traceback.
+
+    Args:
+        error: the exception that the code raised.
+        what: the part that failed, such as "the environment's reset" or "agent file my_agent.py".
+        expected: what such code has to do, or what to do about it.
+        source: function or class of the user's, for errors raised at its call, before any line of it runs.
+    """
+    lines = "".join(traceback.format_exception(error))
+    line = failure_line(error, what, expected, source)
+    with suppress(OSError):
+        path = Path(tempfile.gettempdir()) / f"otql_traceback_{os.getpid()}.txt"
+        path.write_text(lines, encoding="utf-8", errors="replace")
+        line += f" (traceback: {path})"
+    return UserError(line)
+
+
+def failure_line(error: BaseException, what: str, expected: str = "", source: Any = None) -> str:
+    """Returns one line that says what failed, in which file and line of the user's code, and what is expected."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = reason if len(reason) <= 300 else reason[:300] + " …"
+    place = _place(error) or _definition(source)
+    return f"{what} failed{f' at {place}' if place else ''}: {reason}{f'; {expected}' if expected else ''}"
+
+
+def _place(error: BaseException) -> str:
+    """Returns 'file, line n' of the innermost frame of the user's code, else of a library's; '' if there is none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    users = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    for frame in reversed(users or frames):
+        return f"{frame.filename}, line {frame.lineno}"
+    return ""
+
+
+def _is_ours(filename: str) -> bool:
+    """True if a file belongs to this project or has no source."""
+    if filename.startswith("<"):
+        return True
+    with suppress(ValueError):
+        parts = Path(filename).resolve().relative_to(_PROJECT).parts
+        return parts[0] in ("agents", "envs", "utils", "experiments", "real", "main.py", "online_main.py")
+    return False
+
+
+def _definition(source: Any) -> str:
+    """Returns 'file, line n' of the definition of a function or class, or ''."""
+    if source is None:
+        return ""
+    with suppress(OSError, TypeError):
+        return f"{inspect.getsourcefile(source)}, line {inspect.getsourcelines(source)[1]}"
+    return ""
