@@ -25,12 +25,12 @@ from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, make_env, parse_task
 from utils import cli, runs
 from utils.datasets import describe, first_observation, prepare
-from utils.errors import UserError
+from utils.errors import Diverged, UserError
 from utils.logging import ProgressBar
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
 from utils.starts import load_base
-from utils.training import SEGMENT, Trainer, stack
+from utils.training import NOT_FINITE, SEGMENT, Trainer, stack
 
 FLAGS = flags.FlagValues()
 define_flags(FLAGS, env_name="OpenMicrowave-v0", log=500, evaluate=1_000, save=1_000)
@@ -105,6 +105,8 @@ def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
     with ProgressBar(num_updates, description="distillation") as bar:
         for step in range(0, num_updates, SEGMENT):
             student, info = trainer.train(student, step, min(SEGMENT, num_updates - step))
+            if (info.pop(NOT_FINITE) > 0).any():
+                raise Diverged("distilling the base has diverged; a smaller --agent.lr usually helps")
             bar.update(min(SEGMENT, num_updates - step), {key: float(value[0]) for key, value in info.items()})
     return agents.replace(params=agents.params | {name: student.params[name] for name in names})
 

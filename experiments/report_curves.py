@@ -68,8 +68,8 @@ def draw_curves(env_name: str, groups: list[Group], styles: dict[str, dict[str, 
 
 
 def _only_length(reasons: list[str]) -> bool:
-    """Whether a group is compared, or would be but for the number of updates."""
-    return all(reason.startswith(("unfinished:", "other updates:")) for reason in reasons)
+    """True if a group is compared, or would be but for the number of updates."""
+    return all(reason.startswith(("unfinished:", "diverged:", "other updates:")) for reason in reasons)
 
 
 def _draw_group(axes: Axes, group: Group, style: dict[str, str]) -> None:

@@ -24,6 +24,7 @@ class Condition:
     """
 
     finished: bool
+    diverged: bool
     metric: str
     steps: tuple[int, ...]
     data: str
@@ -110,6 +111,7 @@ def group_runs(found: Iterable[Run], last: int) -> list[Group]:
     for run in sorted(found, key=lambda run: (run.settings["env_name"], published.method_order(run.method), run.seed)):
         condition = Condition(
             finished=run.finished,
+            diverged=bool(run.diverged),
             metric=run.metric,
             steps=tuple(int(step) for step in run.steps[-last:]),
             data=json.dumps(run.settings.get("dataset"), sort_keys=True),
@@ -154,7 +156,12 @@ def _compare(groups: list[Group]) -> None:
             _label_variants(variants)
     for group in groups:
         rivals = [other for other in shown if other.method == group.method]
-        if group.apart and len(rivals) == 1:
+        if group.condition.diverged:
+            seeds = ", ".join(str(run.seed) for run in group.runs)
+            own = json.dumps(group.runs[0].settings["config"], sort_keys=True)
+            for rival in (r for r in rivals if json.dumps(r.runs[0].settings["config"], sort_keys=True) == own):
+                rival.notes.append(f"without seed {seeds}, which diverged")
+        elif group.apart and len(rivals) == 1:
             changed = differences(group.runs[0].settings["config"], rivals[0].runs[0].settings["config"])
             if changed:
                 text = ", ".join(f"{name} {show(own)}, not {show(other)}" for name, own, other in changed)
@@ -174,7 +181,9 @@ def _reference(groups: list[Group]) -> Condition | None:
 def _reasons(group: Group, reference: Condition | None) -> list[str]:
     """Why a group cannot stand beside those of the reference: one 'short: long' a reason."""
     own, result = group.condition, []
-    if not own.finished:
+    if own.diverged:
+        result.append("; ".join(f"diverged: seed {run.seed} at {run.diverged}" for run in group.runs))
+    elif not own.finished:
         planned = group.runs[0].planned
         reached = own.steps[-1] if own.steps else max(run.reached for run in group.runs)
         unit = "updates" if group.runs[0].rollout_steps is None else "environment steps"

@@ -22,7 +22,8 @@ class Run:
 
     Attributes:
         settings: flags.json. planned: updates it is to go to. finished: it went there and was evaluated there.
-        reached: updates that are logged. metric: 'success_rate', or 'return_mean' where success is not known.
+        diverged: where and how training diverged, '' if it did not. reached: updates that are logged.
+        metric: 'success_rate', or 'return_mean' where success is not known.
         steps, values, episodes: the evaluations, each [evaluations].
         rate: median updates/s. milliseconds: time of one action at acting; NaN where not recorded, as for `rate`.
     """
@@ -31,6 +32,7 @@ class Run:
     settings: dict[str, Any]
     planned: int
     finished: bool
+    diverged: str
     reached: int
     metric: str
     steps: np.ndarray
@@ -112,6 +114,9 @@ def read_run(directory: Path, step: int | None = None) -> Run:
     if step is not None and step < planned:
         planned, table, timing = step, *(_cut(rows, step) for rows in (table, timing))
     summary = _read_json(directory / "summary.json") if (directory / "summary.json").exists() else {}
+    # Looked at as if it ended earlier, a run was sound there.
+    broke = "diverged" in summary and summary["step"] <= planned
+    diverged = f"step {summary['step']} ({summary['diverged']})" if broke else ""
     metric = "success_rate" if np.isfinite(table.get("success_rate", np.nan)).any() else "return_mean"
     values = table.get(metric, np.empty(0))
     shown = np.isfinite(values)
@@ -122,7 +127,8 @@ def read_run(directory: Path, step: int | None = None) -> Run:
         directory=directory,
         settings=settings,
         planned=planned,
-        finished=last >= planned and (step is not None or summary.get("step", -1) >= planned),
+        finished=last >= planned and (step is not None or summary.get("step", -1) >= planned) and not diverged,
+        diverged=diverged,
         reached=int(max(last, *timing.get("step", ()))) if len(timing.get("step", ())) else last,
         metric=metric,
         steps=steps,

@@ -2,7 +2,7 @@
 
 Grids are declared in experiments/grids.py, or in a file of your own that defines GRID. Start the same command again at
 any time: what is finished is left out, what is half done goes on, and nothing runs twice at once. `status` lists what
-is done, running, queued, stopped and failed, with the last line of each failure; `report` compares what there is.
+is done, diverged, running, queued, stopped and failed, with the last line of each failure; `report` compares all of it.
 
     python -m experiments.sweep --grid=laptop --jobs=2                     two at a time, each with half of the cores
     python -m experiments.sweep --grid=table1 --gpus=0,1,2,3 --jobs=8      eight at a time on four GPUs
@@ -177,7 +177,7 @@ def start(jobs: list[Job], folder: Path) -> None:
         states[job], note = job.state(job.name in names)
         if states[job] == "other":
             raise UserError(f"{note}; use another --save_dir")
-    due = [job for job in jobs if states[job] not in ("done", "running", "queued")]
+    due = [job for job in jobs if states[job] not in ("done", "diverged", "running", "queued")]
     counts = Counter(states.values())
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f"; {len(due)} to start", file=sys.stderr)
     if FLAGS.dry_run:

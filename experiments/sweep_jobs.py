@@ -61,11 +61,16 @@ class Job:
         return ""
 
     def state(self, queued: bool = False) -> tuple[str, str]:
-        """'other', 'done', 'running', 'queued', 'failed', 'stopped' or 'waiting', and what there is to say of it."""
+        """Returns 'other', 'done', 'diverged', 'running', 'queued', 'failed', 'stopped' or 'waiting', and a note."""
         if other := self.other():
             return "other", other
         if all(_finished(directory, self.total) for directory in self.directories):
             return "done", ""
+        diverged = [line for directory in self.directories if (line := _divergence(directory))]
+        if diverged and len(diverged) + sum(_finished(d, self.total) for d in self.directories) == len(
+            self.directories
+        ):
+            return "diverged", "; ".join(diverged)
         progress = self.progress()
         note = f"{progress:.0%}" if progress else ""
         if any(_locked(directory) for directory in self.directories):
@@ -116,8 +121,14 @@ def _inherited(cores: Iterable[int]) -> Iterator[None]:
 
 
 def _finished(directory: Path, total: int) -> bool:
-    summary = directory / "summary.json"
-    return summary.exists() and runs.read_json(summary)["step"] >= total
+    summary = runs.read_summary(directory) or {}
+    return "diverged" not in summary and summary.get("step", -1) >= total
+
+
+def _divergence(directory: Path) -> str:
+    """Returns where and how the run diverged, or ''."""
+    summary = runs.read_summary(directory) or {}
+    return f"{directory}: {summary['diverged']} at step {summary['step']}" if "diverged" in summary else ""
 
 
 def _saved(directory: Path, total: int) -> int:

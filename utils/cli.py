@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from utils.errors import UserError
+from utils.errors import Diverged, UserError
 
 
 class Interrupted(Exception):
@@ -134,7 +134,10 @@ def keep_compiled() -> None:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a program: a user's mistake ends in one line on stderr and exit code 2, a signal in 128 + its number."""
+    """Runs a program: invalid input ends in one line on stderr and exit code 2.
+
+    Training that diverges ends in exit code 1, a signal in 128 + its number.
+    """
     keep_compiled()
     try:
         main(sys.argv)
@@ -142,6 +145,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Diverged as divergence:
+        print(divergence, file=sys.stderr)
+        sys.exit(1)
     except Interrupted as interruption:
         print(f"{interruption}; start the same command again to go on", file=sys.stderr)
         sys.exit(128 + interruption.signum)

@@ -21,6 +21,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(Exception):
+    """Training reached numbers that are not finite. The message has a line per run; programs exit with code 1."""
+
+
 def failure(error: BaseException, what: str, expected: str = "", source: Any = None) -> UserError:
     """Returns the error to raise when a user's own code fails; its line names a file with the whole traceback.
 

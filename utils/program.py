@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from envs.tasks import Task
 from utils import checkpoints, cli, runs
 from utils.datasets import example_batch
-from utils.errors import UserError
+from utils.errors import Diverged, UserError
 from utils.evaluation import Evaluator
 from utils.evaluations import Evaluations, policy_of
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.observations import map_parts, shapes
 from utils.rendering import set_rendering_backend
-from utils.training import SEGMENT, decision_seconds, lane, stack
+from utils.training import NOT_FINITE, SEGMENT, all_finite, decision_seconds, lane, not_finite, stack
 from utils.video import VideoUnavailable, record
 
 LOGS = ("train", "eval", "timing")
@@ -88,6 +88,7 @@ class Run:
 
     def __init__(self, spec: runs.Lane, settings: dict[str, Any]):
         self.spec = spec
+        self.diverged = ""  # What is not finite, once training has diverged.
         self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
         self.files = runs.RunFiles(spec.directory, self.settings)
         self.checkpoints = runs.checkpoint_dir(spec.directory)
@@ -106,10 +107,23 @@ class Run:
         self.wandb.log(step, {f"{name}/{key}": value for key, value in row.items()})
 
     def save(self, step: int, agent: Any, evaluated: bool, extra: dict[str, Any]) -> None:
-        """Writes a checkpoint of everything that the run needs to go on."""
+        """Writes a checkpoint of everything that the run needs to resume; `agent`: on the host."""
         positions = {name: self.csv[name].position() for name in self.csv}
-        state = {"agent": to_state_dict(jax.device_get(agent)), "csv": positions, "evaluated": evaluated}
+        state = {"agent": to_state_dict(agent), "csv": positions, "evaluated": evaluated}
         checkpoints.save(self.checkpoints, step, state | extra)
+
+    def diverge(self, step: int, quantity: str) -> None:
+        """Ends the run at a step at which `quantity` is not finite; its last checkpoint stays."""
+        self.diverged = quantity
+        self.files.finish({"step": step, "diverged": quantity})
+
+    def divergence(self) -> str:
+        """Returns one line that says where the run diverged and what usually helps."""
+        summary, saved = self.files.diverged(), checkpoints.saved_steps(self.checkpoints)
+        kept = f"the checkpoint of step {saved[-1]} is sound" if saved else "there is no checkpoint"
+        advice = "a smaller --agent.lr in another --run_group usually helps, or rewards of a smaller scale"
+        where = f"{self.spec.directory} at step {summary['step']}"
+        return f"{where}, not finite: {summary['diverged']}; {kept}; {advice}"
 
 
 class Program:
@@ -161,10 +175,14 @@ class Program:
         self.base, self.base_steps = None, 0
         lanes = [Run(spec, settings) for spec in runs.make_lanes(self.config, seeds, values.vary, root, agent)]
         finished = [run for run in lanes if run.files.finished(self.total) and not self._lacks_video(run)]
-        self.lanes = [run for run in lanes if run not in finished]
+        diverged = [run for run in lanes if run.files.diverged()]
+        self.lanes = [run for run in lanes if run not in finished + diverged]
+        self._divergences = [f"diverged before: {run.divergence()}" for run in diverged]
         if finished:
             names = ", ".join(str(run.spec.directory) for run in finished)
             print(f"finished before: {names}{'' if self.lanes else '; nothing to do'}")
+        if diverged and not self.lanes:
+            raise Diverged("\n".join(self._divergences))
         if self.lanes:
             check_together(self.lanes)
             print(f"{agent} on {env_name}; {note}; sparse={self.sparse}")
@@ -251,6 +269,11 @@ class Program:
             raise UserError(f"{directory} is at step {self.step}, in another phase; give the same steps as before")
 
     @property
+    def alive(self) -> list[int]:
+        """Numbers of the lanes that have not diverged."""
+        return [index for index, run in enumerate(self.lanes) if not run.diverged]
+
+    @property
     def actors(self) -> Any:
         """What acts at this step: the agents, or before them the base."""
         return self.actors_at(self.step)
@@ -278,7 +301,10 @@ class Program:
             Interrupted: a signal came.
         """
         self.evaluations.settle(wait=False)
-        missing = [number for number, done in enumerate(self.evaluated) if not done]
+        if self.due(self.flags.eval_interval) or self.due(self.flags.save_interval):
+            for index in self._broken():
+                self._diverge(index, {})
+        missing = [number for number in self.alive if not self.evaluated[number]]
         if self._episodes and self.due(self.flags.eval_interval) and missing:
             # There is no training after the last step that the evaluation could overlap with.
             overlap = self.flags.eval_overlap and self.step < self.total
@@ -292,28 +318,51 @@ class Program:
     def advance(self, until: int, info: dict[str, jax.Array], updates: int) -> None:
         """Notes that training went on to step `until` with `updates` updates, whose infos were `info`, each [lanes]."""
         info = jax.device_get(info)
+        failed = info.pop(NOT_FINITE, np.zeros(len(self.lanes)))
         self._spent, self._updates = self._spent + time.perf_counter() - self._clock, self._updates + updates
         self._bar.update(until - self.step, {k: value[0] for k, value in info.items() if k.endswith("loss")})
         self.step, self.evaluated, self._clock = until, [False] * len(self.lanes), time.perf_counter()
-        if self.due(self.flags.log_interval) and info:
-            for index, run in enumerate(self.lanes):
-                run.log("train", self.step, {key: float(value[index]) for key, value in info.items()})
-                run.log("timing", self.step, {"seconds": self._spent, "updates": self._updates})
+        diverged = [index for index in self.alive if failed[index]]
+        due = self.due(self.flags.log_interval) and info
+        for index in self.alive if due else diverged:
+            row = {key: float(value[index]) for key, value in info.items()}
+            self.lanes[index].log("train", self.step, row)
+            self.lanes[index].log("timing", self.step, {"seconds": self._spent, "updates": self._updates})
+        if due:
             self._spent, self._updates = 0.0, 0
+        for index in diverged:
+            self._diverge(index, {key: value[index] for key, value in info.items()})
+
+    def _broken(self) -> list[int]:
+        """Returns the numbers of the lanes that have diverged unseen: with parameters that are not finite."""
+        finite = np.asarray(jax.vmap(all_finite)(self.agents))
+        return [index for index in self.alive if not finite[index]]
+
+    def _diverge(self, index: int, info: dict[str, Any]) -> None:
+        """Ends one lane, whose last infos are `info`, and the program if it was the last one."""
+        self.evaluations.settle()  # The agent that it has a copy of was sound.
+        self.lanes[index].diverge(self.step, not_finite(info, lane(self.agents, index)))
+        self._divergences.append(f"diverged: {self.lanes[index].divergence()}")
+        if not self.alive:
+            raise Diverged("\n".join(self._divergences))
+        print(self._divergences[-1], file=sys.stderr, flush=True)
 
     def save(self) -> None:
-        """Writes a checkpoint of every lane."""
-        for index, run in enumerate(self.lanes):
+        """Writes a checkpoint of every lane whose parameters are finite."""
+        broken = self._broken()
+        for index in (index for index in self.alive if index not in broken):
             # An evaluation of this very step starts again from the checkpoint's own agent.
             due = self.evaluations.owed_step(index) == self.step
             owed = {} if due else self.evaluations.owed(index)
-            run.save(self.step, lane(self.agents, index), self.evaluated[index] and not due, self.extra(index) | owed)
+            agent, evaluated = jax.device_get(lane(self.agents, index)), self.evaluated[index] and not due
+            self.lanes[index].save(self.step, agent, evaluated, self.extra(index) | owed)
 
     def finish(self) -> None:
         """Waits for evaluations, records videos and marks the runs as finished."""
         self.evaluations.settle()
         cost = {"milliseconds_per_action": self._milliseconds_per_action()}
-        for index, run in enumerate(self.lanes):
+        for index in self.alive:
+            run = self.lanes[index]
             if self.flags.video_episodes:
                 make = functools.partial(self.make_env, render_mode="rgb_array", width=320, height=320)
                 policy, seed = policy_of(run.spec.seed, self.agents, index, self.step)
@@ -325,6 +374,8 @@ class Program:
                     print(f"no video: {reason}", file=sys.stderr)
             run.files.finish({"step": self.step} | cost)
             print(f"finished: {run.spec.directory}")
+        if self._divergences:
+            raise Diverged("\n".join(self._divergences))
 
     def _milliseconds_per_action(self) -> float:
         """Median time to choose one environment action; a chunk, chosen for one observation, has several."""

@@ -263,6 +263,12 @@ def other_run(directory: Path, settings: dict[str, Any]) -> str:
     return ""
 
 
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """Returns what an ended run says of its end: its last step, and 'diverged' if it did; None while it goes on."""
+    path = directory / "summary.json"
+    return read_json(path) if path.exists() else None
+
+
 class RunFiles:
     """The directory of one run: settings, finish mark and lock.
 
@@ -307,12 +313,16 @@ class RunFiles:
 
     def finished(self, step: int) -> dict[str, Any] | None:
         """The summary of the run if it went to `step`."""
-        path = self.directory / "summary.json"
-        summary = read_json(path) if path.exists() else None
-        return summary if summary and summary["step"] >= step else None
+        summary = read_summary(self.directory)
+        return summary if summary and "diverged" not in summary and summary["step"] >= step else None
+
+    def diverged(self) -> dict[str, Any] | None:
+        """Returns the summary of the run if it has diverged."""
+        summary = read_summary(self.directory)
+        return summary if summary and "diverged" in summary else None
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Marks the run as ended."""
         atomic_write_text(self.directory / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 

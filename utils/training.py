@@ -12,6 +12,7 @@ import numpy as np
 from utils.datasets import Arrays, assemble, gather, sample_starts
 from utils.replay import Replay
 
+NOT_FINITE = "not_finite"  # entry of a call's infos, greater than 0 if a loss or parameter is NaN or infinite
 SEGMENT = 100  # updates a call: signals, progress and logging wait at most this long
 HOST_BLOCK = 10  # updates whose batches are gathered at once when the data stay on the host
 
@@ -47,7 +48,7 @@ def _updates(agent: Any, num_updates: jax.Array, rows_at: Callable[[Any, jax.Arr
         rows_at: (index of the update, the agent's step) → gathered windows [m, ...].
 
     Returns:
-        the agent, and its infos averaged over the updates.
+        the agent, and its infos averaged over the updates, with NOT_FINITE among them.
     """
 
     def update(i: jax.Array, agent: Any) -> tuple[Any, Arrays]:
@@ -60,7 +61,36 @@ def _updates(agent: Any, num_updates: jax.Array, rows_at: Callable[[Any, jax.Arr
     _, info = jax.eval_shape(update, 0, agent)
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), info)
     agent, total = jax.lax.fori_loop(0, num_updates, body, (agent, total))
-    return agent, jax.tree.map(lambda leaf: leaf / num_updates, total)
+    finite = jnp.stack([jnp.isfinite(value) for name, value in total.items() if name.endswith("loss")] or [True]).all()
+    # Parameters that are not finite show in the next losses; reading all of them pays only after many updates.
+    finite &= jax.lax.cond(num_updates >= SEGMENT, all_finite, lambda _: jnp.array(True), agent)
+    return agent, jax.tree.map(lambda leaf: leaf / num_updates, total) | {NOT_FINITE: 1.0 - finite}
+
+
+def _inexact(tree: Any) -> list[tuple[str, Any]]:
+    """Returns path and array of every leaf of real numbers."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in leaves
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Returns whether all arrays of a tree are free of NaN and infinity, as a scalar."""
+    return jnp.stack([jnp.isfinite(leaf).all() for _, leaf in _inexact(tree)] or [True]).all()
+
+
+def not_finite(info: Arrays, agent: Any) -> str:
+    """Returns the names of the losses, else of the first parameters, that are not finite; '' if there are none.
+
+    Args:
+        info: of one agent, on the host. agent: one agent.
+    """
+    losses = [name for name, value in info.items() if name.endswith("loss") and not np.isfinite(value)]
+    return ", ".join(losses or [name for name, leaf in _inexact(agent) if not np.isfinite(leaf).all()][:1])
 
 
 @partial(jax.jit, donate_argnums=0)
