@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.runs import ROOT
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config):
-    """Lets all tests, and the processes they start, share what is compiled; JAX is not imported yet."""
+    """Lets all tests, and the processes they start, share what is compiled. JAX reads these when it is imported."""
+    assert "jax" not in sys.modules
     config.compiled = tempfile.TemporaryDirectory(prefix="otql-compiled-", ignore_cleanup_errors=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", config.compiled.name)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
