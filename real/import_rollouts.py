@@ -12,11 +12,12 @@ any other episode: a state whose action leads nowhere recorded). It also holds, 
 A camera among --features, such as observation.images.front, gives `images` [N, C, s, s, 3], uint8, C cameras in their
 order: each image is squeezed to s pixels either way, --image_size=64, whatever its aspect (real/lerobot_images.py).
 
-By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a number that never changes has
-scale 1. What a policy sees on the robot is normalised by the file it was trained on, so later recordings must be too:
-`--stats=FIRST.npz` takes that file's numbers. Recordings of `otql_sim` that are to fit its environment stay as they
-are: `--state_norm=none --action_norm=none`. Beside it, FILE.json says what went in, and FILE.normalisation.json tells
-real/export.py what a policy is to do on the robot: LeRobot's MEAN_STD with offset and scale, whatever these are.
+By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a joint that rests gets the median
+scale of those that move (real/statistics.py), and that is said. What a policy sees on the robot is normalised by the
+file it was trained on, so later recordings must be too: `--stats=FIRST.npz` takes that file's numbers. Recordings of
+`otql_sim` that are to fit its environment stay as they are: `--state_norm=none --action_norm=none`. Beside it,
+FILE.json says what went in, and FILE.normalisation.json tells real/export.py what a policy is to do on the robot:
+LeRobot's MEAN_STD with offset and scale, whatever these are.
 
 This runs wherever pyarrow is, so also in LeRobot's environment.
 """
@@ -33,13 +34,13 @@ from envs.files import Arrays, read_json, read_npz, write_json, write_npz
 from real.command_line import Parser
 from real.lerobot_files import Recording, read_recording
 from real.lerobot_images import camera_images
+from real.statistics import NORMS, offset_and_scale
 from real.success import Lengths, label_files, successes
 from utils.errors import UserError
 from utils.files import disk_errors
 
 STATS = ("state_offset", "state_scale", "action_offset", "action_scale")
-NORMS = ("mean_std", "min_max", "none")
-_CONSTANT = 1e-6  # A spread below is none.
+_FAR = 100  # Scales from the offset: no motion of the robot that was imported first.
 
 
 def import_rollouts(
@@ -106,9 +107,8 @@ def import_rollouts(
         record["stats"] = str(stats)
     else:
         record |= {"state_norm": state_norm or "mean_std", "action_norm": action_norm or "min_max"}
-        state = _statistics(arrays["observations"], record["state_norm"])
-        numbers = dict(zip(STATS, (*state, *_statistics(arrays["actions"], record["action_norm"])), strict=True))
-    _normalise(arrays, numbers)
+        numbers = _statistics(arrays, record)
+    _normalise(arrays, numbers, record)
     record["datasets"] = [
         {"root": str(recording.root), "episodes": len(outcome), "successes": sum(success for success, _ in outcome)}
         for recording, outcome in zip(recordings, outcomes, strict=True)
@@ -178,17 +178,21 @@ def _images(recordings: list[Recording], lengths: list[list[int]], size: int, fo
             yield {"images": np.memmap(file, np.uint8, "r").reshape(-1, len(cameras), size, size, 3)}
 
 
-def _statistics(values: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and scale [w] of values [N, w]."""
-    values = values.astype(np.float64)
-    if norm == "none":
-        offset, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
-    elif norm == "mean_std":
-        offset, scale = values.mean(axis=0), values.std(axis=0)
-    else:
-        low, high = values.min(axis=0), values.max(axis=0)
-        offset, scale = (high + low) / 2, (high - low) / 2
-    return offset.astype(np.float32), np.where(scale < _CONSTANT, 1, scale).astype(np.float32)
+def _statistics(arrays: Arrays, record: dict) -> Arrays:
+    """STATS of recorded rows; says which numbers rest, and adds their names to `record`."""
+    ends = np.flatnonzero(arrays["terminals"] + arrays["timeouts"])
+    numbers, lengths = {}, np.diff(ends, prepend=-1)
+    for name, what in (("observations", "state"), ("actions", "action")):
+        offset, scale, rests = offset_and_scale(arrays[name], lengths, record[f"{what}_norm"])
+        numbers |= {f"{what}_offset": offset, f"{what}_scale": scale}
+        record[f"{what}_resting"] = [one for one, still in zip(record[f"{what}_names"], rests, strict=True) if still]
+        if rests.any() and not rests.all():
+            print(
+                f"{what} {', '.join(record[f'{what}_resting'])} rests: scaled by {scale[rests][0]:.3g}, "
+                "the median of those that move.",
+                file=sys.stderr,
+            )
+    return numbers
 
 
 def read_statistics(path: Path) -> Arrays:
@@ -218,11 +222,22 @@ def _read_stats(path: Path, record: dict) -> Arrays:
     return numbers
 
 
-def _normalise(arrays: Arrays, numbers: Arrays) -> None:
-    """Normalises states and actions in place of the recorded ones; actions beyond the range of --stats are clipped."""
+def _normalise(arrays: Arrays, numbers: Arrays, record: dict) -> None:
+    """Normalises states and actions in place of the recorded ones; actions beyond the range of --stats are clipped.
+
+    States far beyond what --stats knows are said.
+    """
     for name, what in (("observations", "state"), ("actions", "action")):
         values = arrays[name].astype(np.float64)
         arrays[name] = ((values - numbers[f"{what}_offset"]) / numbers[f"{what}_scale"]).astype(np.float32)
+    far = np.abs(arrays["observations"]).max(axis=0)
+    if "stats" in record and (far > _FAR).any():
+        worst = int(far.argmax())
+        print(
+            f"{record['state_names'][worst]} is up to {far[worst]:.3g} scales from the middle of {record['stats']}: "
+            "were these recordings made in other units? If not, import all of them together, without --stats.",
+            file=sys.stderr,
+        )
     beyond = np.abs(arrays["actions"]).max(axis=1) > 1 + 1e-3
     if beyond.any() and _is_identity(numbers, "action"):
         raise UserError("actions are beyond [-1, 1], where --action_norm=none needs them; leave it out")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from real.lerobot_files import Recording, read_recording
+from real.statistics import resting, scale_of_resting
 from real.success import LABELS, Lengths, label_files, successes
 from utils.errors import UserError
 
@@ -67,6 +68,21 @@ class Rows:
             "actions": self.actions[held],
             "action_mask": (steps[:chunk] < left[:, None]).float(),
         }
+
+
+def scales_at_rest(stats: dict[str, dict[str, Any]], demos: list[Path]) -> dict[str, dict[str, Any]]:
+    """Returns LeRobot's statistics of demonstrations, with no joint's deviation that of its jitter at rest.
+
+    As for the import; see real/statistics.py.
+    """
+    recordings, stats = [read_recording(root, [STATE], ACTION) for root in demos], dict(stats)
+    episodes = [episode for recording in recordings for episode in recording.episodes]
+    lengths = [len(episode.actions) for episode in episodes]
+    for name, part in ((STATE, "states"), (ACTION, "actions")):
+        values = np.concatenate([getattr(episode, part) for episode in episodes]).astype(np.float64)
+        deviation = np.asarray(stats[name]["std"])
+        stats[name] = stats[name] | {"std": scale_of_resting(deviation, resting(values, lengths, deviation))}
+    return stats
 
 
 def read_rows(

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from envs.files import only_one, read_json, write_json
 from real.command_line import Parser
 from real.lerobot_files import read_recording
-from real.smolvla.data import ACTION, STATE, Rows, read_rows
+from real.smolvla.data import ACTION, STATE, Rows, read_rows, scales_at_rest
 from real.smolvla.directory import add_lora, adopt, load_config, load_policy, load_processors, save_directory
 from real.smolvla.otql import Otql, Settings, Sft
 from real.smolvla.prefixes import MODES, AllPrefixes, Encoder, Prefixes
@@ -155,8 +155,9 @@ class Run:
         """Trains the policy at `path` for a number of updates and writes it to `directory`."""
         args, config = self.args, load_config(path, self.args.device)
         demos = self.datasets[: len(args.demos)]
-        stats = aggregate_stats([dataset.meta.stats for dataset in demos]) if name == "sft" else None
+        stats = None
         if name == "sft":
+            stats = scales_at_rest(aggregate_stats([dataset.meta.stats for dataset in demos]), args.demos)
             adopt(config, demos[0], [camera for camera in args.cameras.split(",") if camera])
         self.check_features(config)
         policy, processors = load_policy(path, config), load_processors(path, config, stats)
