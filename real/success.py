@@ -1,10 +1,13 @@
 """Which recorded episodes solved the task: from labels, from what was recorded, or from a person at the terminal.
 
 Labels are JSON lines (`{"episode_index": 0, "success": true, "steps": 87}`; `steps`, the number of frames, may be
-missing and is checked if there) or, if the name ends in .csv, a table with these columns.
+missing and is checked if there) or a table with these columns, as spreadsheets write it: cells parted by commas,
+semicolons or tabs, in UTF-8 or UTF-16. Of names and words the common ones are known, in upper or lower case.
 """
 
+import codecs
 import csv
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -18,8 +21,13 @@ from utils.errors import UserError
 from utils.files import atomic_write_text
 
 LABELS = "labels.jsonl"  # In a dataset's folder; written by the plugins and by `_ask`.
-_WORDS = {"true": True, "1": True, "yes": True, "y": True, "success": True}
-_WORDS |= {"false": False, "0": False, "no": False, "n": False, "failure": False}
+_WORDS = dict.fromkeys(("true", "t", "1", "1.0", "yes", "y", "success", "successful", "succeeded", "solved"), True)
+_WORDS |= dict.fromkeys(("false", "f", "0", "0.0", "no", "n", "failure", "fail", "failed", "unsolved"), False)
+_NAMES = {
+    "episode_index": ("episode_index", "episode", "episode_id", "index"),
+    "success": ("success", "is_success", "successful", "solved", "label", "outcome"),
+    "steps": ("steps", "length", "frames"),
+}
 
 Lengths = list[tuple[bool, int]]
 
@@ -82,41 +90,97 @@ def read_labels(path: Path, lengths: list[int]) -> dict[int, bool]:
     Raises:
         UserError: no such file, or a line that is none, is unknown, or does not fit the dataset.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the labels {path}: {getattr(error, 'strerror', None) or error}") from error
     known: dict[int, bool] = {}
-    for number, label in _lines(path, text):
-        place = f"line {number} of {path}"
+    for number, row in _rows(path, _read_text(path)):
+        place, label = f"line {number} of {path}", _named(row)
         try:
-            episode, steps = int(label["episode_index"]), int(label.get("steps") or 0)
-            success = _WORDS.get(str(label["success"]).strip().lower())
-        except (KeyError, TypeError, ValueError):
+            episode, steps = _integer(label["episode_index"]), _integer(label.get("steps") or 0)
+            said = " ".join(str(label["success"]).split())
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{place} is no label; write an episode_index and a success") from None
+        success = _WORDS.get(said.lower())
         if success is None:
-            raise UserError(f"{place} says success '{label['success']}'; write true or false")
+            raise UserError(f"{place} says success '{said[:60]}'; write true or false")
         if not 0 <= episode < len(lengths):
             raise UserError(f"{place} is about episode {episode}; the dataset has 0 to {len(lengths) - 1}")
         if episode in known:
-            raise UserError(f"{place} is a second label for episode {episode}; remove one")
+            raise UserError(f"{place} is a second label for episode {episode}; keep one of them")
         if steps not in (0, lengths[episode]):
             raise UserError(f"{place} says {steps} steps, the episode has {lengths[episode]}; give its own labels")
         known[episode] = success
     return known
 
 
-def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
-    """Line numbers and what stands there, as far as it can be read."""
-    if path.suffix == ".csv":
-        return list(enumerate(csv.DictReader(text.splitlines()), 2))
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            lines.append((number, json.loads(line) if line.strip() else None))
-        except ValueError:
-            lines.append((number, {}))
-    return [(number, label) for number, label in lines if label is not None]
+def _read_text(path: Path) -> str:
+    """Returns what is in a file of UTF-8 or, with a byte order mark, UTF-16."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the labels {path}: {error.strerror}; check the path") from error
+    try:
+        return content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"line {line} of {path} is not UTF-8 text; save it as CSV in UTF-8") from error
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Returns the numbers of lines with a label, and what stands there: a dict, if it can be read."""
+    if path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{"):
+        return [(number, _json(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return _table(path, text)
+
+
+def _json(line: str) -> Any:
+    """Returns what a line of JSON says, None if it is none."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _table(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Returns the rows of a table, as `_rows` does."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if first.lower().startswith("sep="):  # Excel's.
+        text = text.replace(first, "", 1)
+        first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {path} is no row of a table ({error}); mend it") from error
+    (number, header), *rows = [row for row in rows if any(row[1])] or [(1, [])]
+    known = _named(dict.fromkeys(header))
+    if not {"episode_index", "success"} <= known.keys() or len(set(filter(None, header))) < sum(map(bool, header)):
+        raise UserError(
+            f"line {number} of {path} must be a header with episode_index and success; it is '{first.strip()[:60]}'"
+        )
+    padded = [(number, cells + [""] * (len(header) - len(cells))) for number, cells in rows]
+    return [
+        (number, None if any(cells[len(header) :]) else dict(zip(header, cells, strict=False)))
+        for number, cells in padded
+    ]
+
+
+def _named(row: Any) -> dict[str, Any]:
+    """Returns what a row says under the names of this module."""
+    if not isinstance(row, dict):
+        return {}
+    plain = {str(key).strip().lower().replace(" ", "_").replace("-", "_"): value for key, value in row.items()}
+    found = {name: next((one for one in others if one in plain), None) for name, others in _NAMES.items()}
+    return {name: plain[other] for name, other in found.items() if other is not None}
+
+
+def _integer(value: Any) -> int:
+    """Returns a number without a fraction; raises ValueError or TypeError for anything else."""
+    number = float(value)
+    if isinstance(value, bool) or number != int(number):
+        raise ValueError(value)
+    return int(number)
 
 
 def _ask(recording: Recording, known: dict[int, bool]) -> dict[int, bool]:
