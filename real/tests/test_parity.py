@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from lerobot_policy_otql.modeling_otql import OtqlPolicy
+from lerobot_policy_otql.networks import squash
 from random_agents import ACTION_DIM, OBSERVATION_DIM, make_agent
+
+from utils.networks import TanhGaussian
 
 # What agents/ has, each with what makes it act differently; QSM has two samplers.
 AGENTS = {
@@ -82,6 +85,50 @@ def test_critics_and_their_ranking(name, export):
     np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5)
     # Mean and minimum choose differently here, so a wrong ranking would show in the actions.
     assert np.any(ours.mean(axis=0).reshape(8, 8).argmax(0) != ours.min(axis=0).reshape(8, 8).argmax(0))
+
+
+@pytest.mark.parametrize("name", ["dsrl", "fedit", "qam_e"])
+def test_deviations_of_squashed_gaussians_are_bounded(name, export):
+    """Networks that ask for a deviation beyond e² get that, in the policy as in the agent."""
+    agent = make_agent(name, 0, 2, flow_steps=2, best_of_n=1)
+    actor, dim = "latent_actor" if name == "dsrl" else "edit_actor", 2 * ACTION_DIM
+    last = agent.params[actor]["MLP_0"]["Dense_2"]
+    last["bias"] = np.concatenate([last["bias"][:dim], np.full(dim, 6, np.float32)])
+    ours, theirs = both(agent, OtqlPolicy.from_pretrained(export(agent)), 0, batch=64)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    # Without the bound most would be at an end of their range.
+    assert (np.abs(ours) < 0.9).mean() > 0.05
+
+
+def test_both_bounds_of_a_squashed_gaussian():
+    """As in JAX; where the mean is zero, the least deviation shows."""
+    parameters = np.zeros((6, 2), np.float32)
+    parameters[:, 1] = [-40, -21, -19, 1.9, 2.1, 5]
+    key = jax.random.PRNGKey(0)
+    noise = 0.1 * np.asarray(jax.random.normal(key, (6, 1)))
+    theirs = squash(torch.from_numpy(parameters), torch.from_numpy(noise)).numpy()
+    mean, log_std = TanhGaussian((), 1).apply(
+        {"params": {"MLP_0": {"Dense_0": {"kernel": np.eye(2), "bias": np.zeros(2)}}}}, parameters
+    )
+    np.testing.assert_allclose(theirs, np.tanh(mean + np.exp(log_std) * noise), rtol=1e-5)
+    np.testing.assert_allclose(theirs[:, 0] / noise[:, 0], np.exp([-20, -20, -19, 1.9, 2, 2]), rtol=0.5)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_guided_policy_asks_its_online_critics(n, export):
+    """They bend the flow and rank: others, none, or averages of theirs would act differently."""
+    agent = make_agent("cgql", 3, 2, flow_steps=5, best_of_n=n, guidance_coef=0.3, inv_temp=2.0)
+    policy = OtqlPolicy.from_pretrained(export(agent))
+    ours, theirs = both(agent, policy, 0, batch=32)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    for changes in (
+        {"params": agent.params | {"critic": agent.targets["critic"]}},
+        {"params": agent.params | {"critic": jax.tree.map(lambda leaf: 0 * leaf, agent.params["critic"])}},
+        {"hyper": agent.hyper | {"guidance_coef": np.float32(0)}},
+        {"hyper": agent.hyper | {"inv_temp": np.float32(0)}},
+    ):
+        differently, _ = both(agent.replace(**changes), policy, 0, batch=32)
+        assert np.abs(differently - ours).max() > 1e-2
 
 
 def test_the_noise_that_a_diffusion_predicts(export):
