@@ -9,7 +9,7 @@ import pytest
 from real import import_rollouts as program
 from real.import_rollouts import import_rollouts
 from real.lerobot_files import Episode, Recording
-from real.statistics import FINE, SHARE, offset_and_scale
+from real.statistics import offset_and_scale
 
 LENGTHS = [150] * 6
 TIME = np.concatenate([np.arange(length) for length in LENGTHS]) / 30
@@ -79,7 +79,17 @@ def test_thresholds_from_both_sides():
         assert (scales(values)[2] > 0.5) == rests
     for size, rests in ((1.9e-4, True), (2.1e-4, False)):
         assert (scales(columns(swing(1), swing(2), swing(size)))[2] > 0.5) == rests
-    assert (SHARE, FINE) == (5e-3, 2e-4)
+    # Of a switch that stays for k frames, the mean square of the change is 4/k of the variance.
+    for frames, rests in ((7, True), (9, False)):
+        switch = 1e-3 * (np.arange(len(TIME)) // frames % 2)
+        assert (scales(columns(swing(0.4), swing(0.5), switch))[2] > 0.1) == rests
+
+
+def test_episodes_begin_anew():
+    """The jump from one episode's end to the start of the next is no jitter."""
+    ramp = np.tile(np.linspace(0, 1e-3, 10), len(TIME) // 10)
+    scale = offset_and_scale(columns(swing(0.4), swing(0.5), ramp), [10] * (len(TIME) // 10), "mean_std")[1]
+    np.testing.assert_allclose(scale[2], ramp.std(), rtol=1e-3)
 
 
 def test_nothing_moves():
