@@ -218,6 +218,11 @@ def check_horizon(dataset: Arrays, horizon: int) -> None:
     """
     ends = np.flatnonzero(dataset["terminals"])
     longest = int(np.diff(ends, prepend=-1).max()) - 1  # An episode of L rows has L - 1 transitions.
+    if longest < 1:
+        raise UserError(
+            "the dataset has no transition: each of its episodes is a single row, without the state after it; "
+            "mark only an episode's last row by terminals, or give next_observations"
+        )
     if longest < horizon:
         raise UserError(
             f"no episode of the dataset has {horizon} consecutive transitions (the longest has {longest}); "

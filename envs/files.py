@@ -13,11 +13,14 @@ from typing import IO
 
 import numpy as np
 
+from envs.file_kinds import other_kind
 from utils.errors import UserError
 from utils.files import atomic_open, atomic_write_text
 from utils.memory import free_memory
 
 Arrays = dict[str, np.ndarray]
+
+MINARI = {"terminals": "terminations", "timeouts": "truncations"}  # Our names of arrays → Minari's.
 
 # What NumPy raises on a file that is cut short, damaged, or something else.
 BROKEN_NPZ = (zipfile.BadZipFile, EOFError, zlib.error, ValueError, KeyError, NotImplementedError)
@@ -58,13 +61,17 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
         UserError: anything else is the case. The line names the file and what to do.
     """
     arrays: Arrays = {}
+    if kind := other_kind(path):
+        what = "is damaged or no .npz file" if path.suffix == ".npz" else "is no .npz file"
+        raise UserError(f"{path} {what}: it is {kind}" if path.is_file() else f"cannot read {path}: it is {kind}")
     try:
         with np.load(path) as file:
-            missing = [name for name in required if name not in file]
+            names = _names(path, file)
+            missing = [name for name in required if name not in names]
             for name in () if missing else (*required, *optional):
-                if name in file:
-                    _check_memory(path, file, name)
-                    arrays[name] = file[name]
+                if name in names:
+                    _check_memory(path, file, names[name])
+                    arrays[name] = _load(path, file, names[name])
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}; check the path") from error
     except OSError as error:
@@ -72,12 +79,38 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
     except (*BROKEN_NPZ, AttributeError, TypeError) as error:  # The last two: np.load gave a plain array.
         reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f"{path} is damaged or no .npz file ({type(error).__name__}: {reason}); delete it and get it again"
+            f"{path} is damaged or no .npz file ({type(error).__name__}: {reason}); get it again, or name another file"
         ) from error
     if missing:
-        raise UserError(f"{path} lacks the array '{missing[0]}'; it needs {', '.join(required)}")
+        raise UserError(
+            f"{path} lacks the array '{missing[0]}'; it needs {', '.join(required)}, "
+            f"and it has {', '.join(names)[:200] or 'none'}; np.savez(path, {missing[0]}=...) names an array"
+        )
     _check_rows(path, arrays)
     return arrays
+
+
+def _names(path: Path, file: np.lib.npyio.NpzFile) -> dict[str, str]:
+    """Returns our names of a file's arrays and its own; says which of Minari's are read as ours."""
+    names = {name: name for name in file}
+    taken = {name: other for name, other in MINARI.items() if name not in names and other in names}
+    if taken:
+        read = ", ".join(f"'{other}' is read as '{name}'" for name, other in taken.items())
+        print(f"{path}: {read}.", file=sys.stderr, flush=True)
+    return names | taken
+
+
+def _load(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """Returns an array of a file, not one of Python's objects."""
+    try:
+        return file[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise UserError(
+            f"'{name}' in {path} holds Python objects, or is damaged; save it as one array of numbers: "
+            f"np.savez(path, {name}=np.stack({name}).astype(np.float32))"
+        ) from error
 
 
 def _check_memory(path: Path, file: np.lib.npyio.NpzFile, name: str) -> None:
@@ -112,15 +145,17 @@ def _check_rows(path: Path, arrays: Arrays) -> None:
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise UserError(f"the arrays of {path} differ in length ({listed}); make the file again")
+        raise UserError(f"the arrays of {path} differ in length ({listed}); give each one row a step")
     if not all(lengths.values()):
-        raise UserError(f"{path} is empty; make the file again")
+        raise UserError(f"{path} is empty: its arrays have no rows; name another file")
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
-            raise UserError(f"'{name}' in {path} holds {array.dtype}, not numbers; make the file again")
+            raise UserError(f"'{name}' in {path} holds {array.dtype}, not numbers; save it as numbers")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise UserError(f"'{name}' in {path} is NaN or infinite (first in row {row}); remove such episodes")
+            raise UserError(
+                f"'{name}' in {path} is NaN or infinite (first in row {row}); leave such episodes out of a new file"
+            )
 
 
 def check_width(path: Path, name: str, array: np.ndarray, width: int | None) -> None:
@@ -145,7 +180,7 @@ def check_flags(path: Path, name: str, array: np.ndarray) -> None:
         UserError: it is not.
     """
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise UserError(f"'{name}' in {path} must be one 0 or 1 a row; make the file again")
+        raise UserError(f"'{name}' in {path} must be one 0 or 1 a row; save it so")
 
 
 @contextlib.contextmanager

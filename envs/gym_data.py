@@ -94,7 +94,7 @@ def _to_compact(arrays: Arrays) -> Arrays:
     ends[-1] = True
     if following:
         for name, rows in following.items():
-            ends[:-1] |= (rows[:-1] != observed[name][1:]).reshape(len(rows) - 1, -1).any(axis=1)
+            ends[:-1] |= (rows[:-1] != observed[name][1:]).any(axis=tuple(range(1, rows.ndim)))
         ends |= arrays.get("timeouts", np.zeros(1)) > 0
         append = np.flatnonzero(ends)
     elif "timeouts" in arrays:

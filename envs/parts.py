@@ -37,7 +37,7 @@ class PartsFolder:
             changed = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
             raise UserError(
                 f"{path} holds episodes made with other settings ({', '.join(changed)}); "
-                "delete that folder, or choose another --dataset_dir"
+                "choose another --dataset_dir (what is in that folder is temporary)"
             )
 
     def file(self, split: str, index: int) -> Path:

@@ -147,7 +147,7 @@ def check_broken(root: Path) -> None:
         reason = "it has no episode"
     except UserError as error:
         reason = str(error)
-    raise UserError(f"{root} cannot be gone on with ({reason}); if nothing records there, remove it to record again")
+    raise UserError(f"{root} cannot be resumed ({reason}); if nothing records there, move it elsewhere to record anew")
 
 
 def check_settings(demos: Recording, config: Any) -> None:

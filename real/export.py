@@ -136,7 +136,7 @@ def write_directory(directory: Path, files: dict[str, bytes]) -> None:
     if directory.is_dir() and any(directory.iterdir()):
         found = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
         if found.keys() != files.keys() or any(path.read_bytes() != files[name] for name, path in found.items()):
-            raise UserError(f"{directory} has other content; remove it, or name another directory")
+            raise UserError(f"{directory} has other content; name another directory")
         return
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; name a directory")

@@ -76,6 +76,8 @@ def import_rollouts(
     output = Path(output).expanduser()
     if output.suffix != ".npz":
         raise UserError(f"{output} does not end in .npz; choose such a name for --output")
+    if output.exists() and not output.with_suffix(".json").exists():
+        raise UserError(f"{output} exists and was not imported (there is no {output.stem}.json); name another --output")
     files = label_files(roots, labels)
     if not features:
         raise UserError("no --features: name what makes up the observation, such as observation.state")

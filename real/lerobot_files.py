@@ -18,6 +18,7 @@ from envs.files import read_json
 from utils.errors import UserError
 
 _INDICES = ("episode_index", "frame_index", "timestamp")
+WITHOUT = "make a copy without that episode: lerobot-edit-dataset --new_repo_id=…"
 _OUTCOMES = ("next.success", "next.reward")
 
 
@@ -146,7 +147,7 @@ def _matrix(root: Path, name: str, column: np.ndarray, width: int) -> np.ndarray
     matrix = np.stack([np.asarray(row, np.float32).reshape(width) for row in column])
     if not np.isfinite(matrix).all():
         row = int(np.argwhere(~np.isfinite(matrix))[0][0])
-        raise UserError(f"'{name}' in {root} is NaN or infinite (first in frame {row}); delete that episode")
+        raise UserError(f"'{name}' in {root} is NaN or infinite (first in frame {row}); {WITHOUT}")
     return matrix
 
 
@@ -163,7 +164,7 @@ def _parts(root: Path, columns: dict[str, Any], fps: float) -> list[slice]:
         if (broken := np.flatnonzero((steps != 1) | gaps)).size:
             raise UserError(
                 f"episode {episode} of {root} lacks frames (after {broken[0]} of {len(steps)}, at {fps:g} fps); "
-                "delete that episode: lerobot-edit-dataset"
+                f"{WITHOUT}"
             )
     return parts
 

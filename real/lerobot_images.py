@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from real.lerobot_files import Recording, read_episodes, reading, video_path
+from real.lerobot_files import WITHOUT, Recording, read_episodes, reading, video_path
 from utils.errors import UserError
 
 _BATCH = 32  # Frames of a parquet file in memory at once.
 _REORDERED = 16  # Frames; more than codecs reorder.
-_ADVICE = "delete that episode: lerobot-edit-dataset"
 
 
 def camera_images(recording: Recording, camera: str, lengths: list[int], size: int) -> Iterator[np.ndarray]:
@@ -63,7 +62,7 @@ def _from_files(recording: Recording, camera: str, lengths: list[int]) -> Iterat
                             yield np.asarray(image.convert("RGB"))
                     except OSError as error:
                         place = f"frame {begin + row} of {recording.root}"
-                        raise UserError(f"{place} has no image '{camera}' that can be read; {_ADVICE}") from error
+                        raise UserError(f"{place} has no image '{camera}' that can be read; {WITHOUT}") from error
                 begin += len(batch)
 
 
@@ -80,7 +79,7 @@ def _from_video(recording: Recording, camera: str, lengths: list[int]) -> Iterat
             found += 1
         if found < length:
             raise UserError(
-                f"{path} lacks frame {found} of episode {episode} (at {start + found / recording.fps:.2f} s); {_ADVICE}"
+                f"{path} lacks frame {found} of episode {episode} (at {start + found / recording.fps:.2f} s); {WITHOUT}"
             )
 
 

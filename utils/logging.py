@@ -109,7 +109,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{error.strerror}: cannot read {path}") from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, or the lines that are not numbers") from error
+        raise UserError(f"{path} is damaged ({error}); mend the lines that are not numbers") from error
 
 
 class ProgressBar:

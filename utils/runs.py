@@ -385,4 +385,6 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove its directory and start again") from error
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or move its directory elsewhere and start again"
+        ) from error

@@ -147,7 +147,9 @@ class Prefixes:
         about = read_json(self._folder / _ABOUT) or {}
         path = self._folder / _TOKENS
         if not path.exists() or path.stat().st_size != about.get("bytes"):
-            raise UserError(f"the cache {self._folder} is damaged; delete it, and it will be made again")
+            raise UserError(
+                f"the cache {self._folder} is damaged; give another --cache_dir (what is in that one is temporary)"
+            )
         self._dtype = getattr(torch, about["dtype"])
         kind = _numbers(torch.empty(1, dtype=self._dtype)).dtype
         self._tokens = np.memmap(path, kind, "r", shape=tuple(about["shape"]))

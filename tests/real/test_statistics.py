@@ -10,6 +10,7 @@ from real import import_rollouts as program
 from real.import_rollouts import import_rollouts
 from real.lerobot_files import Episode, Recording
 from real.statistics import offset_and_scale
+from utils.errors import UserError
 
 LENGTHS = [150] * 6
 TIME = np.concatenate([np.arange(length) for length in LENGTHS]) / 30
@@ -155,3 +156,14 @@ def test_states_far_beyond_the_statistics_are_said(recordings, tmp_path, capsys)
     import_rollouts(["degrees"], tmp_path / "b.npz", stats=tmp_path / "first.npz")
     (line,) = capsys.readouterr().err.splitlines()
     assert "were these recordings made in other units?" in line and "first.npz" in line
+
+
+def test_a_file_that_was_not_imported_is_left_as_it_is(recordings, tmp_path):
+    """An import may be made anew, another file is not written over."""
+    (tmp_path / "data.npz").write_bytes(b"the user's")
+    with pytest.raises(UserError, match=r"exists and was not imported .*; name another --output"):
+        import_rollouts(["first"], tmp_path / "data.npz")
+    assert (tmp_path / "data.npz").read_bytes() == b"the user's"
+    import_rollouts(["first"], tmp_path / "a.npz")
+    import_rollouts(["second"], tmp_path / "a.npz")
+    assert json.loads((tmp_path / "a.json").read_text())["state_resting"] == []
