@@ -17,6 +17,7 @@ from envs.tasks import parse_task
 from real import import_rollouts as program
 from real.export import find_normalisation
 from real.import_rollouts import STATS, import_rollouts, main
+from real.lerobot_format import read_normalisation
 from utils.datasets import describe
 from utils.errors import UserError
 
@@ -151,6 +152,31 @@ def test_a_number_that_never_changes(tmp_path: Path) -> None:
         arrays = load(tmp_path / "a.npz")
         np.testing.assert_array_equal(arrays["state_scale"], 1)
         np.testing.assert_allclose(arrays["observations"], 0, atol=1e-6)
+
+
+def test_a_joint_that_rests_in_the_first_recording(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Is bounded in the next one, by the numbers that the policy has and by SmolVLA's."""
+    from real.smolvla.data import scales_at_rest  # Needs torch.
+
+    random, time = np.random.default_rng(0), np.arange(60)[:, None] / 30
+    moving = np.sin(time * [3, 4, 5] + 1)
+    resting = moving * [1, 0, 1] + random.normal(0, 7e-5, (60, 3))
+    for name, joints in (("first", resting), ("second", moving)):
+        columns = {"observation.state": joints.astype(np.float32), "action": joints.astype(np.float32)}
+        write_recording(tmp_path / name, (60,), columns=columns | {"next.success": np.arange(60) == 59})
+    import_rollouts([tmp_path / "first"], tmp_path / "a.npz")
+    assert "state b.pos rests" in capsys.readouterr().err
+    import_rollouts([tmp_path / "second"], tmp_path / "b.npz", stats=tmp_path / "a.npz")
+    seen = load(tmp_path / "b.npz")["observations"]
+    assert np.abs(seen).max() < 5 and not capsys.readouterr().err
+    found = read_normalisation(tmp_path / "a.normalisation.json", {"observation.state": 3}, 3)
+    mean, deviation = (np.array(found.stats["observation.state"][name]) for name in ("mean", "std"))
+    np.testing.assert_allclose((moving - mean) / deviation, seen, atol=1e-5)
+    jitter = {"mean": np.zeros(3), "std": resting.std(0)}
+    stats = scales_at_rest({"observation.state": jitter, "action": jitter, "other": jitter}, [tmp_path / "first"])
+    np.testing.assert_allclose(stats["observation.state"]["std"], load(tmp_path / "a.npz")["state_scale"], rtol=1e-3)
+    np.testing.assert_array_equal(stats["action"]["std"], stats["observation.state"]["std"])
+    np.testing.assert_array_equal(stats["other"]["std"], jitter["std"])
 
 
 @pytest.mark.parametrize(
