@@ -9,6 +9,8 @@ import numpy as np
 from absl import flags
 
 from envs import datasets as env_datasets
+from envs.action_units import UNITS
+from envs.data_card import DataCard
 from envs.tasks import Task, make_env, parse_task
 from utils import checkpoints, cli
 from utils.datasets import ShardRotation, describe, first_observation, prepare
@@ -28,6 +30,7 @@ _flag("integer", "utd_ratio", 1, "Updates an environment step.", lower_bound=1)
 _flag("bool", "balanced_sampling", False, "Online: half of a batch from each of dataset and experience.")
 _flag("string", "start_from", None, "Directory of a run to start from: its agent, or of another agent its flow.")
 _flag("string", "dataset", None, "An .npz file to use as the dataset; needed for gym: and robot: tasks.")
+_flag("enum", "dataset_actions", "auto", "Units of its actions; scaled: to [-1, 1].", enum_values=list(UNITS))
 _flag("enum", "dataset_source", "auto", "Where the dataset comes from.", enum_values=list(env_datasets.SOURCES))
 _flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where datasets are.")
 _flag("integer", "dataset_episodes", None, "Episodes to collect; default: the official number.", lower_bound=1)
@@ -36,23 +39,35 @@ _flag("string", "ogbench_dataset_dir", None, "Directory of .npz shards, used in 
 _flag("integer", "dataset_replace_interval", 1_000, "Updates before the next shard.", lower_bound=1)
 
 
-def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarray], ShardRotation | None, dict]:
-    """The prepared dataset (the first shard of several), the rotation of shards if there are, and what it is."""
-    horizon = config.horizon_length
+def load_data(
+    task: Task, config: Any, sparse: bool
+) -> tuple[dict[str, np.ndarray], ShardRotation | None, dict, DataCard]:
+    """Loads the dataset and shows its card.
+
+    Returns:
+        the prepared dataset (the first shard of several), the rotation of shards if there are, what the run records of
+        it, and the card.
+    """
 
     def prepared(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        env_datasets.check_horizon(raw, horizon)
-        return prepare(raw, horizon, terminates=task.dataset is None)
+        env_datasets.check_horizon(raw, config.horizon_length)
+        return prepare(raw, terminates=task.dataset is None)
 
-    rotation = None
+    rotation, cards = None, []
+
+    def load_shard(path: Path) -> dict[str, np.ndarray]:
+        """Loads a shard; all are in the units of the first one."""
+        units = cards[0].units if cards else FLAGS.dataset_actions
+        raw, card = env_datasets.read_dataset(task, path, sparse, units)
+        cards.append(card)
+        return prepared(raw)
+
     if FLAGS.ogbench_dataset_dir and FLAGS.dataset:
         raise UserError("--dataset and --ogbench_dataset_dir exclude each other; give one of them")
     if FLAGS.ogbench_dataset_dir:
         paths = env_datasets.list_shards(FLAGS.ogbench_dataset_dir)
-        rotation = ShardRotation(
-            paths, lambda path: prepared(env_datasets.load_shard(task, path, sparse)), FLAGS.dataset_replace_interval
-        )
-        data, name, origin = rotation.at(0), FLAGS.ogbench_dataset_dir, f"{len(paths)} shards"
+        rotation = ShardRotation(paths, load_shard, FLAGS.dataset_replace_interval)
+        data, name, origin, card = rotation.at(0), FLAGS.ogbench_dataset_dir, f"{len(paths)} shards", cards[0]
     else:
         raw, _, info = env_datasets.load_dataset(
             task,
@@ -62,11 +77,13 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
             sparse=sparse,
             collect_episodes=FLAGS.dataset_episodes,
             with_val=False,
+            actions=FLAGS.dataset_actions,
         )
-        data, name, origin = prepared(raw), str(info.path), info.origin
+        data, name, origin, card = prepared(raw), str(info.path), info.origin, info.card
     description = describe(data, Path(name).name) | ({"shards": len(rotation.paths)} if rotation else {})
     print(f"dataset: {name} ({origin}), {description['episodes']} episodes, {description['transitions']} transitions")
-    return data, rotation, description
+    card.show()
+    return data, rotation, description, card
 
 
 def start_from(program: Program, agents: Any, observation: Any) -> tuple[Any, dict[str, Any]]:
@@ -101,12 +118,12 @@ def main(argv: Sequence[str]) -> None:
     program = Program(FLAGS, task, overrides, ends, logs=("online",) if FLAGS.online_steps else ())
     if not program.lanes:
         return
-    data, rotation, dataset = load_data(task, program.config, program.sparse)
+    data, rotation, dataset, card = load_data(task, program.config, program.sparse)
     make = functools.partial(make_env, FLAGS.env_name)
     agents = program.new_agents(data)
     if FLAGS.start_from:
         agents, dataset["start"] = start_from(program, agents, first_observation(data))
-    program.start(agents, dataset, first_observation(data), make)
+    program.start(agents, dataset, first_observation(data), make, card.record())
     program.check_phase("explorer", FLAGS.offline_steps)
     trainer = Trainer(program.batch_keys(), FLAGS.dataset_placement)
     trainer.set_data(rotation.at(program.step) if rotation else data)

@@ -20,6 +20,7 @@ import ml_collections
 from absl import flags
 
 from envs import datasets as env_datasets
+from envs.action_units import UNITS
 from envs.files import only_one
 from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, make_env, parse_task
@@ -40,6 +41,7 @@ _flag("integer", "online_steps", 8_000, "Environment steps after them.", lower_b
 _flag("integer", "utd_ratio", 10, "Updates an environment step.", lower_bound=1)
 _flag("bool", "balanced_sampling", True, "Half of a batch from the demonstrations; else uniform over all.")
 _flag("string", "dataset", None, "An .npz file of demonstrations; default: made by the scripted expert.")
+_flag("enum", "dataset_actions", "auto", "Units of its actions; scaled: to [-1, 1].", enum_values=list(UNITS))
 _flag("integer", "demonstrations", 30, "How many to make.", lower_bound=1)
 _flag("float", "tremor", 1.0, "How unsteady the hand is that makes them; 1: a practised person's.", lower_bound=0.0)
 _flag("string", "dataset_dir", env_datasets.DEFAULT_DATASET_DIR, "Where they go.")
@@ -61,15 +63,16 @@ def find_demonstrations(task: Task) -> Path:
     return demonstrate(task.name, episodes=FLAGS.demonstrations, tremor=FLAGS.tremor, dataset_dir=FLAGS.dataset_dir)
 
 
-def find_base(program: Program, demonstrations: Path) -> Path:
-    """The directory of the base's run, which is trained if it is not there or not finished."""
+def find_base(program: Program, demonstrations: Path, units: str) -> Path:
+    """The directory of the base's run, which is trained if it is not there or not finished; `units`: of the actions."""
     if FLAGS.base_checkpoint:
         return Path(FLAGS.base_checkpoint).expanduser()
     config, group = program.config, FLAGS.base_group or FLAGS.run_group
     directory = runs.run_root(FLAGS.save_dir, group, FLAGS.env_name) / "bc" / f"sd{FLAGS.base_seed}"
     command = [
         *(sys.executable, str(runs.ROOT / "main.py"), "--agent=agents/bc.py", f"--env_name={FLAGS.env_name}"),
-        *(f"--dataset={demonstrations}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.base_seed}"),
+        *(f"--dataset={demonstrations}", f"--dataset_actions={units}"),
+        *(f"--preset={FLAGS.preset}", f"--seed={FLAGS.base_seed}"),
         *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}", f"--offline_steps={FLAGS.base_steps}"),
         *(f"--eval_interval={-(-FLAGS.base_steps // 4)}", f"--eval_episodes={FLAGS.eval_episodes}"),
         *(f"--save_interval={-(-FLAGS.base_steps // 4)}", f"--horizon_length={config.horizon_length}"),
@@ -122,15 +125,21 @@ def main(argv: Sequence[str]) -> None:
     if not program.module.Agent.FLOWS:
         raise UserError(f"{FLAGS.agent} has no flow that a base could take the place of; see FLOWS in agents/base.py")
     path = find_demonstrations(task)
-    raw, _, info = env_datasets.load_dataset(task, dataset_path=path, sparse=program.sparse, with_val=False)
+    raw, _, info = env_datasets.load_dataset(
+        task, dataset_path=path, sparse=program.sparse, with_val=False, actions=FLAGS.dataset_actions
+    )
     env_datasets.check_horizon(raw, program.config.horizon_length)
-    data = prepare(raw, program.config.horizon_length, terminates=task.dataset is None)
+    data = prepare(raw, terminates=task.dataset is None)
     print(f"demonstrations: {info}")
+    info.card.show()
     agents = program.new_agents(data)
     observation = first_observation(data)
-    base, origin = load_base(find_base(program, path), program.config, agents.config.action_dim, observation)
+    base, origin = load_base(
+        find_base(program, path, info.card.units), program.config, agents.config.action_dim, observation
+    )
     dataset = describe(data, path.name) | {"base": origin}
-    program.start(agents, dataset, observation, functools.partial(make_env, FLAGS.env_name))
+    make = functools.partial(make_env, FLAGS.env_name)
+    program.start(agents, dataset, observation, make, info.card.record())
     program.base, program.base_steps = stack([base] * len(program.lanes)), FLAGS.rollout_steps
     trainer = Trainer(program.batch_keys(), "device")
     trainer.set_data(data)

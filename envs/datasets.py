@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 
 from envs import recipes
+from envs.action_units import ranges, to_unit
 from envs.collect import collect
+from envs.data_card import DataCard, make_card
+from envs.data_checks import check_precision, check_values
 from envs.download import download
 from envs.files import Arrays, check_flags, check_images, check_width, read_npz
-from envs.gym_data import read_gym_dataset
+from envs.gym_data import GymFile, read_gym_file
 from envs.recipes import DEFAULT_DATASET_DIR
-from envs.tasks import VISUAL, Task, make_env
+from envs.tasks import VISUAL, Task, action_bounds, make_env
 from utils.errors import UserError
 
 SOURCES = ("auto", "download", "collect")
@@ -39,6 +42,7 @@ class DatasetInfo:
         episodes: number of training episodes.
         transitions: number of training transitions.
         has_val: whether there is a validation set.
+        card: what it holds.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class DatasetInfo:
     episodes: int
     transitions: int
     has_val: bool
+    card: DataCard
 
     def __str__(self) -> str:
         val = "" if self.has_val else ", no validation file"
@@ -63,6 +68,7 @@ def load_dataset(
     seed: int = 0,
     workers: int | None = None,
     with_val: bool = True,
+    actions: str = "auto",
 ) -> tuple[Arrays, Arrays | None, DatasetInfo]:
     """Finds (or makes) and loads the dataset of a task.
 
@@ -79,6 +85,7 @@ def load_dataset(
         seed: of the collection, NOT of the run: another seed is another dataset.
         workers: processes of the collection (default: one a core).
         with_val: load the validation set too; False gives None for it.
+        actions: units of the file's actions, one of UNITS (envs/action_units.py).
 
     Returns:
         Training set and validation set (None if there is no file for it) in the compact layout, and their origin.
@@ -96,10 +103,9 @@ def load_dataset(
         path, origin = _find_or_make(
             task.dataset, source, Path(dataset_dir).expanduser(), collect_episodes, seed, workers
         )
-    train = load_file(task, path, sparse)
-    val = load_validation(task, path, sparse) if with_val else None
-    episodes = int(train["terminals"].sum())
-    info = DatasetInfo(path, origin, episodes, len(train["terminals"]) - episodes, val is not None)
+    train, card = read_dataset(task, path, sparse, actions)
+    val = load_validation(task, path, sparse, card.units) if with_val else None
+    info = DatasetInfo(path, origin, card.episodes, card.transitions, val is not None, card)
     return train, val, info
 
 
@@ -129,36 +135,53 @@ def _find_or_make(
     return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), "collected"
 
 
-def load_file(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
-    """Loads one file in the compact layout; for an OGBench task, with the task's rewards and masks.
+def load_file(task: Task, path: str | Path, sparse: bool = False, actions: str = "auto") -> Arrays:
+    """Loads one file in the compact layout; see `read_dataset`."""
+    return read_dataset(task, path, sparse, actions)[0]
+
+
+def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: str = "auto") -> tuple[Arrays, DataCard]:
+    """Loads one file in the compact layout, for an OGBench task with the task's rewards and masks, and its card.
+
+    Args:
+        task: from `parse_task`. path: the file. sparse: see `load_dataset`.
+        actions: units of the file's actions, one of UNITS (envs/action_units.py).
 
     Raises:
         UserError: something is wrong with the file.
     """
-    path = Path(path).expanduser()
+    path, bounds = Path(path).expanduser(), None
     if task.kind == "robot":
-        dataset = read_gym_dataset(path)
+        file = read_gym_file(path, units=actions)
     else:
         # OGBench's rewards are functions of the physical state: what labels them need not render.
         env = _labelling_env(task.name if task.kind == "gym" else task.name.removeprefix(VISUAL))
-        state_width, image_shape = observed_shapes(env)
-        action_width = env.action_space.shape[0]
+        bounds = action_bounds(env)
         if task.kind == "gym":
-            dataset = read_gym_dataset(path, state_width, action_width, image_shape)
+            width, image_shape = observed_shapes(env)
+            file = read_gym_file(path, width, env.action_space.shape[0], image_shape, bounds, actions)
         else:
-            dataset = _read_ogbench_file(task, path, env)
-            if not task.rendered:
-                check_width(path, "observations", dataset["observations"], state_width)
-            check_width(path, "actions", dataset["actions"], action_width)
-            dataset = _relabel(task, env, dataset)
+            file = _read_ogbench_file(task, path, env, actions)
+    dataset = file.arrays
     if sparse:
         dataset["rewards"] = -(dataset["rewards"] != 0).astype(np.float32)
     dataset["actions"] = np.clip(dataset["actions"], -ACTION_LIMIT, ACTION_LIMIT)
     dataset["terminals"][-1] = 1.0  # No row follows the last one, whatever the file says.
-    return dataset
+    rescaled = bounds is not None and not ((bounds[0] == -1).all() and (bounds[1] == 1).all())
+    card = make_card(
+        dataset,
+        masks_tell=task.dataset is not None,
+        ends=file.ends,
+        unused=file.unused,
+        unused_reward=file.unused_reward,
+        units=file.units,
+        bounds=ranges(*bounds) if rescaled else "",
+        warnings=(*file.warnings, *check_values(path, dataset)),
+    )
+    return dataset, card
 
 
-def load_validation(task: Task, train_path: str | Path, sparse: bool = False) -> Arrays | None:
+def load_validation(task: Task, train_path: str | Path, sparse: bool = False, actions: str = "auto") -> Arrays | None:
     """Loads '<train file>-val.npz', or returns None if there is no such file.
 
     Raises:
@@ -166,7 +189,7 @@ def load_validation(task: Task, train_path: str | Path, sparse: bool = False) ->
     """
     path = Path(train_path).expanduser()
     path = path.with_name(f"{path.stem}-val.npz")
-    return load_file(task, path, sparse) if path.exists() else None
+    return load_file(task, path, sparse, actions) if path.exists() else None
 
 
 @functools.lru_cache(maxsize=2)
@@ -183,7 +206,19 @@ def observed_shapes(env: Any) -> tuple[int, tuple[int, ...] | None]:
     return (space["state"].shape[0], space["images"].shape) if hasattr(space, "spaces") else (space.shape[0], None)
 
 
-def _read_ogbench_file(task: Task, path: Path, env: Any) -> Arrays:
+def _read_ogbench_file(task: Task, path: Path, env: Any, units: str) -> GymFile:
+    """Reads a file of OGBench, gives it the task's rewards, and says what is in it."""
+    raw = _read_raw(task, path, env)
+    raw["actions"], units = to_unit(path, raw["actions"], action_bounds(env), units)
+    dataset = _relabel(task, env, raw)
+    ends = raw["terminals"] > 0
+    kinds = {"cut by a time limit": int(ends.sum()), "cut by the end of the file": int(not ends[-1])}
+    unused = int((ends & (raw["actions"] != 0).any(axis=1)).sum())
+    given = {name: array for name, array in raw.items() if name in ("observations", "actions")}
+    return GymFile(dataset, kinds, unused, 0.0, units, check_precision(path, given))
+
+
+def _read_raw(task: Task, path: Path, env: Any) -> Arrays:
     """Reads the raw arrays, among them the physical state that the rewards are functions of."""
     base = env.unwrapped
     buttons = getattr(base, "_num_buttons", 0) if task.kind == "manipulation" else 0
@@ -191,12 +226,15 @@ def _read_ogbench_file(task: Task, path: Path, env: Any) -> Arrays:
     arrays = read_npz(path, needed)
     check_flags(path, "terminals", arrays["terminals"])
     check_width(path, "qpos", arrays["qpos"], base.model.nq)
+    check_width(path, "actions", arrays["actions"], env.action_space.shape[0])
     if buttons:
         check_width(path, "button_states", arrays["button_states"], buttons)
     if task.rendered:  # Their observations are the images of one camera.
         arrays["images"] = arrays.pop("observations")[:, None]
         check_images(path, arrays["images"], OGBENCH_IMAGES)
-        arrays["observations"] = np.zeros((len(arrays["images"]), 0))
+        arrays["observations"] = np.zeros((len(arrays["images"]), 0), np.float32)
+    else:
+        check_width(path, "observations", arrays["observations"], observed_shapes(env)[0])
     return arrays
 
 
@@ -243,6 +281,6 @@ def list_shards(directory: str | Path) -> list[Path]:
     return shards
 
 
-def load_shard(task: Task, path: str | Path, sparse: bool = False) -> Arrays:
+def load_shard(task: Task, path: str | Path, sparse: bool = False, actions: str = "auto") -> Arrays:
     """Loads one shard in the compact layout (see `load_file`; its validation set: `load_validation`)."""
-    return load_file(task, path, sparse)
+    return load_file(task, path, sparse, actions)

@@ -21,6 +21,7 @@ from utils.memory import free_memory
 Arrays = dict[str, np.ndarray]
 
 MINARI = {"terminals": "terminations", "timeouts": "truncations"}  # Our names of arrays → Minari's.
+LARGEST = 1e18  # A number beyond it overflows float32 as soon as it is squared and summed.
 
 # What NumPy raises on a file that is cut short, damaged, or something else.
 BROKEN_NPZ = (zipfile.BadZipFile, EOFError, zlib.error, ValueError, KeyError, NotImplementedError)
@@ -55,7 +56,7 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
         optional: names that are read if there.
 
     Returns:
-        The arrays, all of the same length, not empty, numeric and finite.
+        The arrays as they are in the file, all of the same length, not empty, numeric, and finite as float32.
 
     Raises:
         UserError: anything else is the case. The line names the file and what to do.
@@ -88,6 +89,12 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
         )
     _check_rows(path, arrays)
     return arrays
+
+
+def npz_names(path: Path) -> set[str]:
+    """Returns the names of the arrays in a file that `read_npz` has read."""
+    with np.load(path) as file:
+        return set(file.files)
 
 
 def _names(path: Path, file: np.lib.npyio.NpzFile) -> dict[str, str]:
@@ -141,7 +148,7 @@ def check_images(path: Path, array: np.ndarray, shape: tuple[int, ...] | None) -
 
 
 def _check_rows(path: Path, arrays: Arrays) -> None:
-    """Checks that the arrays have the same number of rows, one at least, and hold finite numbers."""
+    """Checks that the arrays have the same number of rows, one at least, and hold numbers that float32 can hold."""
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -151,11 +158,26 @@ def _check_rows(path: Path, arrays: Arrays) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise UserError(f"'{name}' in {path} holds {array.dtype}, not numbers; save it as numbers")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise UserError(
-                f"'{name}' in {path} is NaN or infinite (first in row {row}); leave such episodes out of a new file"
-            )
+        if array.dtype.itemsize > 1:
+            _check_finite(path, name, array)
+
+
+def _check_finite(path: Path, name: str, array: np.ndarray) -> None:
+    """Checks that an array is finite and stays so in float32, in which all computing is done."""
+    with np.errstate(over="ignore"):
+        usable = np.abs(array.astype(np.float32, copy=False)) <= LARGEST  # False for NaN, too.
+    if usable.all():
+        return
+    place = tuple(int(i) for i in np.argwhere(~usable)[0])
+    value, row = array[place], place[0]
+    if not np.isfinite(value):
+        raise UserError(
+            f"'{name}' in {path} is NaN or infinite (first in row {row}); leave such episodes out of a new file"
+        )
+    raise UserError(
+        f"'{name}' in {path} holds {value:.3g} (first in row {row}), too large for float32 arithmetic; "
+        "if it stands for a missing reading, leave such episodes out of a new file, else rescale"
+    )
 
 
 def check_width(path: Path, name: str, array: np.ndarray, width: int | None) -> None:

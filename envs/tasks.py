@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from utils.rendering import set_rendering_backend
 
 if TYPE_CHECKING:
     import gymnasium
+    import numpy as np
 
 VISUAL = "visual-"  # what the names of tasks with images begin with
 # OGBench's single-task domains with continuous actions, and the dataset types of each.
@@ -178,9 +180,8 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
 
     choose_renderer()
     import gymnasium
-    import numpy as np
 
-    from envs.wrappers import Cameras, with_images
+    from envs.wrappers import Cameras, UnitActions, with_images
 
     try:
         env = gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
@@ -195,9 +196,29 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             images = ", or have uint8 images (envs/wrappers.py)" if label == "observations" else ""
             raise UserError(f"'{task.name}' has {label} in {space}; it must be a Box with one axis{images}")
+    check_action_space(task.name, env.action_space)
     low, high = env.action_space.low, env.action_space.high
-    if not np.isfinite([low, high]).all():
-        raise UserError(f"'{task.name}' has unbounded actions; wrap it so that they are bounded")
-    if not (np.all(low == -1) and np.all(high == 1)):
-        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    return env
+    return env if (low == -1).all() and (high == 1).all() else UnitActions(env)
+
+
+def check_action_space(name: str, space: "gymnasium.spaces.Box") -> None:
+    """Checks that actions are real numbers between finite bounds that differ, so that they can be rescaled.
+
+    Raises:
+        UserError: they are not; names the dimension.
+    """
+    if space.dtype.kind != "f":
+        raise UserError(f"'{name}' has actions of {space.dtype}; it must take real numbers: wrap it so that it does")
+    for index, (low, high) in enumerate(zip(space.low.tolist(), space.high.tolist(), strict=True)):
+        where = f"(dimension {index} is in [{low:g}, {high:g}])"
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"'{name}' has unbounded actions {where}; wrap it so that they are bounded")
+        if not low < high:
+            raise UserError(f"'{name}' has actions without a choice {where}; wrap it so that it leaves that out")
+
+
+def action_bounds(env: "gymnasium.Env") -> tuple["np.ndarray", "np.ndarray"]:
+    """Returns (low [a], high [a]), the bounds of the actions before `make_env` rescaled them to [-1, 1]."""
+    if env.has_wrapper_attr("own_bounds"):
+        return env.get_wrapper_attr("own_bounds")
+    return env.action_space.low, env.action_space.high

@@ -33,6 +33,18 @@ class SeededReset(gymnasium.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
 
+class UnitActions(gymnasium.wrappers.RescaleAction):
+    """Takes actions in [-1, 1] and maps them affinely to the environment's own bounds.
+
+    Attributes:
+        own_bounds: (low [a], high [a]) of the environment's own actions.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env, np.float32(-1), np.float32(1))
+        self.own_bounds = env.action_space.low, env.action_space.high
+
+
 def with_images(env: gymnasium.Env) -> gymnasium.Env:
     """The environment, with observations that are `Observation`s if they have images.
 

@@ -311,7 +311,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """
     module, config = resolve(spec)
     with np.load(spec["data"]) as file:
-        data = prepare(dict(file), config.horizon_length, terminates=False)
+        data = prepare(dict(file), terminates=False)
     create = jax.jit(partial(module.Agent.create, config=config))
     example = example_batch(data, config.horizon_length)
     lanes = [create(jax.random.PRNGKey(i), example) for i in range(spec.get("lanes", 1))]

@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(argv, FLAGS)
     horizon = FLAGS.horizon_length
     raw, raw_val, info = load_dataset(parse_task(FLAGS.env_name), dataset_dir=FLAGS.dataset_dir)
-    data, val = jax.device_put(prepare(raw, horizon, False)), prepare(raw_val, horizon, False)
+    data, val = jax.device_put(prepare(raw, False)), prepare(raw_val, False)
     first = raw["actions"][:, 0]
     scale = {"mean": raw["observations"].mean(0), "std": raw["observations"].std(0) + 1e-6}
     scale |= {"action_mean": first.mean(), "action_std": first.std()}

@@ -84,9 +84,10 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
         dataset_path=settings["flags"]["dataset"],
         sparse=settings["sparse"],
         with_val=False,
+        actions=settings["flags"].get("dataset_actions", "auto"),
     )
     horizon, cfg = settings["config"]["horizon_length"], agent.cfg
-    data = prepare(raw, horizon, terminates=False)
+    data = prepare(raw, terminates=False)
     starts = np.asarray(data["starts"])[np.asarray(sample_starts(jax.random.PRNGKey(0), 0, 1024, len(data["starts"])))]
     return assemble(gather(data, starts, horizon), cfg.discount, cfg.window_rule)
 

@@ -114,7 +114,7 @@ def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     values = {key: settings["config"][key] for key in ("actor_hidden_dims", "horizon_length", "lr", "flow_steps")}
     config, _, _ = runs.resolve_config(module, "gym", "none", values | {"value_hidden_dims": (8,), "num_qs": 2})
     with np.load(demonstrations) as file:
-        data = prepare(dict(file), config.horizon_length, True)
+        data = prepare(dict(file), True)
     agent = module.Agent.create(jax.random.PRNGKey(0), example_batch(data, config.horizon_length), config)
     agents = stack([agent.with_flow(flow.targets["flow"])])
     trainer = Trainer(jax.random.PRNGKey(1)[None], "device")

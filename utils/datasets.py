@@ -33,24 +33,24 @@ from utils.observations import observe
 Arrays = dict[str, Any]
 
 
-def prepare(dataset: dict[str, np.ndarray], horizon: int, terminates: bool) -> dict[str, np.ndarray]:
-    """Adds what sampling windows of `horizon` steps needs.
+def prepare(dataset: dict[str, np.ndarray], terminates: bool) -> dict[str, np.ndarray]:
+    """Adds what sampling windows needs.
 
-    `starts` [S] int32: the rows with a transition from which a window does not leave the array. Batches are drawn
-    uniformly from these. `terminated` [N]: 1 on the last row of an episode that ended in a terminal state.
+    `starts` [S] int32: the rows with a transition. Batches are drawn uniformly from these. `terminated` [N]: 1 on the
+    last row of an episode that ended in a terminal state. The last row ends an episode, whatever `terminals` says.
 
     Args:
         dataset: arrays as stated above.
-        horizon: H.
         terminates: whether the data end episodes at terminal states. False for OGBench's, whose play goes on
             after a success: there an episode's end is a time limit even if the last state is solved.
     """
-    size = len(dataset["observations"])
     after_terminal = np.concatenate([[0.0], 1.0 - dataset["masks"][:-1]])
-    names = ("observations", "images", "actions", "rewards", "masks", "terminals")
+    terminals = np.append(dataset["terminals"][:-1], np.float32(1))
+    names = ("observations", "images", "actions", "rewards", "masks")
     return {k: dataset[k] for k in names if k in dataset} | {
-        "terminated": (after_terminal * dataset["terminals"] * float(terminates)).astype(np.float32),
-        "starts": np.flatnonzero(dataset["terminals"][: size - horizon] == 0).astype(np.int32),
+        "terminals": terminals,
+        "terminated": (after_terminal * terminals * float(terminates)).astype(np.float32),
+        "starts": np.flatnonzero(terminals == 0).astype(np.int32),
     }
 
 
@@ -70,13 +70,17 @@ def checksum(arrays: Iterable[np.ndarray]) -> int:
 
 
 def gather(data: Arrays, start: Any, horizon: int) -> Arrays:
-    """The rows of windows that begin at `start` [...], NumPy or JAX alike: only indexing, no arithmetic on values."""
-    steps = start[..., None] + np.arange(horizon)
+    """The rows of windows that begin at `start` [...], NumPy or JAX alike: only indexing, no arithmetic on values.
+
+    A window that runs over the end of the arrays repeats the last row, which ends an episode as any other end does.
+    """
+    last = len(data["terminals"]) - 1
+    steps = (start[..., None] + np.arange(horizon)).clip(max=last)
     parts = [name for name in ("observations", "images") if name in data]
     return {
         **{name: data[name][start] for name in parts},
-        **{f"next_{name}": data[name][start + horizon] for name in parts},
-        "terminated": data["terminated"][steps + 1],
+        **{f"next_{name}": data[name][(start + horizon).clip(max=last)] for name in parts},
+        "terminated": data["terminated"][(steps + 1).clip(max=last)],
         **{k: data[k][steps] for k in ("actions", "rewards", "masks", "terminals")},
     }
 

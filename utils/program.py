@@ -211,17 +211,23 @@ class Program:
         return stack(agents)
 
     def start(
-        self, agents: Any, dataset: dict[str, Any], observation: Any, make_env: Callable[..., gymnasium.Env]
+        self,
+        agents: Any,
+        dataset: dict[str, Any],
+        observation: Any,
+        make_env: Callable[..., gymnasium.Env],
+        data_card: dict[str, Any],
     ) -> None:
         """Writes the settings, takes up the newest common checkpoint, and opens the logs there.
 
         Args:
             agents: new agents, as they are if there is no checkpoint. dataset: what flags.json says of the data.
             observation: any, [o] or with images. make_env: makes an environment, picklable; takes make_env's keywords.
+            data_card: what flags.json says of the data besides, which no start is compared by.
         """
         widths = shapes(observation) | {"chunk_dim": agents.config.action_dim, "nfe": agents.nfe}
         for run in self.lanes:
-            run.files.settle(run.settings | {"dataset": dataset} | widths)
+            run.files.settle(run.settings | {"dataset": dataset, "data_card": data_card} | widths)
         found = checkpoints.load_common([run.checkpoints for run in self.lanes])
         self.step, self.restored = found or (0, None)
         if self.step > self.total:

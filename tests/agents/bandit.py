@@ -38,7 +38,7 @@ def make_data(size: int = 20_000, seed: int = 0) -> dict[str, np.ndarray]:
     rows = {"observations": contexts, "actions": actions.astype(np.float32), "rewards": VALUES[mode]}
     rows = {k: np.repeat(v, 2, axis=0) for k, v in rows.items()}
     ends = np.tile(np.float32([0, 1]), size)
-    return datasets.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, 1, True)
+    return datasets.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, True)
 
 
 def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> list:

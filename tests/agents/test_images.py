@@ -183,7 +183,7 @@ def image_bandit(size=3000, pixels=8, seed=0):
     rows |= {"actions": actions.astype(np.float32), "rewards": (mode == quarters).astype(np.float32)}
     rows = {k: np.repeat(v, 2, axis=0) for k, v in rows.items()}
     ends = np.tile(np.float32([0, 1]), size)
-    return datasets.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, 1, True)
+    return datasets.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, True)
 
 
 def test_bandit_is_solved_by_looking(monkeypatch):

@@ -70,11 +70,15 @@ def test_with_timeouts_only(tmp_path):
 
 def test_ogbenchs_convention(tmp_path):
     arrays = {"observations": states(10, 11, 12, 20, 21), "terminals": np.array([0, 0, 1, 0, 1])}
-    dataset = load(tmp_path, **arrays, **rows(5))
+    dataset = load(tmp_path, **arrays, **rows(5), qpos=states(0, 0, 0, 0, 0))
     expected = {"observations": [10, 11, 12, 20, 21], "rewards": [1, 2, 0, 4, 0], "terminals": [0, 0, 1, 0, 1]}
     check(dataset, **expected, masks=[1, 1, 1, 1, 1])
-    dataset = load(tmp_path, **arrays, masks=np.array([1, 0, 0, 1, 1]), **rows(5))
-    check(dataset, **expected, masks=[1, 0, 1, 1, 1])
+    assert "qpos" in "".join(load_dataset(TASK, dataset_path=tmp_path / "data.npz")[2].card.warnings)
+    arrays["masks"] = np.array([1, 0, 1, 1, 1])
+    for extra in ({}, {"qpos": states(0, 0, 0, 0, 0)}):
+        dataset = load(tmp_path, **arrays, **extra, **rows(5))
+        check(dataset, **expected, masks=[1, 0, 1, 1, 1])
+        assert not load_dataset(TASK, dataset_path=tmp_path / "data.npz")[2].card.warnings
 
 
 def test_masks_win_over_terminals(tmp_path):
@@ -92,7 +96,7 @@ def test_masks_win_over_terminals(tmp_path):
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        ({"actions": np.full((2, 1), 2.0)}, r"actions up to 2 .*\[-1, 1\]: scale"),
+        ({"actions": np.full((2, 1), 2.1)}, r"an action of 2.1 \(row 0, dimension 0\).* beyond .* \[-2, 2\]"),
         ({"actions": np.zeros((2, 2))}, r"'actions' .*\[2, 2\]"),
         ({"observations": np.zeros((2, 4))}, r"'observations' .*\[N, 3\]"),
         ({"next_observations": np.zeros((2, 4))}, "'next_observations'"),
@@ -141,7 +145,7 @@ def load_images(tmp_path, task=ROBOT, **arrays):
 @pytest.mark.parametrize(
     ("arrays", "expected"),
     [
-        # The three conventions, each with a true termination at 12.
+        # With and without next images, with and without timeouts, each with a true termination at 12.
         (
             {
                 "images": (10, 11, 20, 30),
@@ -152,7 +156,7 @@ def load_images(tmp_path, task=ROBOT, **arrays):
             [10, 11, 12, 20, 21, 30, 31],
         ),
         ({"images": (10, 11, 20, 21), "terminals": [0, 1, 0, 0], "timeouts": [0, 0, 0, 1]}, [10, 11, 11, 20, 21]),
-        ({"images": (10, 11, 20, 21), "terminals": [0, 1, 0, 1]}, [10, 11, 20, 21]),
+        ({"images": (10, 11, 20, 21), "terminals": [0, 1, 0, 1]}, [10, 11, 11, 20, 21, 21]),
     ],
 )
 def test_images_follow_their_states(tmp_path, arrays, expected):

@@ -151,7 +151,7 @@ def test_python_without_jax_ends_in_one_line(checkout, tmp_path):
 
 def test_public_transitions_are_the_same_windows():
     states = bench_updates.make_states(episodes=2, length=6)
-    rows, data = public_updates.transitions(states), datasets.prepare(states, 3, False)
+    rows, data = public_updates.transitions(states), datasets.prepare(states, False)
     assert len(rows["rewards"]) == 10 and rows["terminals"].tolist() == [0, 0, 0, 0, 1] * 2
     windows = datasets.gather(data, np.arange(3), 3)
     np.testing.assert_array_equal(rows["observations"][:3], windows["observations"])
@@ -244,7 +244,7 @@ def test_stepwise_updates_are_those_of_the_loop():
     _, config = bench_updates.resolve(
         {"agent": "fql", "settings": dict(flag.removeprefix("--agent.").split("=") for flag in TINY)}
     )
-    data = datasets.prepare(bench_updates.make_states(episodes=2, length=20), config.horizon_length, terminates=False)
+    data = datasets.prepare(bench_updates.make_states(episodes=2, length=20), terminates=False)
     data["starts"] = data["starts"][:1]  # every batch is this window, whoever draws it
     module = runs.load_agent("agents/fql.py")
     agent = module.Agent.create(jax.random.PRNGKey(0), datasets.example_batch(data, config.horizon_length), config)

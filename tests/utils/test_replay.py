@@ -194,7 +194,7 @@ def offline_data():
     size = 60
     arrays = {"observations": -np.ones((size, 4)), "actions": np.zeros((size, 2)), "rewards": np.zeros(size)}
     arrays |= {"masks": np.ones(size), "terminals": np.tile(np.arange(20) == 19, 3)}
-    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, HORIZON, False)
+    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, False)
 
 
 class Wide(Recorder):

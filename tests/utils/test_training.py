@@ -31,7 +31,7 @@ def data():
         "masks": masks,
         "terminals": terminals,
     }
-    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, HORIZON, True)
+    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, True)
 
 
 class Recorder(flax.struct.PyTreeNode):

@@ -56,7 +56,7 @@ def reference(data, start, horizon, terminates, rule):
         "actions": np.concatenate(actions),
         "rewards": reward,
         "masks": alive,
-        "next_observations": data["observations"][start + horizon],
+        "next_observations": data["observations"][min(start + horizon, len(data["observations"]) - 1)],
         "valid": valid,
         "action_mask": np.repeat(mask, 2),
     }
@@ -67,8 +67,8 @@ def reference(data, start, horizon, terminates, rule):
 @pytest.mark.parametrize(("data", "terminates"), [(PLAY, False), (ONLINE, True)], ids=["play", "online"])
 def test_every_window_equals_the_reference(data, terminates, rule, horizon):
     """All fields of all windows, from NumPy and from JAX arrays bit for bit the same."""
-    prepared = prepare(data, horizon, terminates)
-    starts = [t for t in range(21 - horizon) if not data["terminals"][t]]
+    prepared = prepare(data, terminates)
+    starts = [t for t in range(21) if not data["terminals"][t]]
     assert np.array_equal(prepared["starts"], starts)
     batch = assemble(gather(prepared, prepared["starts"], horizon), DISCOUNT, rule)
     for i, start in enumerate(starts):
@@ -82,7 +82,7 @@ def test_every_window_equals_the_reference(data, terminates, rule, horizon):
 
 def window(data, terminates, start, horizon, rule="pad"):
     """One window as a dict of NumPy arrays."""
-    rows = gather(prepare(data, horizon, terminates), np.array([start]), horizon)
+    rows = gather(prepare(data, terminates), np.array([start]), horizon)
     return {k: np.asarray(v)[0] for k, v in assemble(rows, DISCOUNT, rule).items()}
 
 
@@ -142,9 +142,37 @@ def test_starts_are_drawn_uniformly():
 
 def test_example_batch():
     """At most max_rows windows, spread over the whole dataset."""
-    data = prepare(trajectories([50] * 40, []), 2, False)
+    data = prepare(trajectories([50] * 40, []), False)
     batch = example_batch(data, 2, max_rows=100)
     rows = [int(np.flatnonzero((data["observations"] == o).all(1))[0]) for o in np.asarray(batch["observations"])]
     assert 50 <= len(rows) <= 100
     assert min(rows) < 50 < 1900 < max(rows)
     assert len(example_batch(data, 2)["rewards"]) == len(data["starts"])
+
+
+@pytest.mark.parametrize("horizon", [2, 5, 9])
+@pytest.mark.parametrize("solved", [True, False])
+def test_windows_at_the_end_of_the_file(horizon, solved):
+    """A file of one episode keeps every window that sees the success; of one cut off, those that end in time."""
+    data = prepare(trajectories([11], [9] if solved else []), True)
+    assert np.array_equal(data["starts"], np.arange(10))
+    for arrays in (data, jax.tree.map(jnp.asarray, data)):
+        batch = assemble(gather(arrays, arrays["starts"], horizon), DISCOUNT, "pad")
+        sees = np.arange(10) >= 10 - horizon
+        assert np.array_equal(batch["masks"] == 0, sees & solved)
+        assert np.array_equal(batch["valid"] == 1, (np.arange(10) <= 10 - horizon) | solved)
+        executed = np.asarray(batch["action_mask"])[:, ::2].sum(axis=1)
+        assert np.array_equal(executed[solved * sees], np.minimum(10 - np.arange(10), horizon)[solved * sees])
+        # The same window of a longer file.
+        longer = trajectories([11, 20], [9] if solved else [])
+        longer = prepare({k: np.concatenate([np.asarray(data[k]), v[11:]]) for k, v in longer.items()}, True)
+        other = assemble(gather(longer, data["starts"], horizon), DISCOUNT, "pad")
+        for name in ("actions", "rewards", "masks", "valid", "action_mask"):
+            np.testing.assert_array_equal(np.asarray(batch[name]), np.asarray(other[name]), err_msg=name)
+
+
+def test_the_last_row_ends_an_episode_whatever_the_file_says():
+    data = trajectories([6], [])
+    data["terminals"][-1] = 0
+    batch = assemble(gather(prepare(data, True), np.arange(5), 3), DISCOUNT, "pad")
+    assert np.array_equal(batch["valid"], [1, 1, 1, 0, 0]) and data["terminals"][-1] == 0

@@ -1,0 +1,101 @@
+"""Units of a file's actions: [-1, 1] already, or the environment's own, which are rescaled as the environment is.
+
+An environment with other bounds than ±1 takes actions in [-1, 1] here (`make_env`). A file recorded from it may hold
+either; `recognise` tells by the range of its actions, and where that fits both the user has to say.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+
+UNITS = ("auto", "scaled", "raw")
+Bounds = tuple[np.ndarray, np.ndarray]
+_TOLERANCE = 1e-3  # Rounding of a normalisation, forgiven on either bound; in units of half the range.
+_REACH = 0.95  # Actions that come this near to ±1 and never go beyond were cut off there.
+_RANGES_SHOWN = 8
+
+
+def to_unit(path: Path, actions: np.ndarray, bounds: Bounds | None, units: str) -> tuple[np.ndarray, str]:
+    """Returns actions [N, a] in [-1, 1] up to rounding, and the units they were in, 'scaled' or 'raw'.
+
+    Args:
+        path: the file, for messages.
+        actions: as in the file.
+        bounds: (low [a], high [a]) of the environment; None: there is no environment, only [-1, 1] fits.
+        units: one of UNITS.
+
+    Raises:
+        UserError: actions are out of bounds, or 'auto' cannot tell the units.
+    """
+    if bounds is None:
+        if units == "raw":
+            raise UserError("--dataset_actions=raw needs an environment's bounds; scale a robot's actions to [-1, 1]")
+        bounds = -np.ones(actions.shape[1]), np.ones(actions.shape[1])
+    low, high = (np.asarray(bound, np.float64) for bound in bounds)
+    if units == "auto":
+        units = recognise(path, actions, low, high)
+    if units == "raw":
+        _check_within(path, actions, low, high)
+        actions = 2 * (actions - low) / (high - low) - 1
+    else:
+        _check_within(path, actions, -np.ones_like(low), np.ones_like(high))
+    return actions, units
+
+
+def recognise(path: Path, actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    """Returns 'scaled' or 'raw', as the range of the actions says.
+
+    Beyond one of the two boxes, [-1, 1] and the bounds, actions are in the units of the other. Within both, they are in
+    those of the narrower box: of the bounds if these are nowhere wider than [-1, 1], and of [-1, 1] if this is nowhere
+    wider and the actions reach its ends.
+
+    Raises:
+        UserError: they are beyond both, or the range fits both.
+    """
+    least, most = actions.min(axis=0), actions.max(axis=0)
+    margin = _TOLERANCE * (high - low) / 2
+    in_unit = (least >= -1 - _TOLERANCE).all() and (most <= 1 + _TOLERANCE).all()
+    in_bounds = (least >= low - margin).all() and (most <= high + margin).all()
+    if in_unit != in_bounds:
+        return "scaled" if in_unit else "raw"
+    if not in_unit:
+        _check_within(path, actions, low, high)
+    narrower = (low > -1 + _TOLERANCE).any() or (high < 1 - _TOLERANCE).any()
+    wider = (low < -1 - _TOLERANCE).any() or (high > 1 + _TOLERANCE).any()
+    if narrower and not wider:
+        return "raw"
+    if not narrower and (not wider or max(-least.min(), most.max()) >= _REACH):
+        return "scaled"
+    raise UserError(
+        f"{path} has actions in {ranges(least, most)}, the environment's bounds are {ranges(low, high)}: give "
+        "--dataset_actions=raw if they are in the environment's units, --dataset_actions=scaled if in [-1, 1]"
+    )
+
+
+def _check_within(path: Path, actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Checks that actions are within bounds.
+
+    Raises:
+        UserError: names the worst one.
+    """
+    excess = np.maximum(low - actions, actions - high) / ((high - low) / 2)
+    row, column = np.unravel_index(np.argmax(excess), excess.shape)
+    if excess[row, column] > _TOLERANCE:
+        where = f"(row {row}, dimension {column})"
+        raise UserError(
+            f"{path} has actions up to {abs(actions[row, column]):.4g} in size {where}; they must be in [-1, 1]: scale "
+            "them by the bounds of the action space (the environment is scaled the same way)"
+            if (low == -1).all() and (high == 1).all()
+            else f"{path} has an action of {actions[row, column]:.4g} {where}, which is beyond the environment's "
+            f"bounds {ranges(low, high)}; correct the file"
+        )
+
+
+def ranges(low: np.ndarray, high: np.ndarray) -> str:
+    """Returns '[low, high]' of each dimension, or of all where they agree."""
+    pairs = [f"[{one:.4g}, {other:.4g}]" for one, other in zip(low, high, strict=True)]
+    if len(set(pairs)) == 1:
+        return pairs[0]
+    return " ".join(pairs[:_RANGES_SHOWN]) + (" …" if pairs[_RANGES_SHOWN:] else "")

@@ -1,0 +1,120 @@
+"""The data card: what a dataset holds, in a few lines and for a run's record."""
+
+import dataclasses
+import sys
+from typing import Any
+
+import numpy as np
+
+from envs.action_units import ranges
+from envs.files import Arrays
+
+_OF_SUCCESS = ((-1.0, 0.0), (0.0, 1.0))  # Sparse rewards, each without and with success.
+
+
+@dataclasses.dataclass(frozen=True)
+class DataCard:
+    """What a dataset holds.
+
+    Attributes:
+        episodes, transitions: how many.
+        lengths, returns: least, median (lengths) or mean (returns), and most of an episode.
+        solved: episodes that hold a solved state; None: rewards do not tell.
+        action_low, action_high: [a], as trained on.
+        ends: kind of end → episodes that end so.
+        unused: steps that cannot be used, as the observation after them is not recorded.
+        unused_reward: sum of their rewards.
+        units: of the file's actions, 'scaled' or 'raw'.
+        bounds: of the environment's actions, where it is rescaled, in words; '' where not.
+        warnings: what may be wrong, each one line.
+    """
+
+    episodes: int
+    transitions: int
+    lengths: tuple[int, float, int]
+    returns: tuple[float, float, float]
+    solved: int | None
+    action_low: np.ndarray
+    action_high: np.ndarray
+    ends: dict[str, int]
+    unused: int
+    unused_reward: float
+    units: str
+    bounds: str
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Returns the card, one line a fact, aligned."""
+        solved = "unknown: rewards do not tell" if self.solved is None else f"{self.solved} of {self.episodes} episodes"
+        rows = {
+            "episodes": f"{self.episodes} with {self.transitions} transitions",
+            "length": "min {:g}, median {:g}, max {:g}".format(*self.lengths),
+            "return": "min {:.4g}, mean {:.4g}, max {:.4g}".format(*self.returns),
+            "solved": solved,
+            "actions": f"{len(self.action_low)} in {ranges(self.action_low, self.action_high)}",
+            "ends": ", ".join(f"{count} {kind}" for kind, count in self.ends.items() if count),
+        }
+        if self.bounds:
+            told = "raw, rescaled the same way" if self.units == "raw" else "scaled already"
+            rows["bounds"] = f"{self.bounds} in the environment, rescaled to [-1, 1]; actions of the file are {told}"
+        if self.unused:
+            lost = f" (sum of their rewards {self.unused_reward:.4g})" if self.unused_reward else ""
+            rows["unused"] = f"{self.unused} transitions: no next observation recorded{lost}"
+        return [f"  {name:9}{text}" for name, text in rows.items()]
+
+    def show(self) -> None:
+        """Prints the card, and to stderr what may be wrong."""
+        print("\n".join(self.lines()), flush=True)
+        for warning in self.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+    def record(self) -> dict[str, Any]:
+        """Returns what flags.json keeps of the card."""
+        content = dataclasses.asdict(self)
+        for name in ("lengths", "returns", "action_low", "action_high"):
+            content[name] = [float(f"{value:.6g}") for value in content[name]]
+        return content | {"unused_reward": float(f"{self.unused_reward:.6g}"), "warnings": list(self.warnings)}
+
+
+def make_card(dataset: Arrays, masks_tell: bool, **of_the_file: Any) -> DataCard:
+    """Returns the card of a dataset in the compact layout.
+
+    Args:
+        dataset: see envs/datasets.py.
+        masks_tell: whether masks of 0 are solved states and nothing else, as OGBench's are.
+        of_the_file: the attributes of `DataCard` that the arrays do not tell.
+    """
+    followed = dataset["terminals"] == 0
+    last = np.flatnonzero(~followed)
+    first = np.append(0, last[:-1] + 1)
+    # An episode's last row is a state without a step.
+    returns = np.add.reduceat(np.where(followed, dataset["rewards"], 0).astype(np.float64), first)
+    lengths = last - first
+    actions = dataset["actions"][followed] if followed.any() else dataset["actions"]
+    solved = _solved(dataset, followed, masks_tell)
+    return DataCard(
+        episodes=len(last),
+        transitions=int(followed.sum()),
+        lengths=(int(lengths.min()), float(np.median(lengths)), int(lengths.max())),
+        returns=(float(returns.min()), float(returns.mean()), float(returns.max())),
+        solved=None if solved is None else int(np.maximum.reduceat(solved, first).sum()),
+        action_low=actions.min(axis=0),
+        action_high=actions.max(axis=0),
+        **of_the_file,
+    )
+
+
+def _solved(dataset: Arrays, followed: np.ndarray, masks_tell: bool) -> np.ndarray | None:
+    """Returns bool [N], rows that tell of success, or None where neither masks nor rewards do."""
+    masked = dataset["masks"] == 0
+    if masks_tell:
+        return masked
+    kinds = np.unique(dataset["rewards"][followed])
+    for without, solved in _OF_SUCCESS:
+        if not kinds.size or not np.isin(kinds, (without, solved)).all():
+            continue
+        reached = followed & (dataset["rewards"] == solved)
+        # A value that most rows have is a penalty left out, or a reward for each step.
+        if without in kinds and solved in kinds and reached.sum() <= followed.sum() / 2:
+            return reached
+    return masked if np.array_equal(kinds, [-1]) else None

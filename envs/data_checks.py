@@ -1,0 +1,196 @@
+"""Checks of what a file says about its steps: what cannot be right is rejected, what may be wrong is a warning."""
+
+from pathlib import Path
+
+import numpy as np
+
+from envs.files import Arrays
+from utils.errors import UserError
+
+_CHECKED = 100_000  # Rows that the checks of successors and jumps look at: mistakes of this kind are everywhere.
+_CHECKED_BYTES = 50_000_000
+_LAGS = 10
+_NEARLY_ALL = 0.9
+_JUMP = 5.0  # A jump is this many times the typical step …
+_FAR_JUMP = 10.0  # … and one that alone is reason enough for a warning this many times.
+_FEW = 3  # Fewer rows than that are a coincidence.
+_NARROW = 0.1  # Actions that stay within this share of the bounds are likely not in their units.
+
+
+def check_masks(path: Path, masks: np.ndarray, ends: np.ndarray, one_row_each: bool) -> None:
+    """Checks that masks are not 0 wherever nothing ends.
+
+    Args:
+        path: the file. masks: [N]. ends: bool [N], the last rows of episodes.
+        one_row_each: whether each row is a transition; else the last row of an episode may be none, so that in one of
+            two rows the first is the last transition.
+
+    Raises:
+        UserError: they are, so they are the inverse of what they should be.
+    """
+    inside = ~ends
+    if not one_row_each:
+        inside &= np.append(~ends[1:], False) | ~_starts(ends)
+    if inside.any() and (masks[inside] == 0).mean() > 0.99:
+        raise UserError(
+            f"'masks' in {path} is 0 in nearly all rows in which no episode ends: it is the inverse of what it must "
+            "be, 0 where an episode truly terminates and 1 elsewhere; give 1 - masks, or leave it out"
+        )
+
+
+def _starts(ends: np.ndarray) -> np.ndarray:
+    """Returns bool [N], the first rows of episodes."""
+    return np.append(True, ends[:-1])
+
+
+def check_successors(path: Path, name: str, rows: np.ndarray, following: np.ndarray, marked: np.ndarray) -> list[str]:
+    """Checks that the next observations are those of the next rows, but at ends.
+
+    Args:
+        path: the file. name: of the array `following`.
+        rows, following: what is observed in each row and after it, [N, …].
+        marked: bool [N], rows at which `terminals` or `timeouts` mark an end.
+
+    Returns:
+        warnings.
+
+    Raises:
+        UserError: they are those of other rows, or ends are marked where none are.
+    """
+    count = min(_CHECKED, _CHECKED_BYTES // max(rows[:1].nbytes, 1))
+    rows, following = (array[:count].reshape(len(array[:count]), -1) for array in (rows, following))
+    inner = ~marked[: len(rows) - 1]
+    if not inner.size:
+        return []
+    goes_on = (following[:-1] == rows[1:]).all(axis=1)
+    breaks = int((~goes_on & inner).sum())
+    if breaks > 0.001 * inner.sum():
+        _check_lags(path, name, rows, following, inner)
+    moves = goes_on & (rows[1:] != rows[:-1]).any(axis=1)
+    # Where every row is marked, as in episodes of one step, the next row may well begin at what was observed last.
+    if 0.5 < 1 - inner.mean() < 1 and moves[~inner].mean() > _NEARLY_ALL and moves.sum() >= _FEW:
+        raise UserError(
+            f"{path} marks an end in {1 - inner.mean():.0%} of its rows, though '{name}' is there what the next row "
+            "observes, so that nothing ends; set 'terminals' and 'timeouts' in the last row of an episode alone"
+        )
+    if inner.sum() >= _FEW and breaks > inner.sum() / 2:
+        return [
+            f"'{name}' in {path} is not what the next row observes in {breaks} of {inner.sum()} rows in which no end "
+            "is marked; each is taken as the end of an episode (for shuffled rows use --horizon_length=1)"
+        ]
+    return []
+
+
+def _check_lags(path: Path, name: str, rows: np.ndarray, following: np.ndarray, inner: np.ndarray) -> None:
+    """Checks that the next observations are not those of the same row or of later ones than the next."""
+    for lag in (0, *range(2, min(_LAGS, len(rows)))):
+        reach = max(lag, 1)
+        # Rows up to whose `lag`-th successor no end is marked, and where it makes a difference.
+        free = np.lib.stride_tricks.sliding_window_view(inner, reach).all(axis=1)
+        here = np.flatnonzero(free)
+        here = here[(rows[here + 1] != rows[here + lag]).any(axis=1)]
+        if len(here) >= _FEW and (following[here] == rows[here + lag]).all(axis=1).mean() > _NEARLY_ALL:
+            where = "in the same row" if lag == 0 else f"{lag} rows on"
+            raise UserError(
+                f"'{name}' in {path} holds what is observed {where}, not in the next row; "
+                "make it again: what was observed after the row's action"
+            )
+
+
+def check_jumps(path: Path, rows: np.ndarray, marked: np.ndarray, complete: bool) -> list[str]:
+    """Checks that no ends are missing where nothing but `terminals` and `timeouts` tells of them.
+
+    An unmarked end is a jump, in most numbers at once, from one row to the next, much larger than the typical step. It
+    is certain where jumps lead back to where episodes begin, or come at equal distances, as time limits do. Where ends
+    of both kinds are marked, others that lead back are taken at the user's word.
+
+    Args:
+        path: the file. rows: observations [N, o]. marked: bool [N], rows at which an end is marked.
+        complete: whether the file has `timeouts`, so that ends of both kinds could be marked.
+
+    Returns:
+        warnings.
+
+    Raises:
+        UserError: ends are missing.
+    """
+    rows, marked = rows[:_CHECKED].astype(np.float32, copy=False), marked[:_CHECKED]
+    inner = ~marked[:-1]
+    steps = np.abs(np.diff(rows, axis=0))
+    dims = np.flatnonzero((steps[inner] > 0).mean(axis=0) > 0.1) if inner.sum() > 2 * _FEW else np.zeros(0, int)
+    if not dims.size:
+        return []
+    # In units of each column's own larger steps.
+    units = np.array([np.quantile(column[column > 0], 0.75) for column in steps[inner][:, dims].T], np.float32)
+    steps, rows = steps[:, dims] / units, rows[:, dims] / units
+    turning = _turns(steps, rows, inner)
+    steps, rows = steps[:, ~turning], rows[:, ~turning]
+    if turning.all():
+        return []
+    size = np.sqrt((np.minimum(steps, 100) ** 2).mean(axis=1)) / np.median(np.sqrt((steps[inner] ** 2).mean(axis=1)))
+    large = inner & (size > _JUMP) & ((steps >= 2).mean(axis=1) >= 0.5)
+    jumps = np.flatnonzero(large & ~np.append(False, large[:-1]) & ~np.append(large[1:], False))
+    if not jumps.size or jumps.size < 0.8 * large.sum():
+        return []  # Rows that come in bursts are motion after rest.
+    unmarked, share = inner.all(), _as_near_the_beginning(rows, marked, jumps)
+    row = f"{jumps.size} times (first after row {jumps[0]})"
+    advice = "mark the last row of each episode in 'terminals' (truly terminated) or 'timeouts' (cut off)"
+    if jumps.size >= _FEW and (share < 0.5 or (unmarked and _equal_distances(jumps))):
+        where = "back to where episodes begin" if share < 0.5 else "at equal distances"
+        line = f"{path} marks no end where observations jump {where}, {row}; {advice}"
+        if complete and not unmarked:
+            return [line]
+        raise UserError(f"{line}, or give 'next_observations' if nothing ends there")
+    if unmarked and ((size[jumps] > _FAR_JUMP).sum() >= _FEW or share < 0.1):
+        return [f"{path} marks no end, but observations jump {row}; if episodes end there, {advice}"]
+    return []
+
+
+def _turns(steps: np.ndarray, rows: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Returns bool [o], columns that jump from one end of their range to the other alone, as angles do."""
+    jumps, whole = (steps > _JUMP) & inner[:, None], np.ptp(rows, axis=0) - 2
+    return jumps.any(axis=0) & ((jumps & (steps >= whole)).sum(axis=0) > _NEARLY_ALL * jumps.sum(axis=0))
+
+
+def _as_near_the_beginning(rows: np.ndarray, marked: np.ndarray, jumps: np.ndarray) -> float:
+    """Returns the share of rows that are as near to where episodes begin as the rows that jumps lead to."""
+    scale = rows.std(axis=0) + 1e-12
+    beginnings = rows[np.flatnonzero(_starts(marked))]
+    distance = np.sqrt((((rows - np.median(beginnings, axis=0)) / scale) ** 2).mean(axis=1))
+    return float((distance <= np.quantile(distance[jumps + 1], _NEARLY_ALL)).mean())
+
+
+def _equal_distances(jumps: np.ndarray) -> bool:
+    """Returns whether jumps come every so many rows, perhaps not each time."""
+    gaps = np.diff(jumps, prepend=-1)
+    return jumps.size >= _FEW and gaps.min() >= 5 and (gaps % gaps.min() == 0).mean() > _NEARLY_ALL
+
+
+def check_precision(path: Path, arrays: Arrays) -> list[str]:
+    """Returns warnings about numbers of a file that change, but by less than float32 can tell; arrays: as in it."""
+    warnings = []
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iuf" or array.dtype.itemsize <= 2 or array.dtype == np.float32:
+            continue
+        columns = array.reshape(len(array), -1)
+        rounded = columns.astype(np.float32)
+        lost = (columns.min(axis=0) < columns.max(axis=0)) & (rounded.min(axis=0) == rounded.max(axis=0))
+        if lost.any():
+            where = f" (column {np.flatnonzero(lost)[0]})" if array.ndim > 1 else ""
+            warnings.append(f"'{name}' in {path}{where} changes by less than float32 can tell; subtract its mean")
+    return warnings
+
+
+def check_values(path: Path, dataset: Arrays) -> list[str]:
+    """Returns warnings about rewards that say nothing and actions in other units; dataset: in the compact layout."""
+    warnings, followed = [], dataset["terminals"] == 0
+    rewards, actions = dataset["rewards"][followed], dataset["actions"][followed]
+    if len(rewards) > 1 and (rewards == rewards[0]).all():
+        unsolved = rewards[0] in (-1, 0) and dataset["masks"][followed].all()
+        meaning = "; if they are sparse, no episode is solved" if unsolved else ""
+        warnings.append(f"all rewards of {path} are {rewards[0]:g}{meaning}: they do not say what is better")
+    largest = np.abs(actions).max() if actions.size else 1.0
+    if largest < _NARROW:
+        advice = "are they in the units of the bounds?" if largest else "were they recorded?"
+        warnings.append(f"no action of {path} is larger than {largest:.3g}, where the bounds are 1; {advice}")
+    return warnings
