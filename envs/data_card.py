@@ -46,6 +46,8 @@ class DataCard:
     def lines(self) -> list[str]:
         """Returns the card, one line a fact, aligned."""
         solved = "unknown: rewards do not tell" if self.solved is None else f"{self.solved} of {self.episodes} episodes"
+        if self.solved == 0:
+            solved += ": nothing in it shows success"
         rows = {
             "episodes": f"{self.episodes} with {self.transitions} transitions",
             "length": "min {:g}, median {:g}, max {:g}".format(*self.lengths),

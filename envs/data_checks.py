@@ -181,16 +181,22 @@ def check_precision(path: Path, arrays: Arrays) -> list[str]:
     return warnings
 
 
-def check_values(path: Path, dataset: Arrays) -> list[str]:
-    """Returns warnings about rewards that say nothing and actions in other units; dataset: in the compact layout."""
-    warnings, followed = [], dataset["terminals"] == 0
-    rewards, actions = dataset["rewards"][followed], dataset["actions"][followed]
-    if len(rewards) > 1 and (rewards == rewards[0]).all():
-        unsolved = rewards[0] in (-1, 0) and dataset["masks"][followed].all()
-        meaning = "; if they are sparse, no episode is solved" if unsolved else ""
-        warnings.append(f"all rewards of {path} are {rewards[0]:g}{meaning}: they do not say what is better")
+def check_rewards(path: Path, dataset: Arrays) -> list[str]:
+    """Returns a warning if all rewards are equal; dataset: in the compact layout."""
+    followed = dataset["terminals"] == 0
+    rewards = dataset["rewards"][followed]
+    if len(rewards) < 2 or (rewards != rewards[0]).any():
+        return []
+    unsolved = rewards[0] in (-1, 0) and dataset["masks"][followed].all()
+    meaning = "; if they are sparse, no episode is solved" if unsolved else ""
+    return [f"all rewards of {path} are {rewards[0]:g}{meaning}: they do not say what is better"]
+
+
+def check_actions(path: Path, dataset: Arrays) -> list[str]:
+    """Returns a warning if all actions are far inside the bounds, ±1; dataset: in the compact layout."""
+    actions = dataset["actions"][dataset["terminals"] == 0]
     largest = np.abs(actions).max() if actions.size else 1.0
-    if largest < _NARROW:
-        advice = "are they in the units of the bounds?" if largest else "were they recorded?"
-        warnings.append(f"no action of {path} is larger than {largest:.3g}, where the bounds are 1; {advice}")
-    return warnings
+    if largest >= _NARROW:
+        return []
+    advice = "are they in the units of the bounds?" if largest else "were they recorded?"
+    return [f"no action of {path} is larger than {largest:.3g}, where the bounds are 1; {advice}"]

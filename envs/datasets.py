@@ -19,7 +19,7 @@ from envs import recipes
 from envs.action_units import ranges, to_unit
 from envs.collect import collect
 from envs.data_card import DataCard, make_card
-from envs.data_checks import check_precision, check_values
+from envs.data_checks import check_actions, check_precision, check_rewards
 from envs.download import download
 from envs.files import Arrays, check_flags, check_images, check_width, read_npz
 from envs.gym_data import GymFile, read_gym_file
@@ -167,6 +167,8 @@ def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: st
         dataset["rewards"] = -(dataset["rewards"] != 0).astype(np.float32)
     dataset["actions"] = np.clip(dataset["actions"], -ACTION_LIMIT, ACTION_LIMIT)
     dataset["terminals"][-1] = 1.0  # No row follows the last one, whatever the file says.
+    # OGBench's are known to be sparse: that nothing is solved is a line of the card.
+    rewards = check_rewards(path, dataset) if task.dataset is None else []
     rescaled = bounds is not None and not ((bounds[0] == -1).all() and (bounds[1] == 1).all())
     card = make_card(
         dataset,
@@ -176,7 +178,7 @@ def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: st
         unused_reward=file.unused_reward,
         units=file.units,
         bounds=ranges(*bounds) if rescaled else "",
-        warnings=(*file.warnings, *check_values(path, dataset)),
+        warnings=(*file.warnings, *rewards, *check_actions(path, dataset)),
     )
     return dataset, card
 

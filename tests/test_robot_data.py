@@ -1,5 +1,6 @@
 """Data without an environment, and runs that start from what another has learnt."""
 
+import json
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import main
 import online_main
 from utils import runs
 from utils.logging import read_csv
+from utils.training import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,50 @@ def test_refusals(learnt, robot_data, tmp_path):
     assert "not the directory of a run" in refused(*robot, f"--start_from={tmp_path}", "--run_group=c")
     qsm = [flag for flag in robot if "flow_steps" not in flag and "max_iter" not in flag]
     assert "this agent has no flow" in refused(*qsm, start, "--agent=agents/qsm.py", "--run_group=d")
+
+
+def test_the_card_of_the_data_is_shown_and_kept(robot_data, tmp_path):
+    """Runs recorded without one go on."""
+    flags = flags_of(BC, robot_data, tmp_path)
+    out = run_main(*flags).out
+    assert "solved   10 of 20 episodes" in out and "ends     10 truly terminated, 10 cut by a time limit" in out
+    assert "unused   10 transitions: no next observation recorded (sum of their rewards -10)" in out
+    path = run_dir(tmp_path) / "flags.json"
+    settings = json.loads(path.read_text())
+    card = settings.pop("data_card")
+    assert (card["solved"], card["units"], card["lengths"]) == (10, "scaled", [11, 11.5, 12])
+    path.write_text(json.dumps(settings))
+    assert "resuming at step 20" in run_main(*flags, "--offline_steps=30").out
+    settings = json.loads(path.read_text())
+    assert settings["data_card"] == card and settings["flags"]["dataset_actions"] == "auto"
+
+
+def test_data_that_look_wrong_are_warned_of_or_rejected(robot_data, tmp_path):
+    with np.load(robot_data) as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "equal.npz", **arrays | {"rewards": np.full(240, 0.5)})
+    outcome = run_main(*flags_of(BC, tmp_path / "equal.npz", tmp_path / "equal"))
+    assert outcome.err.count("warning: all rewards") == 1
+    arrays["masks"] = arrays["terminals"]
+    np.savez(tmp_path / "inverse.npz", **arrays)
+    assert "'masks'" in refused(*flags_of(BC, tmp_path / "inverse.npz", tmp_path / "inverse"))
+    raw = (*flags_of(BC, robot_data, tmp_path / "raw"), "--dataset_actions=raw")
+    assert "environment's bounds" in refused(*raw)
+
+
+def test_shards_are_in_the_units_of_the_first(tmp_path, monkeypatch):
+    """The second one alone could be of either."""
+    (tmp_path / "shards").mkdir()
+    random = np.random.default_rng(0)
+    for name, largest in (("a", 2.0), ("b", 0.5)):
+        arrays = {"observations": random.normal(size=(40, 3)), "actions": random.uniform(-largest, largest, (40, 1))}
+        arrays |= {"rewards": random.normal(size=40), "terminals": np.arange(40) % 20 == 19}
+        np.savez(tmp_path / "shards" / f"{name}.npz", **arrays)
+    used, set_data = [], Trainer.set_data
+    monkeypatch.setattr(Trainer, "set_data", lambda self, data: (used.append(data), set_data(self, data)))
+    shards = (f"--ogbench_dataset_dir={tmp_path / 'shards'}", "--dataset_replace_interval=2", "--eval_episodes=0")
+    out = run_main(*BC, "--env_name=gym:Pendulum-v1", *shards, f"--save_dir={tmp_path}", "--offline_steps=4").out
+    assert "bounds   [-2, 2] in the environment, rescaled to [-1, 1]; actions of the file are raw" in out
+    first, *_, second = used
+    np.testing.assert_allclose(np.abs(first["actions"]).max(), 1, atol=0.1)
+    np.testing.assert_allclose(np.abs(second["actions"]).max(), 0.25, atol=0.05)

@@ -2,7 +2,7 @@
 
     python -m envs.panda.demonstrate --env_name=OpenMicrowave-v0 --episodes=30
 
-The file (.npz) has OGBench's layout (envs/gym_data.py, third convention), so that demonstrations recorded by hand fit
+The file (.npz) has OGBench's layout (envs/gym_data.py, second convention), so that demonstrations recorded by hand fit
 in its place: one row a state, with `observations`, `actions`, `rewards`, `masks` (0 where the step after it solved the
 task), `terminals` (1 on an episode's last row: the solved state, with no action), `qpos`, `qvel`, and for a name such
 as 'visual-OpenMicrowave-v0' `images` beside the state of the arm alone. All demonstrations are successes: an episode

@@ -260,13 +260,14 @@ def warnings_of(tmp_path, **arrays):
 
 def test_rewards_and_actions_that_say_nothing(tmp_path):
     assert warnings_of(tmp_path, **SWINGS) == ""
-    assert "all rewards" in (line := warnings_of(tmp_path, **SWINGS | {"rewards": 0 * SWINGS["rewards"] - 1}))
-    assert "no episode is solved" in line
+    equal = SWINGS | {"rewards": 0 * SWINGS["rewards"] - 1}
+    assert "all rewards" in (line := warnings_of(tmp_path, **equal)) and "solved" not in line
+    assert "no episode is solved" in warnings_of(tmp_path, **equal, masks=np.ones(len(equal["rewards"])))
     assert "larger than 0.0" in warnings_of(tmp_path, **SWINGS | {"actions": SWINGS["actions"] / 20})
     assert "recorded?" in warnings_of(tmp_path, **SWINGS | {"actions": 0 * SWINGS["actions"]})
     one_gripper = np.concatenate([SWINGS["actions"], 0 * SWINGS["actions"]], axis=1)
     assert warnings_of(tmp_path, **SWINGS | {"actions": one_gripper}) == ""
-    with pytest.raises(UserError, match=r"actions up to 1\.49.* \[-1, 1\]: scale"):
+    with pytest.raises(UserError, match=r"actions up to 1\.49.*\[-1, 1\]: scale"):
         warnings_of(tmp_path, **SWINGS | {"actions": SWINGS["actions"] + np.float32(0.5)})
 
 
@@ -281,6 +282,7 @@ def test_checks_of_a_million_rows_are_quick(read):
     clock = time.process_time()
     data_checks.check_jumps("", rows, marked, False)
     data_checks.check_successors("", "", rows, rows, marked | True)
-    data_checks.check_values("", dataset)
+    data_checks.check_rewards("", dataset)
+    data_checks.check_actions("", dataset)
     data_card.make_card(dataset, False, ends={}, unused=0, unused_reward=0, units="", bounds="")
     assert time.process_time() - clock < 2
