@@ -53,13 +53,15 @@ def load_data(
         env_datasets.check_horizon(raw, config.horizon_length)
         return prepare(raw, terminates=task.dataset is None)
 
-    rotation, cards = None, []
+    rotation, cards = None, {}
 
     def load_shard(path: Path) -> dict[str, np.ndarray]:
         """Loads a shard; all are in the units of the first one."""
-        units = cards[0].units if cards else FLAGS.dataset_actions
+        units = cards[paths[0]].units if cards else FLAGS.dataset_actions
         raw, card = env_datasets.read_dataset(task, path, sparse, units)
-        cards.append(card)
+        if cards and path not in cards:
+            card.warn()
+        cards[path] = card
         return prepared(raw)
 
     if FLAGS.ogbench_dataset_dir and FLAGS.dataset:
@@ -67,7 +69,7 @@ def load_data(
     if FLAGS.ogbench_dataset_dir:
         paths = env_datasets.list_shards(FLAGS.ogbench_dataset_dir)
         rotation = ShardRotation(paths, load_shard, FLAGS.dataset_replace_interval)
-        data, name, origin, card = rotation.at(0), FLAGS.ogbench_dataset_dir, f"{len(paths)} shards", cards[0]
+        data, name, origin, card = rotation.at(0), FLAGS.ogbench_dataset_dir, f"{len(paths)} shards", cards[paths[0]]
     else:
         raw, _, info = env_datasets.load_dataset(
             task,

@@ -67,6 +67,10 @@ class DataCard:
     def show(self) -> None:
         """Prints the card, and to stderr what may be wrong."""
         print("\n".join(self.lines()), flush=True)
+        self.warn()
+
+    def warn(self) -> None:
+        """Prints to stderr what may be wrong."""
         for warning in self.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
 

@@ -1,5 +1,6 @@
 """Checks of what a file says about its steps: what cannot be right is rejected, what may be wrong is a warning."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def check_masks(path: Path, masks: np.ndarray, ends: np.ndarray, one_row_each: b
     inside = ~ends
     if not one_row_each:
         inside &= np.append(~ends[1:], False) | ~_starts(ends)
-    if inside.any() and (masks[inside] == 0).mean() > 0.99:
+    if inside.sum() >= _FEW and (masks[inside] == 0).mean() > 0.99:
         raise UserError(
             f"'masks' in {path} is 0 in nearly all rows in which no episode ends: it is the inverse of what it must "
             "be, 0 where an episode truly terminates and 1 elsewhere; give 1 - masks, or leave it out"
@@ -43,13 +44,15 @@ def _starts(ends: np.ndarray) -> np.ndarray:
     return np.append(True, ends[:-1])
 
 
-def check_successors(path: Path, name: str, rows: np.ndarray, following: np.ndarray, marked: np.ndarray) -> list[str]:
+def check_successors(
+    path: Path, name: str, rows: np.ndarray, following: np.ndarray, marked: np.ndarray, cut: np.ndarray
+) -> list[str]:
     """Checks that the next observations are those of the next rows, but at ends.
 
     Args:
         path: the file. name: of the array `following`.
         rows, following: what is observed in each row and after it, [N, …].
-        marked: bool [N], rows at which `terminals` or `timeouts` mark an end.
+        marked: bool [N], rows at which `terminals` or `timeouts` mark an end. cut: bool [N], those of them with mask 1.
 
     Returns:
         warnings.
@@ -58,8 +61,10 @@ def check_successors(path: Path, name: str, rows: np.ndarray, following: np.ndar
         UserError: they are those of other rows, or ends are marked where none are.
     """
     count = min(_CHECKED, _CHECKED_BYTES // max(rows[:1].nbytes, 1))
-    rows, following = (array[:count].reshape(len(array[:count]), -1) for array in (rows, following))
-    inner = ~marked[: len(rows) - 1]
+    rows, following = (
+        array[:count].reshape(len(array[:count]), math.prod(array.shape[1:])) for array in (rows, following)
+    )
+    inner, cut = ~marked[: len(rows) - 1], cut[: len(rows) - 1]
     if not inner.size:
         return []
     goes_on = (following[:-1] == rows[1:]).all(axis=1)
@@ -78,6 +83,14 @@ def check_successors(path: Path, name: str, rows: np.ndarray, following: np.ndar
             f"'{name}' in {path} is not what the next row observes in {breaks} of {inner.sum()} rows in which no end "
             "is marked; each is taken as the end of an episode (for shuffled rows use --horizon_length=1)"
         ]
+    if cut.sum() >= _FEW and goes_on[cut].mean() > _NEARLY_ALL and inner.any():
+        scaled = rows.astype(np.float32) / (rows.std(axis=0) + 1e-6)
+        size = np.linalg.norm(np.diff(scaled, axis=0), axis=1)
+        if np.median(size[cut]) > _JUMP * np.median(size[inner]):
+            return [
+                f"'{name}' in {path} is, at time limits, what the next episode begins with, as environments that reset "
+                "themselves give it; make it again: what was observed after the row's action"
+            ]
     return []
 
 
@@ -127,7 +140,8 @@ def check_jumps(path: Path, rows: np.ndarray, marked: np.ndarray, complete: bool
     steps, rows = steps[:, ~turning], rows[:, ~turning]
     if turning.all():
         return []
-    size = np.sqrt((np.minimum(steps, 100) ** 2).mean(axis=1)) / np.median(np.sqrt((steps[inner] ** 2).mean(axis=1)))
+    size = np.sqrt((np.minimum(steps, 100) ** 2).mean(axis=1))
+    size /= np.median(size[inner & (size > 0)])
     large = inner & (size > _JUMP) & ((steps >= 2).mean(axis=1) >= 0.5)
     jumps = np.flatnonzero(large & ~np.append(False, large[:-1]) & ~np.append(large[1:], False))
     if not jumps.size or jumps.size < 0.8 * large.sum():

@@ -160,7 +160,9 @@ def _find_ends(path: Path, arrays: Arrays, parts: list[str], warnings: list[str]
     for name in parts:
         if (following := arrays.get(f"next_{name}")) is not None:
             ends[:-1] |= (following[:-1] != arrays[name][1:]).any(axis=tuple(range(1, following.ndim)))
-            warnings += check_successors(path, f"next_{name}", arrays[name], following, marked)
+            warnings += check_successors(
+                path, f"next_{name}", arrays[name], following, marked, marked & (arrays["masks"] > 0)
+            )
         elif name == "observations":
             warnings += check_jumps(path, arrays[name], marked, complete="timeouts" in arrays)
     return ends, marked

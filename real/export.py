@@ -77,8 +77,9 @@ def _beside(run: Run, dataset: Path, features: dict[str, int]) -> Path | None:
     numbers = read_statistics(dataset)
     if not numbers["action_offset"].size:
         return path if path.is_file() else None
+    units = run.settings["flags"].get("dataset_actions", "auto")
     recorded, task = run.settings["dataset"].get("checksum"), parse_task(run.settings["env_name"])
-    if recorded != describe(load_file(task, dataset, run.settings["sparse"]), dataset.name)["checksum"]:
+    if recorded != describe(load_file(task, dataset, run.settings["sparse"], units), dataset.name)["checksum"]:
         raise UserError(f"{dataset} is not what the run was trained on; import that again, or give --normalisation")
     content = read_json(path)
     if content is None:

@@ -160,6 +160,18 @@ def test_ends_that_only_next_observations_tell_of_are_counted(read):
     assert file.ends["found where next observations break"] == 19 and file.ends["cut by the end of the file"] == 1
 
 
+def test_next_observations_after_a_reset(read):
+    """At time limits they matter; where an episode terminates nothing is bootstrapped from them."""
+    arrays = SWINGS | {"next_observations": np.roll(SWINGS["observations"], -1, axis=0)}
+    assert read(**arrays).warnings == []
+    arrays |= {"terminals": 0 * SWINGS["terminals"], "timeouts": SWINGS["terminals"]}
+    assert "reset themselves" in "".join(read(**arrays).warnings)
+    assert read(**arrays | {"next_observations": SWINGS["next_observations"]}).warnings == []
+    cut = (np.arange(600) % 100 == 99) * 1.0  # An end of a file's part, at which nothing is reset.
+    rows = {"observations": walk(601)[:-1], "next_observations": walk(601)[1:], "terminals": 0 * cut, "timeouts": cut}
+    assert read(**rows, actions=walk(width=1) / 20, rewards=walk()[:, 0]).warnings == []
+
+
 def test_shuffled_rows(read):
     order = np.random.default_rng(0).permutation(len(SWINGS["rewards"]))
     assert "shuffled" in "".join(read(**{name: array[order] for name, array in SWINGS.items()}).warnings)
@@ -227,9 +239,23 @@ ANGLE = np.arange(600) / 10 % (2 * np.pi)
         (np.ones((600, 3)), [599]),
         (np.ones((600, 3)) + walk(width=3) / 1e4, [599]),
         (np.random.default_rng(0).normal(size=(600, 3)), [599]),
-        (np.zeros((600, 0)) + np.zeros((600, 1)), [599]),
+        (np.zeros((600, 1)), [599]),
+        (np.repeat(walk(60), 10, axis=0), [599]),
+        (np.repeat(walk(200), 3, axis=0), [299, 599]),
     ],
-    ids=["walk", "teleport", "teleports", "angle", "switch", "rest", "jitter", "noise", "constant"],
+    ids=[
+        "walk",
+        "teleport",
+        "teleports",
+        "angle",
+        "switch",
+        "rest",
+        "jitter",
+        "noise",
+        "constant",
+        "held",
+        "held longer",
+    ],
 )
 def test_odd_data_are_no_alarm(rows, ends, read):
     random = np.random.default_rng(2)
@@ -281,7 +307,7 @@ def test_checks_of_a_million_rows_are_quick(read):
     dataset = {"actions": rows, "rewards": rows[:, 0], "masks": rows[:, 0], "terminals": marked.astype(np.float32)}
     clock = time.process_time()
     data_checks.check_jumps("", rows, marked, False)
-    data_checks.check_successors("", "", rows, rows, marked | True)
+    data_checks.check_successors("", "", rows, np.roll(rows, -1, axis=0), marked, marked)
     data_checks.check_rewards("", dataset)
     data_checks.check_actions("", dataset)
     data_card.make_card(dataset, False, ends={}, unused=0, unused_reward=0, units="", bounds="")
