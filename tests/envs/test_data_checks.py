@@ -144,6 +144,9 @@ def test_next_observations_of_the_same_row_of_a_robot_that_mostly_rests(read, re
     arrays["terminals"] = np.arange(399) == 398
     assert read(**arrays, next_observations=position[1:]).warnings == []
     assert "the same row" in refusal(**arrays, next_observations=position[:-1])
+    following = position[1:].copy()
+    following[::20] = -1  # Episodes that only next observations tell of.
+    assert read(**arrays, next_observations=following).ends["found where next observations break"] == 20
     assert read(**arrays | {"observations": 0 * position[1:]}, next_observations=0 * position[1:]).unused == 0
 
 
@@ -240,7 +243,7 @@ ANGLE = np.arange(600) / 10 % (2 * np.pi)
         (np.ones((600, 3)) + walk(width=3) / 1e4, [599]),
         (np.random.default_rng(0).normal(size=(600, 3)), [599]),
         (np.zeros((600, 1)), [599]),
-        (np.repeat(walk(60), 10, axis=0), [599]),
+        (np.repeat(walk(120), 5, axis=0), [599]),
         (np.repeat(walk(200), 3, axis=0), [299, 599]),
     ],
     ids=[
