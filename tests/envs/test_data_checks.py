@@ -139,14 +139,14 @@ def test_next_observations_of_another_row(lag, marked, refusal):
 
 
 def test_next_observations_of_the_same_row_of_a_robot_that_mostly_rests(read, refusal):
-    position = np.repeat(np.arange(40.0), 10)[:, None] * np.ones(3)
+    position = np.repeat(np.arange(20.0), 20)[:, None] * np.ones(3)
     arrays = {"observations": position[:-1], "actions": np.ones((399, 1)), "rewards": np.arange(399.0)}
     arrays["terminals"] = np.arange(399) == 398
     assert read(**arrays, next_observations=position[1:]).warnings == []
     assert "the same row" in refusal(**arrays, next_observations=position[:-1])
     following = position[1:].copy()
-    following[::20] = -1  # Episodes that only next observations tell of.
-    assert read(**arrays, next_observations=following).ends["found where next observations break"] == 20
+    following[::40] = -1  # Episodes that only next observations tell of.
+    assert read(**arrays, next_observations=following).ends["found where next observations break"] == 10
     assert read(**arrays | {"observations": 0 * position[1:]}, next_observations=0 * position[1:]).unused == 0
 
 
