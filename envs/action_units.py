@@ -29,6 +29,8 @@ def to_unit(path: Path, actions: np.ndarray, bounds: Bounds | None, units: str) 
     Raises:
         UserError: actions are out of bounds, or 'auto' cannot tell the units.
     """
+    if not actions.shape[1]:
+        raise UserError(f"'actions' in {path} has no columns; it must be [N, width]")
     if bounds is None:
         if units == "raw":
             raise UserError("--dataset_actions=raw needs an environment's bounds; scale a robot's actions to [-1, 1]")

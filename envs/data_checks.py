@@ -186,7 +186,7 @@ def check_precision(path: Path, arrays: Arrays) -> list[str]:
     for name, array in arrays.items():
         if array.dtype.kind not in "iuf" or array.dtype.itemsize <= 2 or array.dtype == np.float32:
             continue
-        columns = array.reshape(len(array), -1)
+        columns = array.reshape(len(array), math.prod(array.shape[1:]))
         rounded = columns.astype(np.float32)
         lost = (columns.min(axis=0) < columns.max(axis=0)) & (rounded.min(axis=0) == rounded.max(axis=0))
         if lost.any():

@@ -46,16 +46,17 @@ def fresh_environment():
     datasets._labelling_env.cache_clear()
 
 
-def write(path, actions):
+def write(path, actions, rewards=None):
     """Writes an episode in which the environment was pushed by `actions`, in its own units."""
-    actions = np.asarray(actions, np.float64).reshape(len(actions), -1)
+    actions = np.asarray(actions, np.float64)
+    actions = actions[:, None] if actions.ndim == 1 else actions
     positions = np.concatenate([0 * actions[:1], np.cumsum(actions, axis=0)])
     np.savez(
         path,
         observations=positions[:-1],
         next_observations=positions[1:],
         actions=actions,
-        rewards=positions[1:, 0],
+        rewards=positions[1:, 0] if rewards is None else rewards,
         terminals=np.arange(len(actions)) == len(actions) - 1,
     )
     return path
@@ -158,6 +159,11 @@ def test_validation_is_in_the_units_of_training(tmp_path):
 def test_a_robot_has_no_units_of_its_own(tmp_path):
     with pytest.raises(UserError, match="environment's bounds"):
         load_dataset(parse_task("robot:arm"), dataset_path=write(tmp_path / "d.npz", [0.5, -0.5]), actions="raw")
+
+
+def test_no_actions_at_all(tmp_path):
+    with pytest.raises(UserError, match="no columns"):
+        load_dataset(parse_task("robot:arm"), dataset_path=write(tmp_path / "d.npz", np.zeros((2, 0)), np.ones(2)))
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,17 @@ def test_odd_data_are_no_alarm(rows, ends, read):
     assert file.warnings == []
 
 
+def test_files_of_one_row_and_of_no_state(read):
+    one = {name: array[-1:] for name, array in SWINGS.items()}
+    assert read(**one).ends["truly terminated"] == 1
+    assert read(**without(one, "next_observations")).warnings == []
+    images = np.zeros((3, 1, 8, 8, 3), np.uint8)
+    rows = {"actions": np.eye(3), "rewards": np.arange(3.0), "terminals": [0, 0, 1]}
+    for name in ("observations", "next_observations"):
+        rows |= {name: np.zeros((3, 0)), name.replace("observations", "images"): images}
+    assert read(**rows).ends["truly terminated"] == 1
+
+
 def test_a_robot_that_moves_and_rests_is_no_alarm(read):
     random, way = np.random.default_rng(3), np.concatenate([np.linspace(0, 1, 12), np.linspace(1, 0, 12)])
     rows = [np.concatenate([np.zeros((30, 3)), way[:, None] * random.normal(size=3)]) for _ in range(20)]
