@@ -20,12 +20,12 @@ import ml_collections
 from absl import flags
 
 from envs import datasets as env_datasets
-from envs.files import only_one
 from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, make_env, parse_task
 from utils import cli, runs
 from utils.datasets import describe, first_observation, prepare
 from utils.errors import Diverged, UserError
+from utils.locks import only_one
 from utils.logging import ProgressBar
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags

@@ -23,9 +23,10 @@ from absl import flags
 from tqdm import tqdm
 
 from envs import recipes
-from envs.files import only_one, read_json, write_json, write_npz
+from envs.files import read_json, write_json, write_npz
 from envs.parts import PartsFolder
 from utils.errors import UserError
+from utils.locks import only_one
 from utils.rendering import set_rendering_backend
 
 

@@ -24,13 +24,13 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from envs.files import only_one
 from envs.tasks import parse_task
 from experiments.grids import GRIDS, STEPS, Grid
 from experiments.sweep_jobs import Job, live_ids, run_here, submit
 from utils import cli, runs
 from utils.errors import UserError
 from utils.files import atomic_write_text
+from utils.locks import only_one
 from utils.program import define_flag, resolve
 
 FLAGS = flags.FlagValues()

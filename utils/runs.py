@@ -1,12 +1,10 @@
 """A run: its resolved settings, its directory, and the files that say what it is and whether it is finished."""
 
-import fcntl
 import importlib
 import importlib.util
 import itertools
 import json
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import ml_collections
 import numpy as np
 from flax.serialization import from_state_dict
 
-from utils import checkpoints
+from utils import checkpoints, locks
 from utils.encoders import ENCODERS
 from utils.errors import UserError
 from utils.files import atomic_write_text, disk_errors
@@ -280,17 +278,12 @@ class RunFiles:
         self.directory = directory
         with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
-        for trial in range(5):
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                # Who only looks whether a run is under way holds the lock for a moment.
-                if trial == 4:
-                    advice = "wait for it, or use another --run_group"
-                    raise UserError(f"another process is working on {directory}; {advice}") from error
-                time.sleep(0.1)
+        try:
+            # For the life of this object.
+            self._lock = locks.take(directory / ".lock")
+        except locks.Held as held:
+            advice = "wait for it, or use another --run_group"
+            raise UserError(f"another process is working on {directory} ({held.holder}); {advice}") from held
         self._refuse_other(settings)
 
     def settle(self, settings: dict[str, Any]) -> None:

@@ -27,13 +27,14 @@ from absl import flags
 from tqdm import tqdm
 
 from envs.collect import bare_main, sigint_ignored, usable_cores
-from envs.files import Arrays, only_one, read_json, write_json, write_npz
+from envs.files import Arrays, read_json, write_json, write_npz
 from envs.panda import TASKS, gym_hil_assets
 from envs.parts import PartsFolder
 from envs.recipes import DEFAULT_DATASET_DIR
 from envs.tasks import VISUAL, make_env
 from utils import cli
 from utils.errors import UserError
+from utils.locks import only_one
 from utils.rendering import set_rendering_backend
 
 if TYPE_CHECKING:
