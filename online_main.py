@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     task = parse_task(FLAGS.env_name)
     ends = FLAGS.rollout_steps, FLAGS.rollout_steps + FLAGS.online_steps
     program = Program(FLAGS, task, overrides, ends, logs=("online",))
-    if not program.lanes:
+    if not (program.lanes or program.unconfirmed):
         return
     if not program.module.Agent.FLOWS:
         raise UserError(f"{FLAGS.agent} has no flow that a base could take the place of; see FLOWS in agents/base.py")
@@ -126,10 +126,13 @@ def main(argv: Sequence[str]) -> None:
     env_datasets.check_horizon(raw, program.config.horizon_length)
     data = prepare(raw, program.config.horizon_length, terminates=task.dataset is None)
     print(f"demonstrations: {info}")
-    agents = program.new_agents(data)
-    observation = first_observation(data)
-    base, origin = load_base(find_base(program, path), program.config, agents.config.action_dim, observation)
+    observation, chunk_dim = first_observation(data), data["actions"].shape[1] * program.config.horizon_length
+    base, origin = load_base(find_base(program, path), program.config, chunk_dim, observation)
     dataset = describe(data, path.name) | {"base": origin}
+    program.confirm(dataset)
+    if not program.lanes:
+        return
+    agents = program.new_agents(data)
     program.start(agents, dataset, observation, functools.partial(make_env, FLAGS.env_name))
     program.base, program.base_steps = stack([base] * len(program.lanes)), FLAGS.rollout_steps
     trainer = Trainer(program.batch_keys(), "device")

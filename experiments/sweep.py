@@ -108,6 +108,7 @@ def make_jobs(name: str, grid: Grid) -> list[Job]:
         module, config, sparse, _ = resolve(values, parse_task(env_name), overrides)
         root, stem = runs.run_root(FLAGS.save_dir, group, env_name), Path(path).stem
         identity = {"env_name": env_name, "agent": stem, "agent_module": runs.agent_module(module), "sparse": sparse}
+        identity["flags"] = values.flag_values_dict()
         for first in seeds[:: FLAGS.seeds_per_job]:
             block = seeds[first : first + FLAGS.seeds_per_job]
             lanes = runs.make_lanes(config, block, values.vary, root, stem)

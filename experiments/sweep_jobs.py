@@ -56,7 +56,7 @@ class Job:
     def other(self) -> str:
         """Says that a directory has a run of other settings, and of which; '' if none has."""
         for directory, settings in zip(self.directories, self.settings, strict=True):
-            if difference := runs.other_run(directory, settings):
+            if difference := runs.other_run(directory, settings) or runs.beyond(directory, self.total):
                 return f"{directory} {difference}"
         return ""
 

@@ -20,11 +20,7 @@ GRACE = 0.5  # Seconds; who only looks whether a lock is held has it for a momen
 
 
 class Held(Exception):
-    """Another process has the lock; `holder` names it."""
-
-    def __init__(self, holder: str):
-        super().__init__(holder)
-        self.holder = holder
+    """Another process has the lock; the text names it: ' (process 12 on host)', or nothing if it does not say."""
 
 
 def take(path: Path, patience: float = GRACE) -> BaseFileLock:
@@ -69,15 +65,15 @@ def only_one(path: Path) -> Iterator[None]:
     Raises:
         UserError: the file cannot be written or locked.
     """
-    said = ""
+    said = None
     while True:
         try:
             lock = take(path, 0)
             break
         except Held as held:
-            if held.holder != said:
-                said = held.holder
-                print(f"Waiting: {said} holds {path}.", file=sys.stderr, flush=True)
+            if said is None or str(held) != said:
+                said = str(held)
+                print(f"Waiting: another process holds {path}{said}.", file=sys.stderr, flush=True)
             time.sleep(0.2)
     try:
         yield
@@ -113,23 +109,16 @@ def _acquire(path: Path, patience: float) -> BaseFileLock:
         lock.acquire()
         return lock
     except Timeout as error:
-        advice = f"; if that has ended, remove {_soft(path)}"
-        raise Held(_holder(_soft(path)) + (advice if _is_foreign(_soft(path)) else "")) from error
-
-
-def _record(path: Path) -> tuple[str, str]:
-    """The holder's process id and host, empty where it has not written them."""
-    with suppress(OSError, ValueError):
-        pid, host, *_ = path.read_text(encoding="utf-8").splitlines()
-        return pid, host
-    return "", ""
-
-
-def _is_foreign(path: Path) -> bool:
-    """True if nothing on this host can tell whether the holder of a soft lock still runs."""
-    return _record(path)[1] != socket.gethostname()
+        raise Held(_holder(_soft(path))) from error
 
 
 def _holder(path: Path) -> str:
-    pid, host = _record(path)
-    return f"process {pid} on {host}" if pid else "another process"
+    """Returns the text of `Held`."""
+    with suppress(OSError, ValueError):
+        pid, host, *_ = path.read_text(encoding="utf-8").splitlines()
+        # Whether a process of another host still runs cannot be told from here.
+        advice = (
+            f"; if that has ended, remove {path}" if path.suffix == ".soft" and host != socket.gethostname() else ""
+        )
+        return f" (process {pid} on {host}{advice})"
+    return ""

@@ -16,7 +16,14 @@ from utils import locks
 from utils.errors import UserError
 from utils.runs import ROOT, RunFiles
 
-HOLD = "import sys, time; from utils.locks import *; x = take(Path(sys.argv[1])); print('held', flush=True); time.sleep(99)"
+HOLD = """
+import pathlib, sys, time
+from utils import locks
+
+lock = locks.take(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(99)
+"""
 # As on a file system that has none.
 WITHOUT = "import fcntl\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\n"
 
@@ -58,7 +65,7 @@ def test_a_live_holder_is_named_and_a_killed_one_holds_nothing(code, holder, tmp
         monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
     process = holder(path, code)
     assert locks.is_held(path)
-    with pytest.raises(UserError, match=rf"{path.parent} \(process {process.pid} on {socket.gethostname()}\); wait"):
+    with pytest.raises(UserError, match=rf"{path.parent}; wait .* \(process {process.pid} on {socket.gethostname()}\)"):
         RunFiles(path.parent, {})
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -113,5 +120,8 @@ def test_only_one_waits_and_says_for_whom(soft, tmp_path, capsys, request):
     held.release()
     thread.join(10)
     assert order == ["first", "second"]
-    assert f"Waiting: process {os.getpid()} on {socket.gethostname()} holds {path}." in capsys.readouterr().err
+    assert (
+        f"Waiting: another process holds {path} (process {os.getpid()} on {socket.gethostname()})."
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
