@@ -28,6 +28,7 @@ from envs.tasks import parse_task
 from experiments.grids import GRIDS, STEPS, Grid
 from experiments.sweep_jobs import Job, live_ids, run_here, submit
 from utils import cli, runs
+from utils.agent_files import import_file
 from utils.errors import UserError
 from utils.files import atomic_write_text
 from utils.locks import only_one
@@ -77,7 +78,7 @@ def load_grid(name: str | None) -> tuple[str, Grid]:
     path = Path(name or "").expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--grid={name} is none of {', '.join(GRIDS)}, and no Python file")
-    module = runs.import_file(path, f"grid_{path.stem}", str(path))
+    module = import_file(path, f"grid_{path.stem}", str(path))
     if not isinstance(getattr(module, "GRID", None), Grid):
         raise UserError(f"{path} defines no GRID of type experiments.grids.Grid")
     return path.stem, module.GRID

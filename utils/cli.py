@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from utils.errors import Diverged, UserError
+from utils.errors import Diverged, UserError, failure, is_users
 
 
 class Interrupted(Exception):
@@ -158,3 +158,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         # Who reads the output, such as `head`, has seen enough; what is still to be flushed goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if is_users(error):
+            print(f"error: {failure(error, 'your own code')}", file=sys.stderr)
+            sys.exit(2)
+        error.add_note("This is a fault of the program, not of its user: please report it, with all the lines above.")
+        raise

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from envs.tasks import Task
 from utils import checkpoints, cli, runs
+from utils.agent_files import check_agent, find_modules_in
 from utils.datasets import example_batch
 from utils.errors import Diverged, UserError
 from utils.evaluation import Evaluator
@@ -159,6 +160,8 @@ class Program:
             logs: CSV files besides LOGS.
         """
         self.flags, self.task, self.ends = values, task, tuple(ends)
+        if values.dataset:  # A task's module may lie beside it.
+            find_modules_in(Path(values.dataset).expanduser().parent)
         self.module, self.config, self.sparse, note = resolve(values, task, overrides)
         self.total, self._logs = self.ends[-1], (*LOGS, *logs)
         self._episodes = 0 if task.kind == "robot" else values.eval_episodes
@@ -227,6 +230,7 @@ class Program:
     def new_agents(self, data: dict[str, np.ndarray]) -> Any:
         """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
         example, creators, agents = example_batch(data, self.config.horizon_length), {}, []
+        check_agent(self.module, self.config, example, self.flags.agent)
         for spec in (run.spec for run in self.lanes):
             create = functools.partial(self.module.Agent.create, config=spec.config)
             creator = creators.setdefault(tuple(spec.varied.items()), jax.jit(create))

@@ -1,12 +1,8 @@
 """A run: its resolved settings, its directory, and the files that say what it is and whether it is finished."""
 
-import importlib
-import importlib.util
 import itertools
 import json
 import os
-import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from utils import checkpoints, locks
+from utils.agent_files import check_module, find_modules_in, import_file
 from utils.encoders import ENCODERS
 from utils.errors import UserError
 from utils.files import atomic_write_text, disk_errors
@@ -31,26 +28,6 @@ PRESETS = ("paper", "cpu", "none")
 def run_root(save_dir: str, group: str, env_name: str) -> Path:
     """The directory of a group's runs on one task; those of an agent are in <root>/<agent>/sd<seed>."""
     return Path(save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
-
-
-def import_file(file: Path, name: str, what: str) -> ModuleType:
-    """Imports a Python file as the module `name`; one of the project is imported as what it is.
-
-    Raises:
-        UserError: `what` does not import.
-    """
-    try:
-        if name.startswith("agents."):
-            return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(name, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    except Exception as error:  # Whatever a user's file may raise.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
-        raise UserError(f"{what} does not import: {type(error).__name__}: {error}{place}") from error
-    return module
 
 
 def load_agent(path: str) -> ModuleType:
@@ -69,9 +46,7 @@ def load_agent(path: str) -> ModuleType:
         raise UserError(f"there is no agent file {path}; use one of {known}, or the path of your own")
     own = file.resolve().parent == ROOT / "agents"
     module = import_file(file, f"{'agents.' if own else 'agent_'}{file.stem}", f"agent file {path}")
-    missing = [name for name in ("Agent", "get_config", "PRESETS") if not hasattr(module, name)]
-    if missing:
-        raise UserError(f"agent file {path} does not define {', '.join(missing)}; see agents/bc.py for what is needed")
+    check_module(module, path)
     return module
 
 
@@ -115,7 +90,12 @@ def resolve_config(
     sparse = bool(values.pop("sparse", False))
     config = module.get_config()
     for field, value in values.items():
-        set_field(config, field, value)
+        try:
+            set_field(config, field, value)
+        except UserError as error:
+            if field in overrides:
+                raise
+            raise UserError(f"preset '{preset}' of {module.__file__} for {domain}: {error}") from error
     check_config(config, module.get_config())
     return config, sparse, note
 
@@ -362,6 +342,8 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
         if step not in checkpoints.saved_steps(folder):
             raise UserError(f"{directory} has no checkpoint of step {step}; it has {checkpoints.saved_steps(folder)}")
         state = checkpoints.load(checkpoints.path_of(folder, step))
+    if settings["flags"].get("dataset"):  # A task's module may lie beside it.
+        find_modules_in(Path(settings["flags"]["dataset"]).expanduser().parent)
     name = settings["agent_module"]
     module = load_agent(f"{name.replace('.', '/')}.py" if name.startswith("agents.") else name)
     config = module.get_config()
