@@ -246,7 +246,7 @@ def live_ids() -> set[str]:
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
-        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        return set(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.split())
     except FileNotFoundError:
         return set()
     except (OSError, subprocess.CalledProcessError) as error:
