@@ -21,7 +21,8 @@ _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 def _set_xla_flags() -> None:
     """Keeps YNNPACK to matrix products by themselves: with what surrounds them it is slower, at times by far."""
     # Older versions end the process at a flag that they do not know.
-    if _FLAG not in USER_XLA_FLAGS and jaxlib_version >= (0, 10, 2):
+    named = USER_XLA_FLAGS and not USER_XLA_FLAGS.lstrip().startswith("-")  # A file that holds them.
+    if _FLAG not in USER_XLA_FLAGS and not named and jaxlib_version >= (0, 10, 2):
         os.environ["XLA_FLAGS"] = f"{USER_XLA_FLAGS} --{_FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from utils import platforms
 from utils.agent_files import find_modules_in
 from utils.errors import Diverged, UserError, failure, is_users
 
@@ -157,10 +158,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     Training that diverges ends in exit code 1, a signal in 128 + its number.
     """
+    platforms.set_jax()
     keep_compiled()
     with contextlib.suppress(FileNotFoundError):  # Whose working directory is gone finds nothing there.
         find_modules_in(os.getcwd())
     try:
+        platforms.check_xla_flags()
         main(sys.argv)
         sys.stdout.flush()
     except UserError as error:
@@ -180,8 +183,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        if is_users(error):
-            print(f"error: {failure(error, 'your own code')}", file=sys.stderr)
+        if (trouble := platforms.device_trouble()) or is_users(error):
+            print(f"error: {trouble or failure(error, 'your own code')}", file=sys.stderr)
             sys.exit(2)
         error.add_note("This is a fault of the program, not of its user: please report it, with all the lines above.")
         raise
