@@ -127,8 +127,10 @@ def main(argv: Sequence[str]) -> None:
     data = prepare(raw, program.config.horizon_length, terminates=task.dataset is None)
     print(f"demonstrations: {info}")
     observation, chunk_dim = first_observation(data), data["actions"].shape[1] * program.config.horizon_length
+    dataset = describe(data, path.name)
+    program.check(dataset)  # Before a base is trained on them.
     base, origin = load_base(find_base(program, path), program.config, chunk_dim, observation)
-    dataset = describe(data, path.name) | {"base": origin}
+    dataset["base"] = origin
     program.confirm(dataset)
     if not program.lanes:
         return

@@ -1,6 +1,7 @@
 """Reading and writing .npz files: every write is atomic, every fault of a file is one line that names it."""
 
 import json
+import sys
 import zipfile
 import zlib
 from pathlib import Path

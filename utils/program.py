@@ -197,14 +197,23 @@ class Program:
             print(f"{agent} on {env_name}; {note}; sparse={self.sparse}")
             print("\n".join(f"  {key} = {value}" for key, value in sorted(self.config.items())), flush=True)
 
+    def check(self, dataset: dict[str, Any]) -> None:
+        """Checks that runs begun before are of these data.
+
+        Raises:
+            UserError: one is not.
+        """
+        for run in (*self.lanes, *self.unconfirmed):
+            run.files.check(dataset)
+
     def confirm(self, dataset: dict[str, Any]) -> None:
         """Checks that finished runs are of these data, where their files are not known to be the same.
 
         Raises:
             UserError: they are of others.
         """
+        self.check(dataset)
         for run in self.unconfirmed:
-            run.files.check(dataset)
             run.files.settle(run.files.recorded() | {"flags": run.settings["flags"]}, dataset)
         if self.unconfirmed:
             self._say_finished()
@@ -248,8 +257,7 @@ class Program:
             agents: new agents, as they are if there is no checkpoint. dataset: what flags.json says of the data.
             observation: any, [o] or with images. make_env: makes an environment, picklable; takes make_env's keywords.
         """
-        for run in self.lanes:
-            run.files.check(dataset)
+        self.check(dataset)
         found = checkpoints.load_common([run.checkpoints for run in self.lanes])
         self.step, self.restored = found or (0, None)
         if self.step > self.total:
