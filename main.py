@@ -15,9 +15,10 @@ from envs.tasks import Task, make_env, parse_task
 from utils import checkpoints, cli
 from utils.datasets import ShardRotation, describe, first_observation, prepare
 from utils.errors import UserError
+from utils.identity import content
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
-from utils.starts import go_on_from
+from utils.starts import go_on_from, load_base
 from utils.training import Trainer
 
 FLAGS = flags.FlagValues()
@@ -90,13 +91,22 @@ def load_data(
 
 def start_from(program: Program, agents: Any, observation: Any) -> tuple[Any, dict[str, Any]]:
     """The agents as --start_from leaves them, and what the run records of that."""
-    path = str(Path(FLAGS.start_from).expanduser().absolute())
+    path = Path(FLAGS.start_from).expanduser().resolve()
     recorded = [run.files.recorded().get("dataset", {}).get("start", {}) for run in program.lanes]
-    same = all(start.get("path") == path for start in recorded)
+    same = all(start.get("path") and Path(start["path"]).resolve() == path for start in recorded)
     if same and all(checkpoints.valid_steps(run.checkpoints) for run in program.lanes):
         return agents, recorded[0]  # What was begun goes on, whatever has become of the other run.
-    agents, start = go_on_from(agents, Path(path), observation)
-    return agents, start | {"path": path}
+    agents, start = go_on_from(agents, path, observation)
+    return agents, start | {"path": str(path)}
+
+
+def start_of(program: Program, data: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the record of finished runs says of --start_from, as the entry 'start'."""
+    if not FLAGS.start_from:
+        return {}
+    path, width = Path(FLAGS.start_from).expanduser().resolve(), data["actions"].shape[1]
+    start = load_base(path, program.config, width * program.config.horizon_length, first_observation(data))[1]
+    return {"start": start | {"path": str(path)}}
 
 
 def train_offline(program: Program, trainer: Trainer, rotation: ShardRotation | None) -> None:
@@ -118,9 +128,15 @@ def main(argv: Sequence[str]) -> None:
     task = parse_task(FLAGS.env_name)
     ends = FLAGS.offline_steps, FLAGS.offline_steps + FLAGS.online_steps
     program = Program(FLAGS, task, overrides, ends, logs=("online",) if FLAGS.online_steps else ())
-    if not program.lanes:
+    if not (program.lanes or program.unconfirmed):
         return
     data, rotation, dataset, card = load_data(task, program.config, program.sparse)
+    if rotation:
+        dataset["contents"] = {str(number): content(path) for number, path in enumerate(rotation.paths)}
+    if program.unconfirmed:
+        program.confirm(dataset | start_of(program, data))
+    if not program.lanes:
+        return
     make = functools.partial(make_env, FLAGS.env_name)
     agents = program.new_agents(data)
     if FLAGS.start_from:

@@ -21,12 +21,12 @@ from absl import flags
 
 from envs import datasets as env_datasets
 from envs.action_units import UNITS
-from envs.files import only_one
 from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, make_env, parse_task
 from utils import cli, runs
 from utils.datasets import describe, first_observation, prepare
 from utils.errors import Diverged, UserError
+from utils.locks import only_one
 from utils.logging import ProgressBar
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     task = parse_task(FLAGS.env_name)
     ends = FLAGS.rollout_steps, FLAGS.rollout_steps + FLAGS.online_steps
     program = Program(FLAGS, task, overrides, ends, logs=("online",))
-    if not program.lanes:
+    if not (program.lanes or program.unconfirmed):
         return
     if not program.module.Agent.FLOWS:
         raise UserError(f"{FLAGS.agent} has no flow that a base could take the place of; see FLOWS in agents/base.py")
@@ -132,12 +132,15 @@ def main(argv: Sequence[str]) -> None:
     data = prepare(raw, terminates=task.dataset is None)
     print(f"demonstrations: {info}")
     info.card.show()
+    observation, chunk_dim = first_observation(data), data["actions"].shape[1] * program.config.horizon_length
+    dataset = describe(data, path.name)
+    program.check(dataset)  # Before a base is trained on them.
+    base, origin = load_base(find_base(program, path, info.card.units), program.config, chunk_dim, observation)
+    dataset["base"] = origin
+    program.confirm(dataset)
+    if not program.lanes:
+        return
     agents = program.new_agents(data)
-    observation = first_observation(data)
-    base, origin = load_base(
-        find_base(program, path, info.card.units), program.config, agents.config.action_dim, observation
-    )
-    dataset = describe(data, path.name) | {"base": origin}
     make = functools.partial(make_env, FLAGS.env_name)
     program.start(agents, dataset, observation, make, info.card.record())
     program.base, program.base_steps = stack([base] * len(program.lanes)), FLAGS.rollout_steps

@@ -23,10 +23,12 @@ from absl import flags
 from tqdm import tqdm
 
 from envs import recipes
-from envs.files import only_one, read_json, write_json, write_npz
+from envs.files import read_json, write_json, write_npz
 from envs.parts import PartsFolder
+from envs.quiet import choose_renderer
 from utils.errors import UserError
-from utils.rendering import set_rendering_backend
+from utils.locks import only_one
+from utils.rendering import check_mujoco, set_rendering_backend
 
 
 def collect(
@@ -67,6 +69,8 @@ def collect(
 
     if recipe.rendered:
         set_rendering_backend()
+    choose_renderer()
+    check_mujoco()  # Before workers do, which could not say why they end.
     stem = recipes.file_stem(recipe, episodes, seed, max_steps)
     train_path, val_path = recipes.dataset_files(dataset_dir, stem)
     settings = _settings(recipe, max_steps, seed)

@@ -8,9 +8,9 @@ import urllib.error
 import zipfile
 from pathlib import Path
 
-from envs.files import only_one
 from envs.quiet import quiet_import_ogbench
 from utils.errors import UserError
+from utils.locks import only_one
 
 TIMEOUT = 20.0  # Seconds without an answer from the server.
 _OWN_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)

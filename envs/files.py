@@ -1,15 +1,10 @@
 """Reading and writing .npz files: every write is atomic, every fault of a file is one line that names it."""
 
-import contextlib
-import fcntl
 import json
-import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -41,7 +36,7 @@ def write_json(path: Path, content: dict) -> None:
 def read_json(path: Path) -> dict | None:
     """Returns the content, or None if there is no such file or it holds no JSON object."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -203,39 +198,3 @@ def check_flags(path: Path, name: str, array: np.ndarray) -> None:
     """
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
         raise UserError(f"'{name}' in {path} must be one 0 or 1 a row; save it so")
-
-
-@contextlib.contextmanager
-def only_one(lock_path: Path) -> Iterator[None]:
-    """Lets one process at a time into the block; others wait.
-
-    Raises:
-        UserError: the lock file cannot be written.
-    """
-    lock = _take_lock(lock_path)
-    try:
-        yield
-    finally:
-        lock_path.unlink(missing_ok=True)
-        lock.close()
-
-
-def _take_lock(lock_path: Path) -> IO[str]:
-    """Returns the locked file; waits for it, and says so, if another process has it."""
-    while True:
-        try:
-            lock_path.parent.mkdir(parents=True, exist_ok=True)
-            lock = lock_path.open("w")
-        except OSError as error:
-            raise UserError(f"cannot write {lock_path}: {error.strerror}; choose another directory") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Waiting: another process holds {lock_path}.", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            return lock  # A file system without locks; writes are atomic all the same.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), lock_path.stat()):
-                return lock
-        lock.close()  # The process before deleted this file: take the new one.

@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 
-from utils.errors import UserError
+from utils.rendering import check_mujoco
 
 
 def quiet_import_ogbench() -> None:
@@ -20,10 +20,7 @@ def quiet_import_ogbench() -> None:
     warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing.*")
     warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered by casting.*")
     choose_renderer()
-    try:
-        import mujoco  # noqa: F401
-    except (AttributeError, ImportError, RuntimeError) as error:
-        raise UserError(f"MuJoCo fails with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); unset it") from error
+    check_mujoco()
     import ogbench  # noqa: F401
 
 

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
-from utils.rendering import set_rendering_backend
+from utils.rendering import mujoco_errors, set_rendering_backend
 
 if TYPE_CHECKING:
     import gymnasium
@@ -159,7 +159,8 @@ def make_env(
     if task.rendered:
         set_rendering_backend()
     if task.kind == "gym":
-        return _make_gym_env(task, kwargs)
+        with mujoco_errors():
+            return _make_gym_env(task, kwargs)
     from envs.quiet import quiet_import_ogbench
 
     quiet_import_ogbench()

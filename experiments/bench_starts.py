@@ -61,7 +61,7 @@ def start(flags: list[str], directory: Path, group: str, steps: int) -> tuple[fl
     """
     command = [sys.executable, str(runs.ROOT / "main.py"), *flags, f"--offline_steps={steps}", "--log_interval=1"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled")}
-    with (directory / "log").open("w+") as log:
+    with (directory / "log").open("w+", encoding="utf-8") as log:
         clock, until = time.perf_counter(), None
         child = subprocess.Popen([*command, "--eval_episodes=0"], stdout=log, stderr=log, env=environment)
         ended = 0

@@ -198,7 +198,14 @@ def run_json(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
         RuntimeError: it cannot be started or failed; the last line that it wrote to stderr.
     """
     try:
-        done = subprocess.run(command, env=environment, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=runs.ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
     except OSError as error:
         raise RuntimeError(error.strerror or str(error)) from error
     if done.returncode:

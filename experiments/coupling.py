@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
     weights = tilted_marginal(advantage(held_out["actions"], scale), held_out["valid"], FLAGS.lam, jnp.inf)
     net = VectorField((128, 128, 128), held_out["actions"].shape[1])
     path = Path(FLAGS.output)
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
     print(f"{info}; scored on {len(weights)} held-out windows")
     for own in SETTINGS:
         setting = {"seed": FLAGS.seed} | DEFAULTS | own

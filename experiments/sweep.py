@@ -24,13 +24,14 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from envs.files import only_one
 from envs.tasks import parse_task
 from experiments.grids import GRIDS, STEPS, Grid
 from experiments.sweep_jobs import Job, live_ids, run_here, submit
 from utils import cli, runs
+from utils.agent_files import import_file
 from utils.errors import UserError
 from utils.files import atomic_write_text
+from utils.locks import only_one
 from utils.program import define_flag, resolve
 
 FLAGS = flags.FlagValues()
@@ -77,7 +78,7 @@ def load_grid(name: str | None) -> tuple[str, Grid]:
     path = Path(name or "").expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--grid={name} is none of {', '.join(GRIDS)}, and no Python file")
-    module = runs.import_file(path, f"grid_{path.stem}", str(path))
+    module = import_file(path, f"grid_{path.stem}", str(path))
     if not isinstance(getattr(module, "GRID", None), Grid):
         raise UserError(f"{path} defines no GRID of type experiments.grids.Grid")
     return path.stem, module.GRID
@@ -108,6 +109,7 @@ def make_jobs(name: str, grid: Grid) -> list[Job]:
         module, config, sparse, _ = resolve(values, parse_task(env_name), overrides)
         root, stem = runs.run_root(FLAGS.save_dir, group, env_name), Path(path).stem
         identity = {"env_name": env_name, "agent": stem, "agent_module": runs.agent_module(module), "sparse": sparse}
+        identity["flags"] = values.flag_values_dict()
         for first in seeds[:: FLAGS.seeds_per_job]:
             block = seeds[first : first + FLAGS.seeds_per_job]
             lanes = runs.make_lanes(config, block, values.vary, root, stem)

@@ -1,7 +1,6 @@
 """The jobs of a sweep: one command each, run here or by Slurm, with a log and an outcome that say what became of it."""
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from utils import checkpoints, runs
 from utils.cli import Signals
 from utils.errors import UserError
 from utils.files import atomic_write_text, disk_errors
+from utils.locks import is_held
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = (*(128 + number for number in SIGNALS), *(-number for number in SIGNALS), -signal.SIGKILL)
@@ -56,7 +56,7 @@ class Job:
     def other(self) -> str:
         """Says that a directory has a run of other settings, and of which; '' if none has."""
         for directory, settings in zip(self.directories, self.settings, strict=True):
-            if difference := runs.other_run(directory, settings):
+            if difference := runs.other_run(directory, settings) or runs.beyond(directory, self.total):
                 return f"{directory} {difference}"
         return ""
 
@@ -73,7 +73,7 @@ class Job:
             return "diverged", "; ".join(diverged)
         progress = self.progress()
         note = f"{progress:.0%}" if progress else ""
-        if any(_locked(directory) for directory in self.directories):
+        if any(is_held(directory / ".lock") for directory in self.directories):
             return "running", note
         if queued:
             return "queued", note
@@ -99,7 +99,8 @@ class Job:
 
     def record(self, code: int) -> None:
         """Writes the outcome: the exit code, and the last line of the log."""
-        lines = [line for line in self.log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+        text = self.log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+        lines = [line for line in text.splitlines() if line.strip()]
         outcome = {"code": code, "line": lines[-1].strip() if lines else "no output"}
         atomic_write_text(self.outcome, json.dumps(outcome) + "\n")
 
@@ -134,18 +135,6 @@ def _divergence(directory: Path) -> str:
 def _saved(directory: Path, total: int) -> int:
     """The newest checkpoint's step, `total` at most."""
     return min(max(checkpoints.saved_steps(runs.checkpoint_dir(directory)), default=0), total)
-
-
-def _locked(directory: Path) -> bool:
-    """Whether a process works in the directory."""
-    try:
-        with (directory / ".lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # There is none, or it is not for this user to work in.
-        return False
-    return False
 
 
 # Here
@@ -257,7 +246,7 @@ def live_ids() -> set[str]:
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
-        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        return set(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.split())
     except FileNotFoundError:
         return set()
     except (OSError, subprocess.CalledProcessError) as error:

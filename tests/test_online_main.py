@@ -185,3 +185,26 @@ def test_refusals(fork, base, tmp_path):
     assert "not the directory of a run" in line(*fork, *SHORT, f"--base_checkpoint={tmp_path}")
     assert "--demonstrations and --tremor: nothing is made" in line(*fork, *SHORT, "--demonstrations=3", "--tremor=1")
     assert "give demonstrations by --dataset" in line(f"--env_name={FORK}", f"--save_dir={tmp_path}", *SHORT)
+
+
+def test_a_finished_run_is_of_its_demonstrations_base_and_flags(fork, demonstrations, tmp_path):
+    flags = (*SHORT, "--agent=agents/qam.py", f"--save_dir={tmp_path}", f"--env_name={FORK}")
+    run_online(*flags, f"--dataset={demonstrations}")
+    again = run_online(*flags, f"--dataset={demonstrations.parent / '..' / demonstrations.parent.name / 'fork.npz'}")
+    assert again.out.startswith("finished before: ")
+    own = (*flags, f"--dataset={demonstrations}")
+    for change, text in {
+        "--rollout_steps=10": "rollout_steps = 20, not 10",
+        "--utd_ratio=2": "utd_ratio = 1, not 2",
+        "--base_steps=6": "base_steps = 5, not 6",
+        "--base_seed=1": "base_seed = 0, not 1",
+        "--nobalanced_sampling": "balanced_sampling = True, not False",
+    }.items():
+        online = "--online_steps=30" if change.startswith("--rollout") else "--online_steps=20"
+        assert text in refused(*own, change, online, program=online_main)
+    assert "there is no file gone.npz" in refused(*flags, "--dataset=gone.npz", program=online_main)
+    with np.load(demonstrations) as file:
+        np.savez(tmp_path / "other.npz", **{k: file[k] + (k == "observations") for k in file.files})
+    assert "dataset.checksum" in refused(*flags, f"--dataset={tmp_path / 'other.npz'}", program=online_main)
+    base = next(directory for directory in run_dirs(tmp_path) if directory.parent.name == "bc")
+    assert "finished before" in run_online(*own, f"--base_checkpoint={base}").out

@@ -1,12 +1,14 @@
 """The command line: flags with one-line errors, and signals that end a run cleanly."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from utils.errors import Diverged, UserError
+from utils import platforms
+from utils.agent_files import find_modules_in
+from utils.errors import Diverged, UserError, failure, is_users
 
 
 class Interrupted(Exception):
@@ -120,12 +124,15 @@ def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) ->
 
 def keep_compiled() -> None:
     """Lets later processes take what XLA compiles from ~/.cache/otql, unless JAX_COMPILATION_CACHE_DIR is set."""
+    if warnings.showwarning is not _show_warning:
+        _show_warning.otherwise, warnings.showwarning = warnings.showwarning, _show_warning
     if jax.config.jax_compilation_cache_dir:
         return
     # Code for one processor may be none for another, and a home directory is often shared.
     cpu, about = [platform.machine()], Path("/proc/cpuinfo")
     with contextlib.suppress(OSError):
-        cpu += [line for line in about.read_text().splitlines() if line.startswith(("model name", "flags", "Features"))]
+        lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))]
     digest = hashlib.sha256("".join(sorted(set(cpu))).encode()).hexdigest()[:12]
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(root / "otql" / f"compiled-{digest}"))
@@ -133,13 +140,30 @@ def keep_compiled() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def _show_warning(message: Warning | str, *arguments: Any, **keywords: Any) -> None:
+    """Shows a warning; those of JAX on the cache of compiled code, one a program and file, as a single line."""
+    if "persistent compilation cache" not in str(message):
+        _show_warning.otherwise(message, *arguments, **keywords)
+    else:
+        _say_uncached(str(jax.config.jax_compilation_cache_dir), str(message).rpartition(": ")[2])
+
+
+@functools.cache
+def _say_uncached(directory: str, reason: str) -> None:
+    print(f"compiled anew, as {directory} is damaged or cannot be written ({reason}); remove it", file=sys.stderr)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a program: invalid input ends in one line on stderr and exit code 2.
 
     Training that diverges ends in exit code 1, a signal in 128 + its number.
     """
+    platforms.set_jax()
     keep_compiled()
+    with contextlib.suppress(FileNotFoundError):  # Whose working directory is gone finds nothing there.
+        find_modules_in(os.getcwd())
     try:
+        platforms.check_xla_flags()
         main(sys.argv)
         sys.stdout.flush()
     except UserError as error:
@@ -158,3 +182,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         # Who reads the output, such as `head`, has seen enough; what is still to be flushed goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if (trouble := platforms.device_trouble()) or is_users(error):
+            print(f"error: {trouble or failure(error, 'your own code')}", file=sys.stderr)
+            sys.exit(2)
+        error.add_note("This is a fault of the program, not of its user: please report it, with all the lines above.")
+        raise

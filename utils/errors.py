@@ -34,32 +34,44 @@ def failure(error: BaseException, what: str, expected: str = "", source: Any = N
         expected: what such code has to do, or what to do about it.
         source: function or class of the user's, for errors raised at its call, before any line of it runs.
     """
-    lines = "".join(traceback.format_exception(error))
-    line = failure_line(error, what, expected, source)
+    return UserError(failure_line(error, what, expected, source) + traceback_note(error))
+
+
+def traceback_note(error: BaseException) -> str:
+    """Writes the whole traceback to a file; returns ' (traceback: <file>)', or '' if it cannot be written."""
     with suppress(OSError):
         path = Path(tempfile.gettempdir()) / f"otql_traceback_{os.getpid()}.txt"
-        path.write_text(lines, encoding="utf-8", errors="replace")
-        line += f" (traceback: {path})"
-    return UserError(line)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="replace")
+        return f" (traceback: {path})"
+    return ""
+
+
+def is_users(error: BaseException) -> bool:
+    """True if code of the user's is among what was running when the error was raised."""
+    return any(map(_is_users, traceback.extract_tb(error.__traceback__)))
 
 
 def failure_line(error: BaseException, what: str, expected: str = "", source: Any = None) -> str:
     """Returns one line that says what failed, in which file and line of the user's code, and what is expected."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     reason = reason if len(reason) <= 300 else reason[:300] + " …"
-    place = _place(error) or _definition(source)
-    return f"{what} failed{f' at {place}' if place else ''}: {reason}{f'; {expected}' if expected else ''}"
+    where = place(error) or _definition(source)
+    return f"{what} failed{f' at {where}' if where else ''}: {reason}{f'; {expected}' if expected else ''}"
 
 
-def _place(error: BaseException) -> str:
+def place(error: BaseException) -> str:
     """Returns 'file, line n' of the innermost frame of the user's code, else of a library's; '' if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
-    users = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    users = [frame for frame in frames if _is_users(frame)]
     for frame in reversed(users or frames):
         return f"{frame.filename}, line {frame.lineno}"
     return ""
+
+
+def _is_users(frame: traceback.FrameSummary) -> bool:
+    return not (_is_ours(frame.filename) or frame.filename.startswith(_LIBRARIES))
 
 
 def _is_ours(filename: str) -> bool:

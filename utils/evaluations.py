@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.serialization import from_state_dict, to_state_dict
+from flax.serialization import to_state_dict
 
 from utils.errors import UserError
 from utils.evaluation import Evaluator, WorkerError
 from utils.files import atomic_write_text
 from utils.logging import ProgressBar
 from utils.plotting import learning_curve
+from utils.restoring import restore
 from utils.runs import online_from
 from utils.training import act, lane, stack
 
@@ -91,7 +92,8 @@ class Evaluations:
         """
         for step in sorted({state["step"] for state in owing if state}):
             kind = template(step).replace(opt_state=())
-            states = {n: from_state_dict(kind, s["agent"]) for n, s in enumerate(owing) if s and s["step"] == step}
+            owed = {number: state["agent"] for number, state in enumerate(owing) if state and state["step"] == step}
+            states = {n: restore(kind, s, self._lanes[n].spec.directory, "the agent's file") for n, s in owed.items()}
             self.settle()
             self._begin(step, [(number, stack([agent]), 0) for number, agent in states.items()])
 

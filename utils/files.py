@@ -59,7 +59,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 def atomic_write_text(path: Path, text: str) -> None:
     """`path.write_text(text)` in UTF-8, atomic and durable; see `atomic_open`."""
-    atomic_write_bytes(path, text.encode())
+    atomic_write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def _sync_directory(directory: Path) -> None:

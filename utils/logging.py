@@ -211,7 +211,7 @@ class WandbLogger:
         wandb.setup(settings)  # silent before the login too: no prompt in the middle of a run
         self._run = wandb.init(
             project="otql",
-            id=id_file.read_text().strip(),
+            id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow" if mode == "online" else None,
             dir=run_dir,
             mode=mode,

@@ -12,11 +12,12 @@ import gymnasium
 import jax
 import numpy as np
 from absl import flags
-from flax.serialization import from_state_dict, to_state_dict
+from flax.serialization import to_state_dict
 from ml_collections import ConfigDict
 
 from envs.tasks import Task
 from utils import checkpoints, cli, runs
+from utils.agent_files import check_agent, find_modules_in
 from utils.datasets import example_batch
 from utils.errors import Diverged, UserError
 from utils.evaluation import Evaluator
@@ -24,6 +25,7 @@ from utils.evaluations import Evaluations, policy_of
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.observations import map_parts, shapes
 from utils.rendering import set_rendering_backend
+from utils.restoring import restore
 from utils.training import NOT_FINITE, SEGMENT, all_finite, decision_seconds, lane, not_finite, stack
 from utils.video import VideoUnavailable, record
 
@@ -86,11 +88,11 @@ def resolve(
 class Run:
     """One lane's directory, logs and checkpoints."""
 
-    def __init__(self, spec: runs.Lane, settings: dict[str, Any]):
+    def __init__(self, spec: runs.Lane, settings: dict[str, Any], defaults: dict[str, Any]):
         self.spec = spec
         self.diverged = ""  # What is not finite, once training has diverged.
         self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
-        self.files = runs.RunFiles(spec.directory, self.settings)
+        self.files = runs.RunFiles(spec.directory, self.settings, defaults)
         self.checkpoints = runs.checkpoint_dir(spec.directory)
 
     def open_logs(self, logs: Sequence[str], positions: dict[str, int], mode: str, group: str) -> None:
@@ -158,6 +160,8 @@ class Program:
             logs: CSV files besides LOGS.
         """
         self.flags, self.task, self.ends = values, task, tuple(ends)
+        if values.dataset:  # A task's module may lie beside it.
+            find_modules_in(Path(values.dataset).expanduser().parent)
         self.module, self.config, self.sparse, note = resolve(values, task, overrides)
         self.total, self._logs = self.ends[-1], (*LOGS, *logs)
         self._episodes = 0 if task.kind == "robot" else values.eval_episodes
@@ -173,20 +177,53 @@ class Program:
         settings["agent_module"] = runs.agent_module(self.module)
         settings |= {"flags": values.flag_values_dict(), "steps": self.total}
         self.base, self.base_steps = None, 0
-        lanes = [Run(spec, settings) for spec in runs.make_lanes(self.config, seeds, values.vary, root, agent)]
-        finished = [run for run in lanes if run.files.finished(self.total) and not self._lacks_video(run)]
+        specs = runs.make_lanes(self.config, seeds, values.vary, root, agent)
+        lanes = [Run(spec, settings, self.module.get_config().to_dict()) for spec in specs]
+        for run in lanes:
+            if further := runs.beyond(run.spec.directory, self.total):
+                raise UserError(f"{run.spec.directory} {further}")
+        self.finished = [run for run in lanes if run.files.finished(self.total) and not self._lacks_video(run)]
         diverged = [run for run in lanes if run.files.diverged()]
-        self.lanes = [run for run in lanes if run not in finished + diverged]
+        self.lanes = [run for run in lanes if run not in self.finished + diverged]
         self._divergences = [f"diverged before: {run.divergence()}" for run in diverged]
-        if finished:
-            names = ", ".join(str(run.spec.directory) for run in finished)
-            print(f"finished before: {names}{'' if self.lanes else '; nothing to do'}")
-        if diverged and not self.lanes:
+        # Finished on files that may be others: `confirm` compares what is in them.
+        self.unconfirmed = [run for run in self.finished if not run.files.same_sources(settings["flags"])]
+        if not self.unconfirmed:
+            self._say_finished()
+        if diverged and not (self.lanes or self.unconfirmed):
             raise Diverged("\n".join(self._divergences))
         if self.lanes:
             check_together(self.lanes)
             print(f"{agent} on {env_name}; {note}; sparse={self.sparse}")
             print("\n".join(f"  {key} = {value}" for key, value in sorted(self.config.items())), flush=True)
+
+    def check(self, dataset: dict[str, Any]) -> None:
+        """Checks that runs begun before are of these data.
+
+        Raises:
+            UserError: one is not.
+        """
+        for run in (*self.lanes, *self.unconfirmed):
+            run.files.check(dataset)
+
+    def confirm(self, dataset: dict[str, Any]) -> None:
+        """Checks that finished runs are of these data, where their files are not known to be the same.
+
+        Raises:
+            UserError: they are of others.
+        """
+        self.check(dataset)
+        for run in self.unconfirmed:
+            run.files.settle(run.files.recorded() | {"flags": run.settings["flags"]}, dataset)
+        if self.unconfirmed:
+            self._say_finished()
+            if self._divergences and not self.lanes:
+                raise Diverged("\n".join(self._divergences))
+
+    def _say_finished(self) -> None:
+        if self.finished:
+            names = ", ".join(str(run.spec.directory) for run in self.finished)
+            print(f"finished before: {names}{'' if self.lanes else '; nothing to do'}")
 
     def _video_path(self, run: Run) -> Path:
         return run.spec.directory / "videos" / f"step_{self.total}.mp4"
@@ -202,6 +239,7 @@ class Program:
     def new_agents(self, data: dict[str, np.ndarray]) -> Any:
         """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
         example, creators, agents = example_batch(data, self.config.horizon_length), {}, []
+        check_agent(self.module, self.config, example, self.flags.agent)
         for spec in (run.spec for run in self.lanes):
             create = functools.partial(self.module.Agent.create, config=spec.config)
             creator = creators.setdefault(tuple(spec.varied.items()), jax.jit(create))
@@ -225,18 +263,23 @@ class Program:
             observation: any, [o] or with images. make_env: makes an environment, picklable; takes make_env's keywords.
             data_card: what flags.json says of the data besides, which no start is compared by.
         """
-        widths = shapes(observation) | {"chunk_dim": agents.config.action_dim, "nfe": agents.nfe}
-        for run in self.lanes:
-            run.files.settle(run.settings | {"dataset": dataset, "data_card": data_card} | widths)
+        self.check(dataset)
         found = checkpoints.load_common([run.checkpoints for run in self.lanes])
         self.step, self.restored = found or (0, None)
         if self.step > self.total:
             directory = self.lanes[0].spec.directory
             raise UserError(f"{directory} is at step {self.step} already; give {self.step} steps or more in all")
         if self.restored:
-            states = [from_state_dict(lane(agents, i), state["agent"]) for i, state in enumerate(self.restored)]
-            agents = stack(states)
+            agents = stack(
+                [
+                    restore(lane(agents, i), state["agent"], run.spec.directory, self.flags.agent)
+                    for i, (run, state) in enumerate(zip(self.lanes, self.restored, strict=True))
+                ]
+            )
             print(f"resuming at step {self.step}")
+        widths = shapes(observation) | {"chunk_dim": agents.config.action_dim, "nfe": agents.nfe}
+        for run in self.lanes:
+            run.files.settle(run.settings | widths | {"data_card": data_card}, dataset)
         self.agents, self.observation, self.make_env = agents, observation, make_env
         states = self.restored or [{"csv": {}, "evaluated": False}] * len(self.lanes)
         self.evaluated = [bool(state["evaluated"]) for state in states]

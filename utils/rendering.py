@@ -4,6 +4,8 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from utils.errors import UserError
 
@@ -44,6 +46,30 @@ def _renders(backend: str) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return probe.returncode == 0
+
+
+def check_mujoco() -> None:
+    """Imports MuJoCo, which reads MUJOCO_GL then.
+
+    Raises:
+        UserError: it cannot be imported with the renderer that MUJOCO_GL names.
+    """
+    try:
+        import mujoco  # noqa: F401
+    except Exception as error:  # Of many types: what the renderer's library raises.
+        raise UserError(f"MuJoCo fails with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); unset it") from error
+
+
+@contextmanager
+def mujoco_errors() -> Iterator[None]:
+    """Turns what an import of MuJoCo in the block raised into the line of `check_mujoco`."""
+    try:
+        yield
+    except Exception:
+        # What a failed import leaves behind; who needs no MuJoCo never tried.
+        if "mujoco" not in sys.modules and any(name.startswith("mujoco.") for name in sys.modules):
+            check_mujoco()
+        raise
 
 
 def no_rendering() -> str:

@@ -1,13 +1,8 @@
 """A run: its resolved settings, its directory, and the files that say what it is and whether it is finished."""
 
-import fcntl
-import importlib
-import importlib.util
 import itertools
 import json
-import sys
-import time
-import traceback
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +11,15 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from flax.serialization import from_state_dict
 
-from utils import checkpoints
+from utils import checkpoints, locks
+from utils.agent_files import check_module, find_modules_in, import_file
 from utils.encoders import ENCODERS
 from utils.errors import UserError
 from utils.files import atomic_write_text, disk_errors
+from utils.identity import difference, same_sources, sources
 from utils.observations import blank
+from utils.restoring import restore
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("paper", "cpu", "none")
@@ -31,26 +28,6 @@ PRESETS = ("paper", "cpu", "none")
 def run_root(save_dir: str, group: str, env_name: str) -> Path:
     """The directory of a group's runs on one task; those of an agent are in <root>/<agent>/sd<seed>."""
     return Path(save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
-
-
-def import_file(file: Path, name: str, what: str) -> ModuleType:
-    """Imports a Python file as the module `name`; one of the project is imported as what it is.
-
-    Raises:
-        UserError: `what` does not import.
-    """
-    try:
-        if name.startswith("agents."):
-            return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(name, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    except Exception as error:  # Whatever a user's file may raise.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
-        raise UserError(f"{what} does not import: {type(error).__name__}: {error}{place}") from error
-    return module
 
 
 def load_agent(path: str) -> ModuleType:
@@ -69,9 +46,7 @@ def load_agent(path: str) -> ModuleType:
         raise UserError(f"there is no agent file {path}; use one of {known}, or the path of your own")
     own = file.resolve().parent == ROOT / "agents"
     module = import_file(file, f"{'agents.' if own else 'agent_'}{file.stem}", f"agent file {path}")
-    missing = [name for name in ("Agent", "get_config", "PRESETS") if not hasattr(module, name)]
-    if missing:
-        raise UserError(f"agent file {path} does not define {', '.join(missing)}; see agents/bc.py for what is needed")
+    check_module(module, path)
     return module
 
 
@@ -80,7 +55,7 @@ NOT_AGENTS = {"__init__", "base", "soft"}
 
 def agent_module(module: ModuleType) -> str:
     """What tells agent files of one name apart: a module of the project by its name, another one by its file."""
-    return module.__name__ if module.__name__.startswith("agents.") else module.__file__
+    return module.__name__ if module.__name__.startswith("agents.") else os.path.realpath(module.__file__)
 
 
 def resolve_config(
@@ -115,7 +90,12 @@ def resolve_config(
     sparse = bool(values.pop("sparse", False))
     config = module.get_config()
     for field, value in values.items():
-        set_field(config, field, value)
+        try:
+            set_field(config, field, value)
+        except UserError as error:
+            if field in overrides:
+                raise
+            raise UserError(f"preset '{preset}' of {module.__file__} for {domain}: {error}") from error
     check_config(config, module.get_config())
     return config, sparse, note
 
@@ -239,28 +219,15 @@ def make_lanes(
     return lanes
 
 
-# A run may be resumed with other intervals, but not with another one of these.
-IDENTITY = ("env_name", "agent", "agent_module", "seed", "sparse", "config", "dataset")
-
-
 def recorded(directory: Path) -> dict[str, Any]:
     """The settings of the run that was begun in a directory, or none."""
     path = directory / "flags.json"
     return read_json(path) if path.exists() else {}
 
 
-def other_run(directory: Path, settings: dict[str, Any]) -> str:
+def other_run(directory: Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None) -> str:
     """Says in what the run that was begun in a directory differs from one of these settings; '' if in nothing."""
-    old, new = recorded(directory), json.loads(json.dumps(settings, default=list))
-    for key in (key for key in IDENTITY if key in old and key in new):
-        was, now = old[key], new[key]
-        if was == now:
-            continue
-        if isinstance(was, dict) and isinstance(now, dict):
-            field = next(k for k in sorted({*was, *now}) if was.get(k) != now.get(k))
-            key, was, now = f"{key}.{field}", was.get(field), now.get(field)
-        return f"holds a run with {key} = {was}, not {now}"
-    return ""
+    return difference(recorded(directory), settings, defaults)
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
@@ -269,38 +236,56 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
+def beyond(directory: Path, step: int) -> str:
+    """Says that the finished run in a directory went further than `step`; '' if it did not."""
+    summary = read_summary(directory)
+    further = summary["step"] if summary and "diverged" not in summary and summary["step"] > step else 0
+    return f"is at step {further} already; give {further} steps or more in all" if further else ""
+
+
 class RunFiles:
     """The directory of one run: settings, finish mark and lock.
+
+    Args:
+        directory: made if missing. settings: of the run. defaults: of its agent's settings, as older runs lack some.
 
     Raises:
         UserError: the directory cannot be written, another process works in it, or it holds a run of other settings.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any]):
-        self.directory = directory
+    def __init__(self, directory: Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None):
+        self.directory, self._defaults = directory, defaults
         with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
-        for trial in range(5):
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                # Who only looks whether a run is under way holds the lock for a moment.
-                if trial == 4:
-                    advice = "wait for it, or use another --run_group"
-                    raise UserError(f"another process is working on {directory}; {advice}") from error
-                time.sleep(0.1)
+        try:
+            # For the life of this object.
+            self._lock = locks.take(directory / ".lock")
+        except locks.Held as held:
+            advice = "wait for it, or use another --run_group"
+            raise UserError(f"another process is working on {directory}; {advice}{held}") from held
         self._refuse_other(settings)
 
-    def settle(self, settings: dict[str, Any]) -> None:
-        """Writes flags.json, once all settings are known, the dataset among them."""
-        self._refuse_other(settings)
+    def check(self, dataset: dict[str, Any]) -> None:
+        """Checks that a run begun here is of these data.
+
+        Raises:
+            UserError: it is not.
+        """
+        self._refuse_other({"dataset": dataset})
+
+    def settle(self, settings: dict[str, Any], dataset: dict[str, Any]) -> None:
+        """Writes flags.json, once all settings are known, and what the data are."""
+        settings = settings | {"dataset": dataset, "sources": sources(settings["flags"], dataset.get("file"))}
         text = json.dumps(settings, indent=2, sort_keys=True, default=list)
         atomic_write_text(self.directory / "flags.json", text + "\n")
 
+    def same_sources(self, flags: dict[str, Any]) -> bool:
+        """True if a command with these flags starts from the very files that the run began with."""
+        old = self.recorded()
+        return same_sources(old.get("sources"), sources(flags, old.get("dataset", {}).get("file")))
+
     def _refuse_other(self, settings: dict[str, Any]) -> None:
-        if difference := other_run(self.directory, settings):
+        if difference := other_run(self.directory, settings, self._defaults):
             raise UserError(f"{self.directory} {difference}; use another --run_group or --save_dir")
 
     def recorded(self) -> dict[str, Any]:
@@ -357,6 +342,8 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
         if step not in checkpoints.saved_steps(folder):
             raise UserError(f"{directory} has no checkpoint of step {step}; it has {checkpoints.saved_steps(folder)}")
         state = checkpoints.load(checkpoints.path_of(folder, step))
+    if settings["flags"].get("dataset"):  # A task's module may lie beside it.
+        find_modules_in(Path(settings["flags"]["dataset"]).expanduser().parent)
     name = settings["agent_module"]
     module = load_agent(f"{name.replace('.', '/')}.py" if name.startswith("agents.") else name)
     config = module.get_config()
@@ -367,7 +354,8 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
         "actions": np.zeros((1, settings["chunk_dim"]), np.float32),
     }
     agent = jax.eval_shape(lambda: module.Agent.create(jax.random.PRNGKey(0), example, config))
-    return from_state_dict(agent, state["agent"]), settings, step
+    agent = agent.replace(hyper=agent.hyper | {k: np.float32(config[k]) for k in agent.hyper if k in config})
+    return restore(agent, state["agent"], directory, name), settings, step
 
 
 def online_from(settings: dict[str, Any]) -> int | None:
@@ -383,7 +371,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}); restore it, or move its directory elsewhere and start again"

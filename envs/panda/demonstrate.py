@@ -27,14 +27,16 @@ from absl import flags
 from tqdm import tqdm
 
 from envs.collect import bare_main, sigint_ignored, usable_cores
-from envs.files import Arrays, only_one, read_json, write_json, write_npz
+from envs.files import Arrays, read_json, write_json, write_npz
 from envs.panda import TASKS, gym_hil_assets
 from envs.parts import PartsFolder
+from envs.quiet import choose_renderer
 from envs.recipes import DEFAULT_DATASET_DIR
 from envs.tasks import VISUAL, make_env
 from utils import cli
 from utils.errors import UserError
-from utils.rendering import set_rendering_backend
+from utils.locks import only_one
+from utils.rendering import check_mujoco, set_rendering_backend
 
 if TYPE_CHECKING:
     from envs.panda.arm import PandaEnv
@@ -75,6 +77,8 @@ def demonstrate(
         raise UserError(f"there is no Panda task '{env_name}'; use {' or '.join(TASKS)}, with images {VISUAL}…")
     if env_name not in TASKS:
         set_rendering_backend()
+    choose_renderer()
+    check_mujoco()  # Before workers do, which could not say why they end.
     workers = usable_cores() if workers is None else workers
     least_values = (("episodes", episodes, 1), ("workers", workers, 1), ("seed", seed, 0), ("tremor", tremor, 0))
     for label, value, least in least_values:

@@ -27,7 +27,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from safetensors import safe_open
 
-from envs.files import only_one, read_json, write_json
+from envs.files import read_json, write_json
 from real.command_line import Parser
 from real.lerobot_files import read_recording
 from real.smolvla.data import ACTION, STATE, Rows, read_rows, scales_at_rest
@@ -36,6 +36,7 @@ from real.smolvla.otql import Otql, Settings, Sft
 from real.smolvla.prefixes import MODES, AllPrefixes, Encoder, Prefixes
 from utils.errors import UserError
 from utils.files import atomic_write_bytes
+from utils.locks import only_one
 from utils.logging import CsvLogger, ProgressBar
 
 _OWN = ("output_dir", "device", "cache", "cache_dir", "save_interval", "log_interval")  # No number depends on these.

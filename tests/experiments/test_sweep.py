@@ -18,11 +18,11 @@ from tiny_runs import BC, POINTMAZE, assert_same_run, call, refused, run_main
 
 import main
 import online_main
-from envs.files import only_one
 from experiments import sweep
 from experiments.grids import GRIDS, STEPS
 from experiments.sweep_jobs import Job, run_here
 from utils import checkpoints, runs
+from utils.locks import only_one
 
 SHARED = (*BC, "--log_interval=2", "--save_interval=2")
 

@@ -1,0 +1,145 @@
+"""What makes a run the run it is: two records (flags.json) compared, whatever names and paths their files have."""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+# A run may be resumed with other intervals, workers and videos, but not with another one of these.
+PLAIN = ("env_name", "agent", "seed", "sparse")
+# Of the record of the data: what they hold and what was learnt before, not where that lies.
+CONTENT = ("checksum", "shards", "contents", "start", "base")
+# Flags that numbers depend on → the flag that lets them act (or, after 'not', keeps them from it).
+ACTING = {
+    **dict.fromkeys(("start_training", "utd_ratio", "balanced_sampling"), "online_steps"),
+    **dict.fromkeys(("rollout_steps", "distill_steps"), "online_steps"),
+    **dict.fromkeys(("base_steps", "base_seed"), "not base_checkpoint"),
+    **dict.fromkeys(("demonstrations", "tremor"), "not dataset"),
+    "dataset_replace_interval": "ogbench_dataset_dir",
+    "eval_episodes": "env_name",
+}
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
+    """Says in what the recorded run `old` differs from `new`; '' if in nothing.
+
+    What only one of them has is not compared, as another version of the code wrote it; but a setting of the agent that
+    `old` lacks must have its default.
+
+    Args:
+        old: from flags.json, or empty. new: settings of a run. defaults: of the agent.
+    """
+    new = json.loads(json.dumps(new, default=list))
+    if old.get("flags") and new.get("flags") and (text := _other_phase(old["flags"], new["flags"])):
+        return text
+    defaults = json.loads(json.dumps(defaults or {}, default=list))
+    for name, was, now in _pairs(old, new, defaults):
+        if was != now:
+            return f"holds a run with {name} = {was}, not {now}"
+    return ""
+
+
+def _pairs(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple]:
+    """Yields the name of each thing that is compared, and its two values."""
+    for key in PLAIN:
+        if key in old and key in new:
+            yield key, old[key], new[key]
+    if "agent_module" in old and "agent_module" in new:
+        names = old["agent_module"], new["agent_module"]
+        yield "agent_module", *(os.path.realpath(name) if name.endswith(".py") else name for name in names)
+    if "config" in old:
+        for field, now in sorted(new.get("config", {}).items()):
+            yield f"config.{field}", old["config"].get(field, defaults.get(field, now)), now
+    was, now = ({k: v for k, v in record.get("dataset", {}).items() if k in CONTENT} for record in (old, new))
+    if "dataset" in old and "dataset" in new:
+        # Runs without either are as old as those with one.
+        was, now = {"start": None, **was}, {"start": None, **now}
+    for key in (key for key in CONTENT if key in was and key in now):
+        for name, *values in _leaves(f"dataset.{key}", was[key], now[key]):
+            yield name, *values
+    was, now = (record.get("flags", {}) for record in (old, new))
+    for key in sorted(was.keys() & now.keys() & ACTING.keys()):
+        if _acts(key, was) and _acts(key, now):
+            yield key, was[key], now[key]
+
+
+def _leaves(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the entries that two nested records share, without paths."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        yield name, was, now
+        return
+    for key in sorted(was.keys() & now.keys() - {"path"}):
+        yield from _leaves(f"{name}.{key}", was[key], now[key])
+
+
+def _acts(flag: str, flags: Mapping[str, Any]) -> bool:
+    """True if a flag changes numbers, given the others."""
+    *negated, switch = ACTING[flag].split()
+    return bool(flags.get(switch)) != bool(negated)
+
+
+def _other_phase(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Says that the offline phase ends at another step, if anything was or is online."""
+    keys = ("offline_steps", "online_steps")
+    if not all(flags.get(key) is not None for flags in (was, now) for key in keys) or was[keys[0]] == now[keys[0]]:
+        return ""
+    if was["online_steps"] or sum(was[key] for key in keys) == sum(now[key] for key in keys):
+        steps = f"offline_steps = {was['offline_steps']}, not {now['offline_steps']}"
+        return f"is in another phase; give the same steps as before: {steps}"
+    return ""
+
+
+def sources(flags: Mapping[str, Any], file: str | None) -> dict[str, Any]:
+    """Tells, without reading any array, what a command starts from: equal ones need not be read to be known as equal.
+
+    Args:
+        flags: of the command. file: the name of the file in --dataset_dir that a run used, if it did.
+
+    Raises:
+        UserError: a file that a flag names is missing.
+    """
+    found: dict[str, Any] = {"base_group": flags.get("base_group"), "file": None}
+    if flags.get("dataset"):
+        found["dataset"] = content(Path(flags["dataset"]).expanduser())
+    elif flags.get("ogbench_dataset_dir"):
+        from envs.datasets import list_shards
+
+        found["shards"] = [content(path) for path in list_shards(flags["ogbench_dataset_dir"])]
+    else:
+        directory = Path(flags["dataset_dir"]).expanduser()
+        names = ("dataset_source", "dataset_episodes")
+        found |= {name: flags.get(name) for name in names} | {"dataset_dir": os.path.realpath(directory)}
+        # What is no longer there would be made again, to the same content.
+        found["file"] = content(directory / file) if file and (directory / file).exists() else None
+    for name in ("start_from", "base_checkpoint"):
+        if flags.get(name):
+            found[name] = os.path.realpath(Path(flags[name]).expanduser())
+    return found
+
+
+def same_sources(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
+    """True if the recorded sources `old` are `new`; a file that is no longer in --dataset_dir counts as the same."""
+    return old is not None and {**old, "file": None} == {**new, "file": None} and new["file"] in (None, old["file"])
+
+
+def content(path: Path) -> int | list[int]:
+    """A checksum of the arrays in an .npz file, from the CRCs in its directory; of another file, its size and time.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = sorted((info.filename, info.CRC, info.file_size) for info in file.infolist())
+        return zlib.crc32(repr(members).encode())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return [path.stat().st_size, path.stat().st_mtime_ns]
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}; check the path") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the file") from error
