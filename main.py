@@ -42,7 +42,7 @@ def load_data(task: Task, config: Any, sparse: bool) -> tuple[dict[str, np.ndarr
 
     def prepared(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         env_datasets.check_horizon(raw, horizon)
-        return prepare(raw, horizon, terminates=task.dataset is None)
+        return prepare(raw, horizon, terminates=task.terminates)
 
     rotation = None
     if FLAGS.ogbench_dataset_dir and FLAGS.dataset:

@@ -1,9 +1,10 @@
 """Optimal Transport Q-Learning (OTQL): a flow trained on pairs from an advantage-weighted coupling.
 
-One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (the paper's Algorithm 1):
+One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (the paper's Algorithm 1), with v̄ the Polyak copy of v_θ
+(v_θ itself where flow_tau is 1, as in the paper):
 
-    critic      a'_j ← best of N Euler samples of v_θ at s'_j;  TD step on Q_φ
-    advantage   A_j ← Q_φ(s_j, a_j) − V̂(s_j),  V̂(s_j) = mean of Q_φ(s_j, â) over Euler samples â of v_θ at s_j
+    critic      a'_j ← best of N Euler samples of v̄ at s'_j;  TD step on Q_φ
+    advantage   A_j ← Q_φ(s_j, a_j) − V̂(s_j),  V̂(s_j) = mean of Q_φ(s_j, â) over Euler samples â of v̄ at s_j
     marginal    p_j ∝ min(exp(λ A_j), w_max) · valid_j
     coupling    z_i ~ N(0, I), c̄_i ~ Categorical(p) over the s_j;  Γ* ← entropic OT between (z, αc̄; 1/m) and (a, αs; p)
     flow        (z_i, a_j, s_j) ~ Γ*;  step on ‖v_θ(s_j, t a_j + (1−t) z_i, t) − (a_j − z_i)‖²
@@ -72,7 +73,7 @@ class Agent(base.Agent):
         states = (state_of(observations) - mean) / deviation
         if not isinstance(observations, Observation):
             return states
-        features = self.encode("flow", observations, self.targets["flow"])[:, len(mean) :]
+        features = self.encode("flow", observations, self.acting_flow)[:, len(mean) :]
         return jnp.concatenate([states, principal_components(features, self.config.image_components)], axis=1)
 
     def value(self, observations: jax.Array, key: jax.Array) -> jax.Array:

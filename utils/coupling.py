@@ -161,7 +161,7 @@ def couple(
     size = actions.shape[0]
     total = weights.sum()
     probs = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 1.0 / size)
-    noise_key, source_key, pair_key = jax.random.split(key, 3)
+    noise_key, source_key, pair_key, row_key = jax.random.split(key, 4)
     noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
     systematic = systematic_resample(source_key, probs)
     if config.coupling == "independent":
@@ -192,7 +192,7 @@ def couple(
             action_mask=None if action_mask is None else action_mask[targets],
         )
         if source_probs is not None:
-            rows = systematic_resample(jax.random.fold_in(pair_key, 1), source_probs)
+            rows = systematic_resample(row_key, source_probs)
             noise, source, plan = noise[rows], source[rows], plan[rows]
         index = targets[sample_conditional(pair_key, plan)]
     else:

@@ -23,6 +23,7 @@ from utils.evaluation import Evaluator
 from utils.evaluations import Evaluations, policy_of
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.observations import map_parts, shapes
+from utils.random_streams import Stream, stream_key
 from utils.rendering import set_rendering_backend
 from utils.training import NOT_FINITE, SEGMENT, all_finite, decision_seconds, lane, not_finite, stack
 from utils.video import VideoUnavailable, record
@@ -149,6 +150,7 @@ class Program:
         overrides: dict[str, str],
         ends: Sequence[int],
         logs: Sequence[str] = (),
+        stream: Stream = Stream.TRAINING,
     ):
         """Resolves the settings and opens the directories.
 
@@ -156,8 +158,9 @@ class Program:
             values: the parsed flags of `define_flags`. task: from parse_task. overrides: from `cli.parse`.
             ends: steps at which a phase ends, ascending; the last one is the program's end.
             logs: CSV files besides LOGS.
+            stream: of all updates.
         """
-        self.flags, self.task, self.ends = values, task, tuple(ends)
+        self.flags, self.task, self.ends, self.stream = values, task, tuple(ends), stream
         self.module, self.config, self.sparse, note = resolve(values, task, overrides)
         self.total, self._logs = self.ends[-1], (*LOGS, *logs)
         self._episodes = 0 if task.kind == "robot" else values.eval_episodes
@@ -196,8 +199,8 @@ class Program:
         return self.flags.video_episodes > 0 and not self._video_path(run).exists()
 
     def batch_keys(self) -> np.ndarray:
-        """Each lane's key for the sampling of batches, [lanes, 2]."""
-        return np.stack([jax.random.fold_in(jax.random.PRNGKey(run.spec.seed), 2) for run in self.lanes])
+        """Each lane's key for the sampling of batches, [lanes, 2]: that of its agent, below which it has its stream."""
+        return np.stack([stream_key(run.spec.seed, self.stream) for run in self.lanes])
 
     def new_agents(self, data: dict[str, np.ndarray]) -> Any:
         """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
@@ -205,7 +208,7 @@ class Program:
         for spec in (run.spec for run in self.lanes):
             create = functools.partial(self.module.Agent.create, config=spec.config)
             creator = creators.setdefault(tuple(spec.varied.items()), jax.jit(create))
-            agents.append(creator(jax.random.PRNGKey(spec.seed), example))
+            agents.append(creator(stream_key(spec.seed, self.stream), example))
         if len({jax.tree.structure(agent) for agent in agents}) > 1:
             raise UserError(f"--vary={self.flags.vary}: the values need different networks; give each its own command")
         return stack(agents)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.datasets import Arrays, assemble, gather, sample_starts
+from utils.random_streams import Stream
 from utils.replay import Replay
 
 NOT_FINITE = "not_finite"  # entry of a call's infos, greater than 0 if a loss or parameter is NaN or infinite
@@ -125,7 +126,7 @@ def _train_online(
             """The rows of a batch: half from each, or uniform over both together."""
             if balanced:
                 positions = sample_starts(key, step, size // 2, offline)
-                own_positions = sample_starts(jax.random.fold_in(key, 1), step, size - size // 2, count)
+                own_positions = sample_starts(key, step, size - size // 2, count, Stream.EXPERIENCE)
             else:
                 own_positions = sample_starts(key, step, size, offline + count) - offline
                 positions = jnp.minimum(own_positions + offline, offline - 1)
