@@ -27,7 +27,7 @@ from absl import flags
 from envs.datasets import DEFAULT_DATASET_DIR, load_dataset
 from envs.tasks import parse_task
 from utils import cli
-from utils.coupling import couple, tilted_marginal
+from utils.coupling import couple, tilted_marginal, tilted_weights
 from utils.datasets import assemble, gather, prepare, sample_starts
 from utils.files import atomic_write_text
 from utils.flow import euler, flow_matching_loss
@@ -70,9 +70,9 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
         rows, pair, time = jax.random.split(key, 3)
         start = data["starts"][sample_starts(rows, 0, 256, len(data["starts"]))]
         batch = assemble(gather(data, start, FLAGS.horizon_length), 1.0, "drop")
-        probs = tilted_marginal(advantage(batch["actions"], scale), batch["valid"], FLAGS.lam, jnp.inf)
+        tilt = tilted_weights(advantage(batch["actions"], scale), batch["valid"], FLAGS.lam, jnp.inf)
         conditions = (batch["observations"] - scale["mean"]) / scale["std"]
-        noise, index, diagnostics = couple(pair, batch["actions"], conditions, probs, config)
+        noise, index, diagnostics = couple(pair, batch["actions"], conditions, tilt, config)
         velocity = partial(net.apply, params, batch["observations"][index])
         return flow_matching_loss(velocity, time, noise, batch["actions"][index], jnp.ones(256)), diagnostics
 

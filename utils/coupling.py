@@ -16,8 +16,8 @@ SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the search for principal comp
 SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
 
 
-def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
-    """Target marginal p_j = w_j / Σ w with w_j = min(exp(λ A_j), w_max) · valid_j (paper Eq. 5, §3.2).
+def tilted_weights(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
+    """Returns w_j = min(exp(λ A_j), w_max) · valid_j over their maximum (paper Eq. 5, §3.2).
 
     Computed from log-weights relative to their maximum, so that no λ A overflows or leaves only zeros.
 
@@ -27,12 +27,17 @@ def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_m
         lam, w_max: temperature λ ≥ 0 and weight clamp, scalars.
 
     Returns:
-        p, [m]; zero on invalid rows; all zero if no row is valid.
+        w / max w, [m]; zero on invalid rows; all zero if no row is valid.
     """
     logits = jnp.minimum(lam * advantages, jnp.log(w_max))
     logits = jnp.where(valid > 0, logits, -jnp.inf)
     peak = jnp.max(logits)
-    weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+    return jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+
+
+def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
+    """Returns the target marginal p_j = w_j / Σ w of `tilted_weights`, [m]; all zero if no row is valid."""
+    weights = tilted_weights(advantages, valid, lam, w_max)
     return weights / jnp.maximum(weights.sum(), 1.0)
 
 
@@ -95,7 +100,8 @@ def solve_plan(
         probs: target marginal p, [m], sums to 1; entries may be 0.
         alpha: weight of the condition term.
         epsilon: entropic regularisation relative to the mean of the action term ‖z_i − a_j‖² alone, so that
-            neither the dimension nor α changes how far actions are blurred.
+            neither the dimension nor α changes how far actions are blurred. The mean is over the whole batch, columns
+            with p_j = 0 included: the tilt has no say in it either.
         max_iterations: cap on Sinkhorn iterations. threshold: stop at this L1 error of the column marginal.
         source_probs: source marginal, [m]; uniform if None.
         action_mask: [m, d], 0 where a component of a_j is padding, which then has no say in the plan.
@@ -140,7 +146,9 @@ def couple(
 
     Args:
         key: randomness of the noise, the source conditions and the pairs.
-        actions: a, [m, d]. conditions: c, [m, c], standardised. weights: w ≥ 0, [m]; p = w / Σ w.
+        actions: a, [m, d]. conditions: c, [m, c], standardised.
+        weights: w ≥ 0 on any scale, [m], probabilities or not: here, and only here, they become p = w / Σ w; if all
+            are zero, p is uniform.
         config: has the attributes `coupling`: 'ot', or 'independent' (same marginals, noise paired at random);
             `source_conditions`, how c̄ is chosen for 'ot' (see below); `alpha`, `epsilon`, `max_iterations` and
             `threshold`, as in `solve_plan`.

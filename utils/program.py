@@ -25,7 +25,7 @@ from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.observations import map_parts, shapes
 from utils.random_streams import Stream, stream_key
 from utils.rendering import set_rendering_backend
-from utils.training import NOT_FINITE, SEGMENT, all_finite, decision_seconds, lane, not_finite, stack
+from utils.training import NOT_FINITE, SEGMENT, all_finite, capped_warning, decision_seconds, lane, not_finite, stack
 from utils.video import VideoUnavailable, record
 
 LOGS = ("train", "eval", "timing")
@@ -93,6 +93,7 @@ class Run:
         self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
         self.files = runs.RunFiles(spec.directory, self.settings)
         self.checkpoints = runs.checkpoint_dir(spec.directory)
+        self._warned = False
 
     def open_logs(self, logs: Sequence[str], positions: dict[str, int], mode: str, group: str) -> None:
         """Opens the CSV files `logs` at the positions of a checkpoint, or anew."""
@@ -102,10 +103,13 @@ class Run:
         self.wandb = WandbLogger(mode, root, group, name, self.settings)
 
     def log(self, name: str, step: int, row: dict[str, float]) -> None:
-        """Appends a row to <name>.csv."""
+        """Appends a row to <name>.csv, and warns once if its couplings do not converge."""
         # Wall-clock times have a file of their own: the others must resume to the same bytes.
         self.csv[name].log(step, row)
         self.wandb.log(step, {f"{name}/{key}": value for key, value in row.items()})
+        if not self._warned and (warning := capped_warning(row)):
+            self._warned = True
+            print(f"warning: {self.spec.directory}, step {step}: {warning}", file=sys.stderr)
 
     def save(self, step: int, agent: Any, evaluated: bool, extra: dict[str, Any]) -> None:
         """Writes a checkpoint of everything that the run needs to resume; `agent`: on the host."""
