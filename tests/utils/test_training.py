@@ -211,3 +211,10 @@ def test_every_window_is_drawn(mode):
         from_data, from_experience = seen[:, : BATCH // 2], seen[:, BATCH // 2 :] - 1000
         assert from_data.max() < 1000 and from_experience.min() >= 0
         assert 0 < np.mean(from_data == from_experience) < 0.1
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.0, False), (0.05, False), (0.06, True), (1.0, True), (None, False)])
+def test_warning_of_capped_couplings(share, warns):
+    """From more than one in twenty on; agents without a coupling have nothing to warn of."""
+    info = {"flow/loss": 1.0} | ({} if share is None else {"coupling/capped": share, "coupling/marginal_error": 0.04})
+    assert bool(training.capped_warning(info)) == warns
