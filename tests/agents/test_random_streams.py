@@ -15,15 +15,15 @@ from test_images import ALL, image_agent, image_batch, linear  # noqa: F401
 
 import online_main
 from agents import base, qsm
-from utils import coupling
+from utils import coupling, evaluations
 from utils.datasets import sample_starts
 from utils.evaluation import episode_seed
 from utils.evaluations import policy_of
 from utils.random_streams import Stream, stream_key, stream_seed
-from utils.training import act, stack
+from utils.training import NOT_FINITE, act, stack
 
 SEEDS, STEPS = (0, 1), (0, 1, 7)
-DRAWS = ("bernoulli", "choice", "normal", "permutation", "randint", "uniform")
+USES = ("bernoulli", "choice", "normal", "permutation", "randint", "split", "uniform")
 
 
 def assert_distinct(keys):
@@ -33,7 +33,7 @@ def assert_distinct(keys):
 
 
 def drawing(function):
-    """A compiled function of the same arguments that returns the keys [n, 2] that `function` draws from."""
+    """A compiled function of the same arguments that returns the keys [n, 2] that `function` draws from or splits."""
     keys = []
 
     def recorded(draw):
@@ -44,8 +44,8 @@ def drawing(function):
 
         return record
 
-    def denoise(predict, noise, key, num_steps, sampler):  # Draws in a scan, from the parts of `key`.
-        keys.extend(jax.random.split(key, num_steps))
+    def denoise(predict, noise, key, num_steps, sampler):
+        keys.extend(jax.random.split(key, num_steps))  # which are drawn from in a scan
         return noise
 
     def uniform_plan(noise, *_, **__):
@@ -53,7 +53,7 @@ def drawing(function):
 
     def run(*arguments):
         with ExitStack() as patches:
-            for name in DRAWS:
+            for name in USES:
                 patches.enter_context(mock.patch.object(jax.random, name, recorded(getattr(jax.random, name))))
             patches.enter_context(mock.patch.object(qsm, "denoise", denoise))
             patches.enter_context(mock.patch.object(coupling, "solve_plan", uniform_plan))
@@ -73,11 +73,13 @@ class Revealing(flax.struct.PyTreeNode):
 
 
 def acting_keys():
-    """Those of evaluations (seeds, steps, episodes, chunks) and of acting online."""
+    """Those of evaluations (seeds, steps, episodes, chunks) and of acting online, and those above them."""
     agents, grid = stack([Revealing(jnp.int32(0))]), np.array(list(itertools.product(range(6), range(4))))
     observations = np.zeros((len(grid), 1))
-    keys = [policy_of(seed, agents, 0, step)[0](observations, *grid.T) for seed in SEEDS for step in STEPS]
-    return keys + [act(agents, 0, observations, stream_key(seed, Stream.ACTING), *grid.T) for seed in SEEDS]
+    with mock.patch.object(evaluations, "act", lambda agents, index, observations, key, *_: key):
+        keys = [policy_of(seed, agents, 0, step)[0](None, None, None) for seed in SEEDS for step in STEPS]
+    keys += [stream_key(seed, Stream.ACTING) for seed in SEEDS]
+    return keys + [act(agents, 0, observations, key, *grid.T) for key in keys]
 
 
 def distilling_keys(agent, root):
@@ -89,7 +91,7 @@ def distilling_keys(agent, root):
 
         def train(self, agents, step, num_updates):
             used.append((agents.key[0], self.keys[0]))
-            return agents, {}
+            return agents, {NOT_FINITE: np.zeros((1, 1))}
 
     online_main.distil(stack([agent]), Trainer(), 1)
     return used
