@@ -171,17 +171,18 @@ def couple(
     probs = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 1.0 / size)
     noise_key, source_key, pair_key, row_key = jax.random.split(key, 4)
     noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
-    systematic = systematic_resample(source_key, probs)
     if config.coupling == "independent":
-        index, source, diagnostics = systematic, systematic, {}
+        index = source = systematic_resample(source_key, probs)
+        diagnostics = {}
     elif config.coupling == "ot":
         targets, target_probs, source_probs = jnp.arange(size), probs, None
         if config.source_conditions == "iid":
             source = jax.random.choice(source_key, size, (size,), p=probs)
         elif config.source_conditions == "systematic":
-            source = systematic
+            source = systematic_resample(source_key, probs)
         elif config.source_conditions == "resampled":
-            source, targets, target_probs = systematic, systematic, jnp.full(size, 1.0 / size)
+            source = targets = systematic_resample(source_key, probs)
+            target_probs = jnp.full(size, 1.0 / size)
         elif config.source_conditions == "weighted":
             source, source_probs = jnp.arange(size), probs
         else:
