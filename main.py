@@ -52,7 +52,7 @@ def load_data(
 
     def prepared(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         env_datasets.check_horizon(raw, config.horizon_length)
-        return prepare(raw, terminates=task.dataset is None)
+        return prepare(raw, terminates=task.terminates)
 
     rotation, cards = None, {}
 

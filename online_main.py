@@ -9,6 +9,7 @@ An agent that acts by a one-step policy distils it from the base first. Evaluati
 of the base; one at their end is of its flow as the agent acts by it.
 """
 
+import copy
 import functools
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from utils.locks import only_one
 from utils.logging import ProgressBar
 from utils.online import Online
 from utils.program import Program, define_flag, define_flags
+from utils.random_streams import Stream, stream_key
 from utils.starts import load_base
 from utils.training import NOT_FINITE, SEGMENT, Trainer, stack
 
@@ -104,6 +106,10 @@ def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
     # Jit's cache tells classes apart by what is in the static config.
     config = ml_collections.FrozenConfigDict({**agents.config, "algorithm": f"{agents.config.algorithm}, distilling"})
     copied = jax.tree.map(jax.numpy.copy, agents)
+    # Keys of their own: the updates that follow count from step 0, too.
+    distilling = jax.vmap(lambda key: stream_key(key, Stream.DISTILLATION))
+    copied, trainer = copied.replace(key=distilling(copied.key)), copy.copy(trainer)
+    trainer.keys = distilling(trainer.keys)
     student = Distilling(**{name: getattr(copied, name) for name in kind.__dataclass_fields__} | {"config": config})
     with ProgressBar(num_updates, description="distillation") as bar:
         for step in range(0, num_updates, SEGMENT):
@@ -119,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     overrides = cli.parse(argv, FLAGS)
     task = parse_task(FLAGS.env_name)
     ends = FLAGS.rollout_steps, FLAGS.rollout_steps + FLAGS.online_steps
-    program = Program(FLAGS, task, overrides, ends, logs=("online",))
+    program = Program(FLAGS, task, overrides, ends, logs=("online",), stream=Stream.POST_TRAINING)
     if not (program.lanes or program.unconfirmed):
         return
     if not program.module.Agent.FLOWS:
@@ -129,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
         task, dataset_path=path, sparse=program.sparse, with_val=False, actions=FLAGS.dataset_actions
     )
     env_datasets.check_horizon(raw, program.config.horizon_length)
-    data = prepare(raw, terminates=task.dataset is None)
+    data = prepare(raw, terminates=task.terminates)
     print(f"demonstrations: {info}")
     info.card.show()
     observation, chunk_dim = first_observation(data), data["actions"].shape[1] * program.config.horizon_length
@@ -147,8 +153,7 @@ def main(argv: Sequence[str]) -> None:
     trainer = Trainer(program.batch_keys(), "device")
     trainer.set_data(data)
     if not program.restored:
-        flow = program.base.targets["flow"]
-        program.agents = distil(program.agents.with_flow(flow), trainer, FLAGS.distill_steps)
+        program.agents = distil(program.agents.with_flow(program.base.acting_flow), trainer, FLAGS.distill_steps)
     with program:
         Online(program, trainer, 0).train(FLAGS.rollout_steps, FLAGS.utd_ratio, FLAGS.balanced_sampling)
         program.visit()

@@ -18,6 +18,7 @@ from utils.encoders import Encoder, augmented, encoded
 from utils.flow import euler, flow_matching_loss
 from utils.networks import CriticEnsemble, VectorField
 from utils.observations import Observation, state_of
+from utils.random_streams import Stream, stream_key
 
 Batch = dict[str, Any]
 Info = dict[str, jax.Array]
@@ -134,7 +135,7 @@ class Agent(flax.struct.PyTreeNode):
         params: network name → parameters, all trained by one Adam. A network that takes observations has an encoder of
             its own if these have images: its entry 'encoder'.
         targets: names in `params` → Polyak averages.
-        opt_state: Adam's state. key: PRNG key, constant over training. step: updates done, int32.
+        opt_state: Adam's state. key: PRNG key of all updates, constant over training. step: updates done, int32.
         hyper: the float entries of the config, traced: one program serves every value.
         condition_stats: mean and standard deviation of the states, each [o].
         config: all other entries of the config.
@@ -169,7 +170,7 @@ class Agent(flax.struct.PyTreeNode):
         """Initialises an agent.
 
         Args:
-            key: PRNG key of the initialisation and of all later randomness.
+            key: PRNG key that those of the initialisation and of the updates are derived from.
             example_batch: a batch (see utils/datasets.py) of any size; its observations should be representative,
                 since their mean and deviation standardise the conditions of the coupling.
             config: this agent's `get_config()`, changed at will.
@@ -182,11 +183,10 @@ class Agent(flax.struct.PyTreeNode):
         # The class by name: structures of two classes with equal fields compare equal, and jit must not mix them up.
         fixed = {"action_dim": actions.shape[-1], "algorithm": f"{cls.__module__}.{cls.__qualname__}"}
         static = ml_collections.FrozenConfigDict({k: v for k, v in config.items() if k not in hyper} | fixed)
-        init_key, key = jax.random.split(key)
         one = jax.tree.map(lambda x: x[:1], observations)
         inputs = {"observations": one, "actions": actions[:1], "x": actions[:1], "t": actions[:1, :1]}
         params = {
-            name: init_network(jax.random.fold_in(init_key, i), module, inputs, static.encoder)
+            name: init_network(stream_key(key, Stream.INITIALISATION, i), module, inputs, static.encoder)
             for i, (name, module) in enumerate(cls.networks(static, static.action_dim).items())
         }
         states = state_of(observations)
@@ -196,7 +196,7 @@ class Agent(flax.struct.PyTreeNode):
             # A copy, not an alias: a donated buffer must stand once.
             targets=jax.tree.map(jnp.copy, {name: params[name] for name in cls.TARGETS}),
             opt_state=cls.OPTIMISER.init(params),
-            key=key,
+            key=stream_key(key, Stream.UPDATE),
             step=jnp.zeros((), jnp.int32),
             hyper=hyper,
             condition_stats=(states.mean(axis=0), jnp.where(deviation > 1e-6, deviation, 1.0)),
@@ -207,6 +207,14 @@ class Agent(flax.struct.PyTreeNode):
     def cfg(self) -> SimpleNamespace:
         """All settings by attribute, static and traced."""
         return SimpleNamespace(**self.config, **self.hyper)
+
+    @property
+    def acting_flow(self) -> Any:
+        """Returns the parameters of v̄, the flow that is sampled from: the Polyak copy of the trained one, v.
+
+        They are equal where `flow_tau` is 1; a warm start takes v̄.
+        """
+        return self.targets["flow"]
 
     def apply(self, name: str, *inputs: Any, params: Any = None) -> jax.Array:
         """Evaluates the network `name`, with `params` of that network or the agent's own.
@@ -231,7 +239,7 @@ class Agent(flax.struct.PyTreeNode):
         """One gradient step on `loss` and one Polyak step. Its randomness is a function of (key, step)."""
         key = jax.random.fold_in(self.key, self.step)
         if self.config.augment and isinstance(batch["observations"], Observation):
-            batch = augmented(batch, jax.random.fold_in(key, 0))
+            batch = augmented(batch, stream_key(key, Stream.AUGMENTATION))
         (_, info), grads = jax.value_and_grad(self.loss, has_aux=True)(self.params, batch, key)
         directions, opt_state = self.OPTIMISER.update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
@@ -312,8 +320,8 @@ class Agent(flax.struct.PyTreeNode):
         return qs.mean(axis=0) - self.hyper["rho"] * qs.std(axis=0)
 
     def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
-        """Euler samples of the averaged flow, clipped: observations [..., o], noise [..., d] → [..., d]."""
-        params = self.targets["flow"] if params is None else params
+        """Euler samples of v̄, the flow that acts, clipped: observations [..., o], noise [..., d] → [..., d]."""
+        params = self.acting_flow if params is None else params
         observations = self.encode("flow", observations, params)
         actions = euler(
             lambda x, t: self.apply("flow", observations, x, t, params=params), noise, self.config.flow_steps
@@ -365,7 +373,7 @@ def init_network(key: jax.Array, module: Any, inputs: dict[str, Any], encoder: s
     own = {k: v for k, v in inputs.items() if k in inspect.signature(module.__call__).parameters}
     if not isinstance(own.get("observations"), Observation):
         return module.init(key, **own)["params"]
-    encoder_key = jax.random.fold_in(key, 0)
+    encoder_key, key = jax.random.split(key)
     encoder_params = Encoder(encoder).init(encoder_key, own["observations"].images)["params"]
     seen = jax.eval_shape(functools.partial(encoded, encoder), encoder_params, own["observations"])
     own["observations"] = jnp.zeros(seen.shape)

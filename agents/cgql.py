@@ -27,7 +27,7 @@ class Agent(base.Agent):
 
     def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
         """Guided Euler samples, clipped: observations [..., o], noise [..., d] → [..., d]."""
-        cfg, params = self.cfg, self.targets["flow"] if params is None else params
+        cfg, params = self.cfg, self.acting_flow if params is None else params
         states, valued = self.encode("flow", observations, params), self.encode("critic", observations)
 
         def flow(x: jax.Array, t: jax.Array) -> jax.Array:

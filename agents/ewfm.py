@@ -1,9 +1,10 @@
 """Energy-weighted flow matching (EWFM, arXiv 2503.04975) with advantages as energies, as the OTQL paper compares to.
 
-One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows, is OTQL's without the coupling:
+One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows, is OTQL's without the coupling; v̄ is the Polyak copy of v_θ
+(v_θ itself where flow_tau is 1):
 
-    critic      a'_j ← an Euler sample of v_θ at s'_j;  TD step on Q_φ
-    advantage   A_j ← Q_φ(s_j, a_j) − V̂(s_j),  V̂(s_j) = mean of Q_φ(s_j, â) over Euler samples â of v_θ at s_j
+    critic      a'_j ← an Euler sample of v̄ at s'_j;  TD step on Q_φ
+    advantage   A_j ← Q_φ(s_j, a_j) − V̂(s_j),  V̂(s_j) = mean of Q_φ(s_j, â) over Euler samples â of v̄ at s_j
     weights     w_j = min(exp(λ A_j), w_max) · valid_j,  w̄ = their mean over the valid windows
     flow        z_j ~ N(0, I);  step on mean_j (w_j / w̄) ‖v_θ(s_j, t a_j + (1−t) z_j, t) − (a_j − z_j)‖²
 

@@ -1,8 +1,8 @@
 """Flow AWAC (FAWAC): advantage-weighted flow matching, the flow form of AWAC (arXiv 2006.09359) in FQL (2502.02538).
 
-One update, on a batch {(s, a, R, s')} of m windows:
+One update, on a batch {(s, a, R, s')} of m windows, with v̄ the Polyak copy of v_θ (v_θ itself where flow_tau is 1):
 
-    critic      a' ← an Euler sample of v_θ at s';  TD step on Q_φ
+    critic      a' ← an Euler sample of v̄ at s';  TD step on Q_φ
     value       step on (V_ψ(s) − mean_k Q̄_k(s, a))², at the data's action
     flow        z ~ N(0, I);  step on min(exp(τ_inv (Q_φ(s, a) − V_ψ(s))), 100) · ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
 

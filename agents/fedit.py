@@ -1,15 +1,15 @@
 """FEdit: a BC flow whose samples are edited by a Gaussian policy, after EXPO (arXiv 2507.07986).
 
-With b the edit scale, v the flow, π the edit policy (a tanh-Gaussian), α the temperature and sg a stop of gradients,
-the policy is
+With b the edit scale, v the flow, v̄ its Polyak copy (v itself where flow_tau is 1), π the edit policy, a tanh-Gaussian,
+α the temperature and sg a stop of gradients, the policy is
 
-    edit(s, a) = clip(a + b e),  e ~ π(·|s, a),  on samples a = Euler_v(s, z),  z ~ N(0, I)
+    edit(s, a) = clip(a + b e),  e ~ π(·|s, a),  on samples a = Euler_v̄(s, z),  z ~ N(0, I)
 
 and one update on a batch of m windows is a step on the sum of
 
-    critic          ‖Q_k(s, a) − y‖²,  a' = edit(s', Euler_v(s', z'))
+    critic          ‖Q_k(s, a) − y‖²,  a' = edit(s', Euler_v̄(s', z'))
     flow            flow matching on (s, a)
-    edit            sg(α) log π(e|s, â) − mean_k Q_k(s, edit(s, â)),  â = Euler_v(s, z)
+    edit            sg(α) log π(e|s, â) − mean_k Q_k(s, edit(s, â)),  â = Euler_v̄(s, z)
     temperature     α (−sg log π(e|s, â) − H̄),  H̄ = −target_entropy · d
 
 This follows the baseline of QAM (arXiv 2601.14234), which departs from EXPO: EXPO acts, and bootstraps, with the best

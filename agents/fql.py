@@ -1,10 +1,11 @@
 """Flow Q-learning (FQL, arXiv 2502.02538), on action chunks also known as QC-FQL (2507.07969).
 
-One update, on a batch {(s, a, R, s')} of m windows, with a BC flow v_θ and a one-step policy μ_ω(s, z):
+One update, on a batch {(s, a, R, s')} of m windows, with a BC flow v_θ, its Polyak copy v̄ (v_θ itself where flow_tau
+is 1) and a one-step policy μ_ω(s, z):
 
     critic      a' ← clip μ_ω(s', z');  TD step on Q_φ
     flow        z ~ N(0, I);  step on ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
-    one step    z ~ N(0, I), b ← clip Euler(v_θ, s, z);  step on α · mean (μ_ω(s, z) − b)² − Q_φ(s, clip μ_ω(s, z))
+    one step    z ~ N(0, I), b ← clip Euler(v̄, s, z);   step on α · mean (μ_ω(s, z) − b)² − Q_φ(s, clip μ_ω(s, z))
 
 Only μ_ω acts: one network evaluation. The paper writes the distillation as a squared norm, a sum over dimensions; its
 code takes the mean over batch and dimensions, on whose scale α is given, and so does this. Its TD target is the mean of
@@ -63,7 +64,7 @@ class Agent(base.Agent):
         return alpha * distill_loss - jnp.mean(batch["valid"] * q), info
 
     def distillation(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """mean (μ_ω(s, z) − clip Euler(v_θ, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
+        """mean (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
         noise = jax.random.normal(key, batch["actions"].shape)
         actions = self.apply("one_step", batch["observations"], noise, params=params["one_step"])
         errors = jnp.square(actions - self.flow_actions(batch["observations"], noise))

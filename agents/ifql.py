@@ -7,7 +7,8 @@ One update, on a batch {(s, a, R, s')} of m windows:
     flow     v step on ‖v(s, t a + (1−t) z, t) − (a − z)‖²
 
 V(s) is the κ-expectile of Q̄ over the data's actions: their mean at κ = 0.5, towards the best of them as κ → 1. Training
-samples no action; acting draws N = 32 of the flow and keeps the one whose smallest Q_k is the largest.
+samples no action; acting draws N = 32 of v̄, the Polyak copy of v (v itself where flow_tau is 1), and keeps the one
+whose smallest Q_k is the largest.
 
 IDQL (arXiv 2304.10573) with a flow for its diffusion policy, as in the public FQL and QAM code. What follows QAM's
 `agents/ifql.py` and not IDQL: Q̄ is mean − ρ std, not the minimum of two, and the ONLINE critics rank, not the targets
@@ -36,9 +37,10 @@ class Agent(base.Agent):
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
         """TD loss of the critics, expectile loss of V and flow matching on the data."""
-        critic_loss, _, info = self.critic_loss(params, batch, key)
+        critic_key, flow_key = jax.random.split(key)
+        critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         value_loss, value_info = self.value_loss(params, batch)
-        flow_loss, flow_info = self.bc_loss(params, batch, key)
+        flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
         return critic_loss + value_loss + flow_loss, info | value_info | flow_info
 
     def value_loss(self, params: dict[str, Any], batch: base.Batch) -> tuple[jax.Array, base.Info]:

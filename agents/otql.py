@@ -1,9 +1,10 @@
 """Optimal Transport Q-Learning (OTQL): a flow trained on pairs from an advantage-weighted coupling.
 
-One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (the paper's Algorithm 1):
+One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (the paper's Algorithm 1), with v̄ the Polyak copy of v_θ
+(v_θ itself where flow_tau is 1, as in the paper):
 
-    critic      a'_j ← best of N Euler samples of v_θ at s'_j;  TD step on Q_φ
-    advantage   A_j ← Q_φ(s_j, a_j) − V̂(s_j),  V̂(s_j) = mean of Q_φ(s_j, â) over Euler samples â of v_θ at s_j
+    critic      a'_j ← best of N Euler samples of v̄ at s'_j;  TD step on Q_φ
+    advantage   A_j ← Q_φ(s_j, a_j) − V̂(s_j),  V̂(s_j) = mean of Q_φ(s_j, â) over Euler samples â of v̄ at s_j
     marginal    p_j ∝ min(exp(λ A_j), w_max) · valid_j
     coupling    z_i ~ N(0, I), c̄_i ~ Categorical(p) over the s_j;  Γ* ← entropic OT between (z, αc̄; 1/m) and (a, αs; p)
     flow        (z_i, a_j, s_j) ~ Γ*;  step on ‖v_θ(s_j, t a_j + (1−t) z_i, t) − (a_j − z_i)‖²
@@ -26,9 +27,12 @@ import jax.numpy as jnp
 import ml_collections
 
 from agents import base
-from utils.coupling import couple, principal_components, tilted_marginal
+from utils.coupling import couple, principal_components, tilted_weights
 from utils.flow import flow_matching_loss
 from utils.observations import Observation, state_of
+
+# In deviations: what hardly moves in the data can be hundreds away online, and that alone keeps a solve at its cap.
+CONDITION_BOUND = 5.0
 
 
 class Agent(base.Agent):
@@ -41,12 +45,12 @@ class Agent(base.Agent):
         critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
 
         advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
-        probs = tilted_marginal(advantages, batch["valid"], cfg.lam, cfg.w_max)
+        weights = tilted_weights(advantages, batch["valid"], cfg.lam, cfg.w_max)
         noise, index, diagnostics = couple(
             couple_key,
             batch["actions"],
             self.conditions(batch["observations"]),
-            probs,
+            weights,
             cfg,
             action_mask=batch["action_mask"],
         )
@@ -64,16 +68,16 @@ class Agent(base.Agent):
         return critic_loss + flow_loss, info
 
     def conditions(self, observations: jax.Array) -> jax.Array:
-        """What the coupling's cost compares, without gradient: [m, o] standardised, [m, c].
+        """Returns what the coupling's cost compares, without gradient: [m, o] standardised and bounded, [m, c].
 
         Images add the leading principal components of their features in the flow that is sampled from.
         """
         mean, deviation = self.condition_stats
         states = (state_of(observations) - mean) / deviation
-        if not isinstance(observations, Observation):
-            return states
-        features = self.encode("flow", observations, self.targets["flow"])[:, len(mean) :]
-        return jnp.concatenate([states, principal_components(features, self.config.image_components)], axis=1)
+        if isinstance(observations, Observation):
+            features = self.encode("flow", observations, self.acting_flow)[:, len(mean) :]
+            states = jnp.concatenate([states, principal_components(features, self.config.image_components)], axis=1)
+        return jnp.clip(states, -CONDITION_BOUND, CONDITION_BOUND)
 
     def value(self, observations: jax.Array, key: jax.Array) -> jax.Array:
         """V̂(s) = mean over `value_samples` flow samples of the ensemble mean of Q_φ(s, â) (§3.2): [m, o] → [m]."""

@@ -1,9 +1,10 @@
 """Q-learning with adjoint matching (QAM, arXiv 2601.14234): a flow fine-tuned towards π_β(a|s) exp(τ Q(s, a)).
 
-v_slow is a BC flow, v̄_slow its Polyak copy, v_fast the policy, of its own initialisation. With T = flow_steps, h = 1/T,
-t_i = i h and σ_i = √(2 (1 − t_i + h) / (t_i + h)), one update on a batch of m windows is a step on the sum of
+v_slow is a BC flow, v̄_slow its Polyak copy, v_fast the policy, of its own initialisation, v̄_fast its Polyak copy, which
+acts (v_fast itself where flow_tau is 1). With T = flow_steps, h = 1/T, t_i = i h and
+σ_i = √(2 (1 − t_i + h) / (t_i + h)), one update on a batch of m windows is a step on the sum of
 
-    critic      ‖Q_k(s, a) − y‖²,  a' = Euler_v_fast(s', z')
+    critic      ‖Q_k(s, a) − y‖²,  a' = Euler_v̄_fast(s', z')
     slow        flow matching on (s, a)
     fast        mean over the batch of Σ_i ‖(v_fast(s, x_i, t_i) − v̄_slow(s, x_i, t_i)) 2/σ_i + σ_i g_i‖²
 
@@ -15,8 +16,8 @@ t_i = i h and σ_i = √(2 (1 − t_i + h) / (t_i + h)), one update on a batch o
 with path and adjoint held fixed, and the norm of the gradient of all parameters together clipped at 1. At τ = 0 the
 third loss vanishes for v_fast = v̄_slow. Variants, of which one at most is on, act and bootstrap otherwise:
 
-    QAM-F (fql_alpha = α > 0)   μ(s, z) acts:  α · mean (μ(s, z) − clip Euler_v_fast(s, z))² − Q(s, clip μ(s, z))
-    QAM-E (edit_scale > 0)      an edit policy, as FEdit's (agents/fedit.py), on samples of v_fast
+    QAM-F (fql_alpha = α > 0)   μ(s, z) acts:  α · mean (μ(s, z) − clip Euler_v̄_fast(s, z))² − Q(s, clip μ(s, z))
+    QAM-E (edit_scale > 0)      an edit policy, as FEdit's (agents/fedit.py), on samples of v̄_fast
 
 This is the public code. The paper clips each component of the gradient at 1, takes the online critic without the clip
 at the boundary, has no + h in σ and in the drift, and, as adjoint matching (arXiv 2409.08861), J_i at the state after
@@ -78,7 +79,7 @@ class Agent(base.Agent):
         return 1 if self.config.one_step else self.config.flow_steps + self.config.edits
 
     def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """clip μ(s, z), or a sample of v_fast, edited or not: [..., o] → [..., d] in [−1, 1]."""
+        """clip μ(s, z), or a sample of v̄_fast, edited or not: [..., o] → [..., d] in [−1, 1]."""
         sample_key, edit_key = jax.random.split(key)
         if self.config.one_step:
             noise = jax.random.normal(sample_key, (*observations.shape[:-1], self.config.action_dim))

@@ -1,8 +1,8 @@
 """Q-chunking (QC, arXiv 2507.07969): the BC flow, sharpened by best-of-N under a critic of action chunks.
 
-One update, on a batch {(s, a, R, s')} of m windows:
+One update, on a batch {(s, a, R, s')} of m windows, with v̄ the Polyak copy of v_θ (v_θ itself where flow_tau is 1):
 
-    critic      a' ← the best of N Euler samples of v_θ at s' by Q_φ;  TD step on Q_φ
+    critic      a' ← the best of N Euler samples of v̄ at s' by Q_φ;  TD step on Q_φ
     flow        z ~ N(0, I);  step on ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
 
 It acts as it bootstraps, so the policy improves with the critic alone. The paper's TD target has no pessimism and its

@@ -69,6 +69,11 @@ class Task:
     dataset: str | None
     rendered: bool = False
 
+    @property
+    def terminates(self) -> bool:
+        """True if the data end episodes at terminal states; the play in OGBench's goes on after a success."""
+        return self.dataset is None
+
 
 def task_names() -> list[str]:
     """Returns every OGBench name that `parse_task` takes."""

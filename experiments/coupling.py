@@ -27,12 +27,13 @@ from absl import flags
 from envs.datasets import DEFAULT_DATASET_DIR, load_dataset
 from envs.tasks import parse_task
 from utils import cli
-from utils.coupling import couple, tilted_marginal
+from utils.coupling import couple, tilted_marginal, tilted_weights
 from utils.datasets import assemble, gather, prepare, sample_starts
 from utils.files import atomic_write_text
 from utils.flow import euler, flow_matching_loss
 from utils.logging import ProgressBar
 from utils.networks import VectorField
+from utils.random_streams import Stream, stream_key
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Task whose dataset is used.", flag_values=FLAGS)
@@ -62,16 +63,16 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
     config = SimpleNamespace(**setting, max_iterations=100, threshold=1e-2)
     example = assemble(gather(data, data["starts"][:2], FLAGS.horizon_length), 1.0, "drop")
     inputs = (example["observations"], example["actions"], example["actions"][:, :1])
-    params = net.init(jax.random.PRNGKey(FLAGS.seed), *inputs)
+    params = net.init(stream_key(FLAGS.seed, Stream.INITIALISATION), *inputs)
     optimiser = optax.adam(1e-3)
 
     def loss_fn(params: Any, key: jax.Array) -> tuple[jax.Array, dict]:
         rows, pair, time = jax.random.split(key, 3)
         start = data["starts"][sample_starts(rows, 0, 256, len(data["starts"]))]
         batch = assemble(gather(data, start, FLAGS.horizon_length), 1.0, "drop")
-        probs = tilted_marginal(advantage(batch["actions"], scale), batch["valid"], FLAGS.lam, jnp.inf)
+        tilt = tilted_weights(advantage(batch["actions"], scale), batch["valid"], FLAGS.lam, jnp.inf)
         conditions = (batch["observations"] - scale["mean"]) / scale["std"]
-        noise, index, diagnostics = couple(pair, batch["actions"], conditions, probs, config)
+        noise, index, diagnostics = couple(pair, batch["actions"], conditions, tilt, config)
         velocity = partial(net.apply, params, batch["observations"][index])
         return flow_matching_loss(velocity, time, noise, batch["actions"][index], jnp.ones(256)), diagnostics
 
@@ -79,7 +80,7 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
     def segment(carry: Any, steps: jax.Array) -> Any:
         def update(carry: Any, step: jax.Array) -> Any:
             params, state = carry
-            key = jax.random.fold_in(jax.random.PRNGKey(FLAGS.seed + 1), step)
+            key = stream_key(FLAGS.seed, Stream.UPDATE, step)
             (_, diagnostics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, key)
             updates, state = optimiser.update(grads, state)
             return (optax.apply_updates(params, updates), state), diagnostics
@@ -103,7 +104,7 @@ def advantage(actions: jax.Array, scale: dict[str, jax.Array]) -> jax.Array:
 def energy_score(net: VectorField, params: Any, batch: dict, weights: jax.Array, nfe: int) -> jax.Array:
     """Weighted mean of E‖X − a‖ − ½ E‖X − X'‖ over a batch, by 32 samples X a state."""
     observations = jnp.broadcast_to(batch["observations"], (32, *batch["observations"].shape))
-    noise = jax.random.normal(jax.random.PRNGKey(7), (32, *batch["actions"].shape))
+    noise = jax.random.normal(stream_key(0, Stream.STUDY, 7), (32, *batch["actions"].shape))
     samples = euler(lambda x, t: net.apply(params, observations, x, t), noise, nfe)
     to_data = jnp.linalg.norm(samples - batch["actions"], axis=-1).mean(0)
     between = jax.vmap(lambda x: jnp.linalg.norm(samples - x, axis=-1).sum(0))(samples).sum(0) / (32 * 31)

@@ -35,6 +35,7 @@ from utils.datasets import assemble, gather, prepare, sample_starts
 from utils.errors import UserError
 from utils.evaluation import Evaluator
 from utils.plotting import wilson_interval
+from utils.random_streams import Stream, stream_key
 from utils.training import act, stack
 
 FLAGS = flags.FlagValues()
@@ -45,7 +46,7 @@ flags.DEFINE_integer("seed", 12345, "Seed of the episodes.", lower_bound=0, flag
 
 def mixed(flow_of: Any, critic_of: Any, averaged: bool = True) -> Any:
     """An agent that samples from one agent's flow (its average, or the trained one) and ranks by another's critic."""
-    flow = flow_of.targets["flow"] if averaged else flow_of.params["flow"]
+    flow = flow_of.acting_flow if averaged else flow_of.params["flow"]
     return flow_of.replace(
         params=flow_of.params | {"critic": critic_of.params["critic"]}, targets=flow_of.targets | {"flow": flow}
     )
@@ -53,7 +54,7 @@ def mixed(flow_of: Any, critic_of: Any, averaged: bool = True) -> Any:
 
 def success(agent: Any, evaluator: Evaluator) -> str:
     """Success rate over the episodes, with its 95 % Wilson interval."""
-    agents, key = stack([agent]), jax.random.PRNGKey(FLAGS.seed)
+    agents, key = stack([agent]), stream_key(FLAGS.seed, Stream.EVALUATION_ACTING, 0)
 
     def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> Any:
         return act(agents, 0, observations, key, episodes, chunks)
@@ -78,8 +79,9 @@ def diagnose_average(by_step: dict[int, Any], evaluator: Evaluator) -> None:
 
 def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """1024 windows of the run's dataset."""
+    task = parse_task(settings["env_name"])
     raw, _, _ = load_dataset(
-        parse_task(settings["env_name"]),
+        task,
         dataset_dir=settings["flags"]["dataset_dir"],
         dataset_path=settings["flags"]["dataset"],
         sparse=settings["sparse"],
@@ -87,9 +89,9 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
         actions=settings["flags"].get("dataset_actions", "auto"),
     )
     horizon, cfg = settings["config"]["horizon_length"], agent.cfg
-    data = prepare(raw, terminates=False)
-    starts = np.asarray(data["starts"])[np.asarray(sample_starts(jax.random.PRNGKey(0), 0, 1024, len(data["starts"])))]
-    return assemble(gather(data, starts, horizon), cfg.discount, cfg.window_rule)
+    data = prepare(raw, terminates=task.terminates)
+    positions = np.asarray(sample_starts(stream_key(0, Stream.STUDY, 0), 0, 1024, len(data["starts"])))
+    return assemble(gather(data, data["starts"][positions], horizon), cfg.discount, cfg.window_rule)
 
 
 def diagnose_samples(agent: Any, samples: np.ndarray, reference: np.ndarray, batch: dict[str, Any]) -> None:
@@ -141,9 +143,9 @@ def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
     def marginal(a: jax.Array) -> jax.Array:
         return tilted_marginal(a, batch["valid"], cfg.lam, cfg.w_max)
 
-    reference = advantages(jax.random.PRNGKey(1), 64)
+    reference = advantages(stream_key(0, Stream.STUDY, 1), 64)
     for k in (1, 2, 4, 8, 16):
-        sampled = advantages(jax.random.PRNGKey(2), k)
+        sampled = advantages(stream_key(0, Stream.STUDY, 2), k)
         correlation = np.corrcoef(sampled, reference)[0, 1]
         distance = 0.5 * jnp.abs(marginal(sampled) - marginal(reference)).sum()
         print(f"  {k} value samples: correlation of A {correlation:.3f}, p moves by {distance:.3f} in total variation")
@@ -173,7 +175,7 @@ def diagnose_between(directories: list[str]) -> None:
             raise UserError(f"{directory} has other networks than {directories[0]}")
     agents = {number: agent for number, (agent, _, _) in enumerate(loaded.values(), 1)}
     batch = windows(first, settings)
-    key = jax.random.PRNGKey(3)
+    key = stream_key(0, Stream.STUDY, 3)
     samples = {n: np.asarray(agent.candidates(batch["observations"], key, 128)[1]) for n, agent in agents.items()}
     for (number, agent), (directory, (_, _, step)) in zip(agents.items(), loaded.items(), strict=True):
         print(f"{number}: {directory}, step {step}")

@@ -52,6 +52,7 @@ from utils.files import atomic_write_bytes
 from utils.flow import flow_matching_loss
 from utils.logging import ProgressBar
 from utils.networks import VectorField
+from utils.random_streams import Stream, stream_key
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", "exp/toy", "Directory of the pictures, tables and finished trainings.", flag_values=FLAGS)
@@ -196,7 +197,8 @@ def train_segment(
 
 def train(job: Job, progress: Callable[[int], None]) -> tuple[Any, dict[str, float]]:
     """Trains one flow; returns its parameters and the mean diagnostics. `progress` is told of updates done."""
-    init_key, key = jax.random.split(jax.random.PRNGKey(job.seed))
+    key = stream_key(job.seed, Stream.UPDATE)
+    init_key = stream_key(job.seed, Stream.INITIALISATION)
     params = NET.init(init_key, jnp.zeros((1, 1)), jnp.zeros((1, 2)), jnp.zeros((1, 1)))
     sums = {name: jnp.zeros(()) for name in DIAGNOSTICS if job.method == "wcot"}
     carry, total = (params, optax.scale_by_adam().init(params), sums), job.updates
@@ -311,7 +313,7 @@ def numbers(flag: str, least: float) -> list[float]:
 
 def run_job(job: Job, directory: Path, progress: Callable[[int], None]) -> Result:
     """Trains and evaluates one flow, and keeps the result in `directory`."""
-    key = jax.random.fold_in(jax.random.PRNGKey(job.seed), 1)
+    key = stream_key(job.seed, Stream.EVALUATION_ACTING)
     if job.method == "true":
         result, diagnostics = reference(key, to_problem(job)), {}
     else:

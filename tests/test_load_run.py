@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -84,6 +85,23 @@ def test_diagnose_between_runs(directory, capsys, monkeypatch):
     for message, others in refused.items():
         with pytest.raises(UserError, match=message):
             diagnose.main(["diagnose", "one", *others, "--between"])
+
+
+@pytest.mark.parametrize(("task", "kept"), [("gym:Pendulum-v1", True), ("robot:arm", True), (POINTMAZE, False)])
+def test_diagnose_takes_ends_as_training_does(task, kept, monkeypatch):
+    """Windows that a terminal state cuts short count where training counts them: not on OGBench's play."""
+    ends = np.arange(120) % 4 == 3
+    raw = {"observations": np.zeros((120, 2)), "actions": np.zeros((120, 1)), "rewards": np.zeros(120)}
+    raw |= {"masks": np.roll(~ends, -1), "terminals": ends}
+    raw = {name: value.astype(np.float32) for name, value in raw.items()}
+    monkeypatch.setattr(diagnose, "load_dataset", lambda *_, **__: (raw, None, None))
+    settings = {"env_name": task, "sparse": False, "config": {"horizon_length": 3}}
+    settings["flags"] = {"dataset_dir": None, "dataset": None}
+    agent = SimpleNamespace(cfg=SimpleNamespace(discount=0.9, window_rule="pad"))
+    batch = diagnose.windows(agent, settings)
+    cut = np.asarray(batch["action_mask"]).min(axis=1) == 0
+    assert 0.5 < cut.mean() < 0.8
+    assert np.all(np.asarray(batch["valid"])[cut] == kept)
 
 
 def test_reach():

@@ -65,6 +65,17 @@ def test_varied_lanes_equal_runs_alone(alone, lane_flags, tmp_path):
         assert_close_csv(directories[0], alone[0, 1.0], rtol=1e-2)
 
 
+def test_couplings_that_do_not_converge_are_warned_of_once(lane_flags, tmp_path):
+    flags = ("--agent.max_iterations=1", "--agent.epsilon=0.01", "--num_seeds=2")
+    warnings = run_main(*lane_flags, *flags, f"--save_dir={tmp_path / 'capped'}").err.splitlines()
+    warnings = [line for line in warnings if "stopped at their cap" in line]
+    assert len(warnings) == 2 and all(f"sd{seed}, step 10: 100%" in line for seed, line in enumerate(warnings))
+    table = read_csv(run_dirs(tmp_path / "capped")[0] / "train.csv")
+    assert table["coupling/capped"].tolist() == [1, 1]
+    flags = ("--agent.max_iterations=100", "--agent.epsilon=2")
+    assert "stopped at their cap" not in run_main(*lane_flags, *flags, f"--save_dir={tmp_path / 'met'}").err
+
+
 @pytest.fixture
 def bc_flags(pointmaze, tmp_path):
     return (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={tmp_path}", "--log_interval=5")

@@ -16,8 +16,8 @@ SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the search for principal comp
 SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
 
 
-def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
-    """Target marginal p_j = w_j / Σ w with w_j = min(exp(λ A_j), w_max) · valid_j (paper Eq. 5, §3.2).
+def tilted_weights(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
+    """Returns w_j = min(exp(λ A_j), w_max) · valid_j over their maximum (paper Eq. 5, §3.2).
 
     Computed from log-weights relative to their maximum, so that no λ A overflows or leaves only zeros.
 
@@ -27,12 +27,17 @@ def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_m
         lam, w_max: temperature λ ≥ 0 and weight clamp, scalars.
 
     Returns:
-        p, [m]; zero on invalid rows; all zero if no row is valid.
+        w / max w, [m]; zero on invalid rows; all zero if no row is valid.
     """
     logits = jnp.minimum(lam * advantages, jnp.log(w_max))
     logits = jnp.where(valid > 0, logits, -jnp.inf)
     peak = jnp.max(logits)
-    weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+    return jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+
+
+def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
+    """Returns the target marginal p_j = w_j / Σ w of `tilted_weights`, [m]; all zero if no row is valid."""
+    weights = tilted_weights(advantages, valid, lam, w_max)
     return weights / jnp.maximum(weights.sum(), 1.0)
 
 
@@ -95,7 +100,8 @@ def solve_plan(
         probs: target marginal p, [m], sums to 1; entries may be 0.
         alpha: weight of the condition term.
         epsilon: entropic regularisation relative to the mean of the action term ‖z_i − a_j‖² alone, so that
-            neither the dimension nor α changes how far actions are blurred.
+            neither the dimension nor α changes how far actions are blurred. The mean is over the whole batch, columns
+            with p_j = 0 included: the tilt has no say in it either.
         max_iterations: cap on Sinkhorn iterations. threshold: stop at this L1 error of the column marginal.
         source_probs: source marginal, [m]; uniform if None.
         action_mask: [m, d], 0 where a component of a_j is padding, which then has no say in the plan.
@@ -140,7 +146,9 @@ def couple(
 
     Args:
         key: randomness of the noise, the source conditions and the pairs.
-        actions: a, [m, d]. conditions: c, [m, c], standardised. weights: w ≥ 0, [m]; p = w / Σ w.
+        actions: a, [m, d]. conditions: c, [m, c], standardised.
+        weights: w ≥ 0 on any scale, [m], probabilities or not: here, and only here, they become p = w / Σ w; if all
+            are zero, p is uniform.
         config: has the attributes `coupling`: 'ot', or 'independent' (same marginals, noise paired at random);
             `source_conditions`, how c̄ is chosen for 'ot' (see below); `alpha`, `epsilon`, `max_iterations` and
             `threshold`, as in `solve_plan`.
@@ -161,19 +169,20 @@ def couple(
     size = actions.shape[0]
     total = weights.sum()
     probs = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 1.0 / size)
-    noise_key, source_key, pair_key = jax.random.split(key, 3)
+    noise_key, source_key, pair_key, row_key = jax.random.split(key, 4)
     noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
-    systematic = systematic_resample(source_key, probs)
     if config.coupling == "independent":
-        index, source, diagnostics = systematic, systematic, {}
+        index = source = systematic_resample(source_key, probs)
+        diagnostics = {}
     elif config.coupling == "ot":
         targets, target_probs, source_probs = jnp.arange(size), probs, None
         if config.source_conditions == "iid":
             source = jax.random.choice(source_key, size, (size,), p=probs)
         elif config.source_conditions == "systematic":
-            source = systematic
+            source = systematic_resample(source_key, probs)
         elif config.source_conditions == "resampled":
-            source, targets, target_probs = systematic, systematic, jnp.full(size, 1.0 / size)
+            source = targets = systematic_resample(source_key, probs)
+            target_probs = jnp.full(size, 1.0 / size)
         elif config.source_conditions == "weighted":
             source, source_probs = jnp.arange(size), probs
         else:
@@ -192,7 +201,7 @@ def couple(
             action_mask=None if action_mask is None else action_mask[targets],
         )
         if source_probs is not None:
-            rows = systematic_resample(jax.random.fold_in(pair_key, 1), source_probs)
+            rows = systematic_resample(row_key, source_probs)
             noise, source, plan = noise[rows], source[rows], plan[rows]
         index = targets[sample_conditional(pair_key, plan)]
     else:

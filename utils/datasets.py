@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.observations import observe
+from utils.random_streams import Stream, stream_key
 
 Arrays = dict[str, Any]
 
@@ -115,9 +116,11 @@ def assemble(rows: Arrays, discount: float | jax.Array, window_rule: str) -> Arr
     }
 
 
-def sample_starts(key: jax.Array, step: jax.Array, batch_size: int, count: int | jax.Array) -> jax.Array:
-    """Positions in `starts`, which has `count`, of one update's batch: a function of (key, step); int32 [m]."""
-    return jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, count)
+def sample_starts(
+    key: jax.Array, step: jax.Array, batch_size: int, count: int | jax.Array, stream: Stream = Stream.BATCH
+) -> jax.Array:
+    """Positions in `starts`, which has `count`, of one update's batch: a function of (key, stream, step); int32 [m]."""
+    return jax.random.randint(stream_key(key, stream, step), (batch_size,), 0, count)
 
 
 def example_batch(data: dict[str, np.ndarray], horizon: int, max_rows: int = 100_000) -> Arrays:

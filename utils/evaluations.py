@@ -14,6 +14,7 @@ from utils.evaluation import Evaluator, WorkerError
 from utils.files import atomic_write_text
 from utils.logging import ProgressBar
 from utils.plotting import learning_curve
+from utils.random_streams import Stream, stream_key, stream_seed
 from utils.restoring import restore
 from utils.runs import online_from
 from utils.training import act, lane, stack
@@ -28,8 +29,8 @@ class Cancelled(Exception):
 
 def policy_of(seed: int, agents: Any, index: int, step: int) -> tuple[Callable[..., jax.Array], int]:
     """The evaluator's policy for lane `index` of `agents`, and the episodes' seed: functions of (seed, step)."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 1), step)
-    episode_seed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    key = stream_key(seed, Stream.EVALUATION_ACTING, step)
+    episode_seed = stream_seed(seed, Stream.EVALUATION_RESET, step)
     return lambda *inputs: act(agents, index, inputs[0], key, *inputs[1:]), episode_seed
 
 

@@ -3,12 +3,12 @@
 import sys
 from typing import Any
 
-import jax
 import numpy as np
 
 from utils.errors import UserError
 from utils.observations import map_parts
 from utils.program import Program
+from utils.random_streams import Stream, stream_key, stream_seed
 from utils.replay import Explorer, Replay
 from utils.training import Trainer, act
 
@@ -33,7 +33,7 @@ class Online:
             saved = program.restored[index]["explorer"] if program.step > first_step else None
 
             def seed_of(episode: int, seed: int = run.spec.seed) -> int:
-                return int(np.random.SeedSequence((seed, 1, episode)).generate_state(1)[0])
+                return stream_seed(seed, Stream.RESET, episode)
 
             explorer = Explorer(program.make_env(), self.replay, index, seed_of, program.sparse)
             if saved and not explorer.restore(saved):
@@ -45,7 +45,7 @@ class Online:
     def _act(self, index: int, steps: int, until: int) -> None:
         """One lane takes `steps` environment steps, up to the program's step `until`."""
         program, horizon = self.program, self.program.config.horizon_length
-        key = jax.random.fold_in(jax.random.PRNGKey(program.lanes[index].spec.seed), 3)
+        key = stream_key(program.lanes[index].spec.seed, Stream.ACTING)
 
         def policy(observation: Any, episode: int, step: int) -> np.ndarray:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)

@@ -24,9 +24,10 @@ from utils.evaluation import Evaluator
 from utils.evaluations import Evaluations, policy_of
 from utils.logging import CsvLogger, ProgressBar, WandbLogger
 from utils.observations import map_parts, shapes
+from utils.random_streams import Stream, stream_key
 from utils.rendering import set_rendering_backend
 from utils.restoring import restore
-from utils.training import NOT_FINITE, SEGMENT, all_finite, decision_seconds, lane, not_finite, stack
+from utils.training import NOT_FINITE, SEGMENT, all_finite, capped_warning, decision_seconds, lane, not_finite, stack
 from utils.video import VideoUnavailable, record
 
 LOGS = ("train", "eval", "timing")
@@ -94,6 +95,7 @@ class Run:
         self.settings = settings | {"seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
         self.files = runs.RunFiles(spec.directory, self.settings, defaults)
         self.checkpoints = runs.checkpoint_dir(spec.directory)
+        self._warned = False
 
     def open_logs(self, logs: Sequence[str], positions: dict[str, int], mode: str, group: str) -> None:
         """Opens the CSV files `logs` at the positions of a checkpoint, or anew."""
@@ -103,10 +105,13 @@ class Run:
         self.wandb = WandbLogger(mode, root, group, name, self.settings)
 
     def log(self, name: str, step: int, row: dict[str, float]) -> None:
-        """Appends a row to <name>.csv."""
+        """Appends a row to <name>.csv, and warns once if its couplings do not converge."""
         # Wall-clock times have a file of their own: the others must resume to the same bytes.
         self.csv[name].log(step, row)
         self.wandb.log(step, {f"{name}/{key}": value for key, value in row.items()})
+        if not self._warned and (warning := capped_warning(row)):
+            self._warned = True
+            print(f"warning: {self.spec.directory}, step {step}: {warning}", file=sys.stderr)
 
     def save(self, step: int, agent: Any, evaluated: bool, extra: dict[str, Any]) -> None:
         """Writes a checkpoint of everything that the run needs to resume; `agent`: on the host."""
@@ -151,6 +156,7 @@ class Program:
         overrides: dict[str, str],
         ends: Sequence[int],
         logs: Sequence[str] = (),
+        stream: Stream = Stream.TRAINING,
     ):
         """Resolves the settings and opens the directories.
 
@@ -158,8 +164,9 @@ class Program:
             values: the parsed flags of `define_flags`. task: from parse_task. overrides: from `cli.parse`.
             ends: steps at which a phase ends, ascending; the last one is the program's end.
             logs: CSV files besides LOGS.
+            stream: of all updates.
         """
-        self.flags, self.task, self.ends = values, task, tuple(ends)
+        self.flags, self.task, self.ends, self.stream = values, task, tuple(ends), stream
         if values.dataset:  # A task's module may lie beside it.
             find_modules_in(Path(values.dataset).expanduser().parent)
         self.module, self.config, self.sparse, note = resolve(values, task, overrides)
@@ -233,8 +240,8 @@ class Program:
         return self.flags.video_episodes > 0 and not self._video_path(run).exists()
 
     def batch_keys(self) -> np.ndarray:
-        """Each lane's key for the sampling of batches, [lanes, 2]."""
-        return np.stack([jax.random.fold_in(jax.random.PRNGKey(run.spec.seed), 2) for run in self.lanes])
+        """Each lane's key for the sampling of batches, [lanes, 2]: that of its agent, below which it has its stream."""
+        return np.stack([stream_key(run.spec.seed, self.stream) for run in self.lanes])
 
     def new_agents(self, data: dict[str, np.ndarray]) -> Any:
         """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
@@ -243,7 +250,7 @@ class Program:
         for spec in (run.spec for run in self.lanes):
             create = functools.partial(self.module.Agent.create, config=spec.config)
             creator = creators.setdefault(tuple(spec.varied.items()), jax.jit(create))
-            agents.append(creator(jax.random.PRNGKey(spec.seed), example))
+            agents.append(creator(stream_key(spec.seed, self.stream), example))
         if len({jax.tree.structure(agent) for agent in agents}) > 1:
             raise UserError(f"--vary={self.flags.vary}: the values need different networks; give each its own command")
         return stack(agents)

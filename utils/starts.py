@@ -35,7 +35,7 @@ def load_base(directory: Path, config: Any, chunk_dim: int, observation: Any) ->
         own = tuple(had[key]) if isinstance(value, tuple) else had[key]
         if own != value:
             raise UserError(f"the base in {directory} has {key} = {own}, the agent {value}; they must be equal")
-    crc = checksum(jax.tree.leaves(jax.device_get(base.targets["flow"])))
+    crc = checksum(jax.tree.leaves(jax.device_get(base.acting_flow)))
     return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": crc}
 
 
@@ -56,7 +56,7 @@ def go_on_from(agents: Any, directory: Path, observation: Any) -> tuple[Any, dic
     other, origin = load_base(directory, agents.config, agents.config.action_dim, observation)
     lanes = len(agents.step)
     if other.config.algorithm != agents.config.algorithm:
-        return agents.with_flow(stack([other.targets["flow"]] * lanes)), origin
+        return agents.with_flow(stack([other.acting_flow] * lanes)), origin
     learnt = {name: getattr(other, name) for name in ("params", "targets", "opt_state")}
     own = {name: getattr(lane(agents, 0), name) for name in learnt}
     if jax.tree.map(lambda x: x.shape, learnt) != jax.tree.map(lambda x: x.shape, own):

@@ -1,7 +1,7 @@
 """The fused training loop: many updates a call, agents of several seeds or settings side by side (lanes)."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.datasets import Arrays, assemble, gather, sample_starts
+from utils.random_streams import Stream
 from utils.replay import Replay
 
 NOT_FINITE = "not_finite"  # entry of a call's infos, greater than 0 if a loss or parameter is NaN or infinite
 SEGMENT = 100  # updates a call: signals, progress and logging wait at most this long
+CAPPED_SHARE = 0.05  # of the couplings; where more do not converge, a run warns
 HOST_BLOCK = 10  # updates whose batches are gathered at once when the data stay on the host
 
 
@@ -125,7 +127,7 @@ def _train_online(
             """The rows of a batch: half from each, or uniform over both together."""
             if balanced:
                 positions = sample_starts(key, step, size // 2, offline)
-                own_positions = sample_starts(jax.random.fold_in(key, 1), step, size - size // 2, count)
+                own_positions = sample_starts(key, step, size - size // 2, count, Stream.EXPERIENCE)
             else:
                 own_positions = sample_starts(key, step, size, offline + count) - offline
                 positions = jnp.minimum(own_positions + offline, offline - 1)
@@ -230,6 +232,18 @@ def act(agents: Any, index: int, observations: Any, key: jax.Array, episodes: ja
     agent = lane(agents, index)
     keys = jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(episodes, chunks)
     return jax.vmap(agent.sample_actions)(observations, keys)
+
+
+def capped_warning(info: Mapping[str, float]) -> str | None:
+    """Returns a warning if too many solves stopped at their cap; `info`: averages of what an agent logs."""
+    share = info.get("coupling/capped", 0.0)
+    if share <= CAPPED_SHARE:
+        return None
+    error = info.get("coupling/marginal_error", float("nan"))
+    return (
+        f"{share:.0%} of the couplings stopped at their cap with the target marginal not met (mean error {error:.3g}), "
+        "so the weights have less effect; raise --agent.max_iterations or --agent.epsilon, or lower --agent.alpha"
+    )
 
 
 def decision_seconds(agents: Any, observations: Any, calls: int = 20) -> list[float]:

@@ -8,6 +8,7 @@ import pytest
 from numpy_networks import critic, fixed_policy, make_agent, make_batch, velocity
 
 from agents import bc, otql
+from utils.coupling import couple
 from utils.flow import euler
 
 CORNER = np.array([1.0, -1.0, -1.0, 1.0])
@@ -71,6 +72,36 @@ def test_advantages_weights_and_pairs(spied, lam, w_max):
     flow_loss = np.mean((batch["valid"][:, None] * batch["action_mask"])[INDEX] * error**2)
     np.testing.assert_allclose(info["flow/loss"], flow_loss, rtol=1e-4)
     np.testing.assert_allclose(loss, flow_loss + info["critic/loss"], rtol=1e-4)
+
+
+def test_conditions_are_bounded():
+    """A component that hardly moves in the data and far online is at the bound; what is within it stays as it is."""
+    rng = np.random.default_rng(0)
+    data = {"observations": rng.normal(size=(2000, 3)) * [1, 0.0016, 2] + [0, 0.3, 5], "actions": np.zeros((2000, 4))}
+    agent = make_agent(otql, {name: jnp.asarray(value, jnp.float32) for name, value in data.items()})
+    online = np.float32([[0.5, 0.3, 5], [-1, 1.4, 9], [2, -0.8, 5], [0, 0.3, 5 - 1e9], [np.inf, 0.3, 5]])
+    standardised = (online - data["observations"].mean(0)) / data["observations"].std(0)
+    assert np.abs(standardised[1:3, 1]).min() > 600
+    conditions = np.asarray(agent.conditions(jnp.asarray(online)))
+    np.testing.assert_allclose(conditions, np.clip(standardised, -5, 5), rtol=1e-3, atol=1e-3)
+
+
+def test_bounded_conditions_let_the_plan_converge():
+    """Half a batch from online, where one component is up to 700 deviations away: no solve stops at its cap."""
+    rng, stats = np.random.default_rng(1), (jnp.zeros(6), jnp.ones(6))
+    config = otql.get_config()
+    config.update({"actor_hidden_dims": (8,), "value_hidden_dims": (8,), "num_qs": 2})
+    z = rng.normal(size=(256, 6))
+    z[:64, 3] += rng.uniform(0, 700, 64)
+    actions = jnp.asarray(rng.uniform(-1, 1, (256, 10)), jnp.float32)
+    batch = {"observations": jnp.asarray(z, jnp.float32), "actions": actions}
+    agent = otql.Agent.create(jax.random.key(0), batch, config).replace(condition_stats=stats)
+    weights = jnp.asarray(np.minimum(np.exp(1.5 * rng.normal(size=256)), 10), jnp.float32)
+    solve = jax.jit(lambda key, conditions: couple(key, actions, conditions, weights, agent.cfg)[2])
+    for seed in range(3):
+        bounded = solve(jax.random.key(seed), agent.conditions(batch["observations"]))
+        assert bounded["capped"] == 0 and bounded["iterations"] <= 20
+        assert solve(jax.random.key(seed), batch["observations"])["capped"] == 1
 
 
 @jax.jit

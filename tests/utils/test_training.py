@@ -1,5 +1,6 @@
 """The fused loop: which batches an agent sees, and that neither placement, calls nor lanes change the numbers."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import flax
@@ -178,3 +179,42 @@ def test_actions_do_not_depend_on_the_batch(data, small_agent):
     same = training.act(agents, 1, observations[:1].repeat(4, 0), key, episodes, chunks)
     assert len(np.unique(np.round(same, 5), axis=0)) == 4
     assert np.abs(training.act(agents, 0, observations, key, episodes, chunks) - actions).max() > 1e-2
+
+
+def numbered(first, episodes=6, length=7):
+    """Prepared episodes whose observations are numbers of rows, from `first` on."""
+    size = episodes * length
+    arrays = {"observations": np.repeat(first + np.arange(size)[:, None], 3, 1), "actions": np.zeros((size, 2))}
+    arrays |= {"rewards": np.zeros(size), "masks": np.ones(size), "terminals": np.arange(size) % length == length - 1}
+    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, HORIZON, True)
+
+
+@pytest.mark.parametrize("mode", ["offline", "balanced", "uniform"])
+def test_every_window_is_drawn(mode):
+    """From the oldest to the newest, and rows of the experience are not at the places of those of the dataset."""
+    data, own, updates = numbered(0), numbered(1000), 40
+    trainer = Trainer(jax.random.PRNGKey(4)[None])
+    trainer.set_data(data)
+    agents = stack([Recorder.create(0.9, updates)])
+    if mode == "offline":
+        agents, _ = trainer.train(agents, 0, updates)
+    else:
+        size = len(own["rewards"])
+        experience = {k: jnp.asarray(np.resize(v, (1, size, *v.shape[1:]))) for k, v in own.items()}
+        replay = SimpleNamespace(arrays=experience, counts=np.array([len(own["starts"])], np.int32))
+        agents, _ = trainer.train_online(agents, replay, updates, mode == "balanced")
+    seen = np.asarray(agents.batches["observations"])[0, :, :, 0].astype(int)
+    expected = set(data["starts"].tolist()) | ({1000 + int(s) for s in own["starts"]} if mode != "offline" else set())
+    assert set(seen.ravel()) == expected
+    assert len(np.unique(seen, axis=0)) == updates
+    if mode == "balanced":
+        from_data, from_experience = seen[:, : BATCH // 2], seen[:, BATCH // 2 :] - 1000
+        assert from_data.max() < 1000 and from_experience.min() >= 0
+        assert 0 < np.mean(from_data == from_experience) < 0.1
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.0, False), (0.05, False), (0.06, True), (1.0, True), (None, False)])
+def test_warning_of_capped_couplings(share, warns):
+    """From more than one in twenty on; agents without a coupling have nothing to warn of."""
+    info = {"flow/loss": 1.0} | ({} if share is None else {"coupling/capped": share, "coupling/marginal_error": 0.04})
+    assert bool(training.capped_warning(info)) == warns
