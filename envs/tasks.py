@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError
+from utils.errors import UserError, failure
 from utils.rendering import mujoco_errors, set_rendering_backend
 
 if TYPE_CHECKING:
@@ -139,7 +139,12 @@ def _refusal(env_name: str) -> str:
 
 
 def make_env(
-    env_name: str, *, render_mode: str | None = None, width: int | None = None, height: int | None = None
+    env_name: str,
+    *,
+    render_mode: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    max_episode_steps: int | None = None,
 ) -> "gymnasium.Env":
     """Makes the environment of a task. `functools.partial(make_env, name)` can be sent to a spawned process.
 
@@ -152,10 +157,17 @@ def make_env(
         render_mode: gymnasium's, such as 'rgb_array'.
         width: of an image that `render` gives (pixels); OGBench's tasks with images keep that of their observations.
         height: of such an image (pixels).
+        max_episode_steps: truncates episodes there, besides the task's own limit.
 
     Raises:
-        UserError: unknown name, a robot, spaces that do not fit, or images where nothing renders.
+        UserError: unknown name, a robot, an environment whose code fails, spaces that do not fit, or images where
+            nothing renders.
     """
+    if max_episode_steps is not None:
+        from gymnasium.wrappers import TimeLimit
+
+        env = make_env(env_name, render_mode=render_mode, width=width, height=height)
+        return TimeLimit(env, max_episode_steps)
     task = parse_task(env_name)
     if task.kind == "robot":
         raise UserError(f"{env_name} has no simulation, only data: it cannot be stepped or filmed")
@@ -187,14 +199,18 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
     choose_renderer()
     import gymnasium
 
-    from envs.wrappers import Cameras, UnitActions, with_images
+    from envs.wrappers import Cameras, Checked, UnitActions, with_images
 
+    what = f"cannot make the gymnasium environment '{task.env_id}'"
     try:
         env = gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot make the gymnasium environment '{task.env_id}': {reason}") from error
-    env = with_images(env)
+    except UserError:
+        raise
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise failure(error, f"{what}: it") from error
+    env = with_images(env if task.domain != "gym" else Checked(env))
     spaces = {"actions": env.action_space}
     if not isinstance(env, Cameras):
         spaces = {"observations": env.observation_space} | spaces

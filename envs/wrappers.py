@@ -1,12 +1,17 @@
 """Environment wrappers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
+from utils.errors import UserError, failure, failure_line
 from utils.observations import Observation
+
+RESET = "reset(*, seed=None, options=None) must return (observation, info), as in Gymnasium"
+STEP = "step(action) must return (observation, reward, terminated, truncated, info), as in Gymnasium"
 
 
 class SeededReset(gymnasium.Wrapper):
@@ -73,3 +78,116 @@ class Cameras(gymnasium.ObservationWrapper):
         """Of the environment's own observation."""
         parts = observation if isinstance(observation, dict) else {"images": observation[None]}
         return Observation(np.asarray(parts.get("state", ()), np.float32), np.array(parts["images"]))
+
+
+class Checked(gymnasium.Wrapper):
+    """Holds an environment of a user's own to Gymnasium's interface, so that what does not fit ends in one line.
+
+    Arrays of one number for the reward and the flags are taken as that number. Observations have the shapes of the
+    observation space, those of a Box as arrays.
+
+    Raises:
+        UserError: in `reset` and `step`, if the environment raises or gives something else; names its file and line.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        self._shape = space.shape if isinstance(space, Box) else None
+        self._parts = dict(space.spaces) if isinstance(space, Dict) else {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Resets; see the class."""
+        try:
+            result = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise self._failure(error, "reset", RESET) from error
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise self._rejected("reset", f"it returned {_outline(result)}", RESET)
+        return self._observation("reset", result[0]), result[1]
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Steps; see the class."""
+        try:
+            result = self.env.step(action)
+        except Exception as error:
+            raise self._failure(error, "step", STEP) from error
+        if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
+            raise self._rejected("step", f"it returned {_outline(result)}", STEP)
+        observation, reward, terminated, truncated, info = result
+        if type(reward) is not float:
+            reward = float(self._number("reward", reward))
+        if type(terminated) is not bool:
+            terminated = bool(self._number("terminated", terminated))
+        if type(truncated) is not bool:
+            truncated = bool(self._number("truncated", truncated))
+        return self._observation("step", observation), reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        """Renders; see the class."""
+        try:
+            return self.env.render()
+        except Exception as error:
+            raise self._failure(error, "render", "it must return an image, uint8 [height, width, 3]") from error
+
+    def _observation(self, method: str, observation: Any) -> Any:
+        """The observation, as an array if it is one of a Box, checked."""
+        if self._shape is not None:
+            return self._array(method, "the observation", observation, self._shape)
+        if not self._parts:
+            return observation
+        if not isinstance(observation, dict) or observation.keys() != self._parts.keys():
+            expected = f"the observation space has {sorted(self._parts)}"
+            raise self._rejected(method, f"the observation is {_outline(observation)}", expected)
+        for name, space in self._parts.items():
+            if isinstance(space, Box):
+                part = self._array(method, f"the observation's '{name}'", observation[name], space.shape)
+                if space.dtype == np.uint8 and part.dtype != np.uint8:
+                    raise self._rejected(method, f"the observation's '{name}' is {part.dtype}", "its space says uint8")
+        return observation
+
+    def _array(self, method: str, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """A part of an observation as an array of numbers of this shape."""
+        try:
+            array = value if type(value) is np.ndarray else np.asarray(value)
+        except ValueError:  # Lists of different lengths.
+            array = np.empty(0, object)
+        if array.dtype.kind not in "fiub":
+            raise self._rejected(method, f"{name} is {_outline(value)}", f"an array of numbers {list(shape)} is needed")
+        if array.shape != shape:
+            what = f"{name} has shape {list(array.shape)}"
+            raise self._rejected(method, what, f"the observation space says {list(shape)}")
+        return array
+
+    def _number(self, name: str, value: Any) -> Any:
+        """The number or flag that `value` is, or that it is an array of.
+
+        Raises:
+            UserError: it is neither.
+        """
+        array = np.asarray(value) if not isinstance(value, list | tuple) or len(value) == 1 else np.empty(0)
+        if array.size != 1 or array.dtype.kind not in "fiub":
+            kind = "a number" if name == "reward" else "True or False"
+            raise self._rejected("step", f"{name} is {_outline(value)}", f"it must be {kind}")
+        return array.item()
+
+    def _failure(self, error: Exception, method: str, expected: str) -> UserError:
+        """The error to raise for one that the environment raised."""
+        return error if isinstance(error, UserError) else failure(error, method, expected, self._source(method))
+
+    def _rejected(self, method: str, what: str, expected: str) -> UserError:
+        """The error to raise for a result that does not fit."""
+        return UserError(failure_line(TypeError(what), method, expected, self._source(method)))
+
+    def _source(self, method: str) -> Callable[..., Any]:
+        return getattr(type(self.env.unwrapped), method)
+
+
+def _outline(value: Any) -> str:
+    """A few words on a value."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}, shape {list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"{len(value)} values ({', '.join(type(part).__name__ for part in value)})"
+    text = repr(value)
+    return text if len(text) <= 60 else type(value).__name__

@@ -40,6 +40,7 @@ from utils.evaluation import Evaluator
 from utils.files import atomic_write_bytes, atomic_write_text
 from utils.plotting import wilson_interval
 from utils.training import act, stack
+from utils.workers import episode_success
 
 Part = tuple[str, bool]  # a part of the report in Markdown, and whether all in it could be measured
 FLAGS = flags.FlagValues()
@@ -86,7 +87,7 @@ def loop_one_environment(policy: Any, env: Any, horizon: int, num_episodes: int,
             queue = queue or list(actions.reshape(horizon, -1))
             observation, _, terminated, truncated, info = env.step(np.clip(queue.pop(0), -1, 1))
             done, step = terminated or truncated, step + 1
-        successes.append(float(info.get("success", np.nan)))
+        successes.append(episode_success(info))
     return successes
 
 

@@ -34,7 +34,10 @@ def failure(error: BaseException, what: str, expected: str = "", source: Any = N
         expected: what such code has to do, or what to do about it.
         source: function or class of the user's, for errors raised at its call, before any line of it runs.
     """
-    return UserError(failure_line(error, what, expected, source) + traceback_note(error))
+    line, note = failure_line(error, what, expected, source), traceback_note(error)
+    result = UserError(line + note)
+    result.line = line  # For who keeps the traceback elsewhere.
+    return result
 
 
 def traceback_note(error: BaseException) -> str:
@@ -55,17 +58,26 @@ def failure_line(error: BaseException, what: str, expected: str = "", source: An
     """Returns one line that says what failed, in which file and line of the user's code, and what is expected."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     reason = reason if len(reason) <= 300 else reason[:300] + " …"
-    where = place(error) or _definition(source)
+    # Without a line of the user's the call itself failed: their definition says more than a library's line.
+    where = place(error, libraries=False) or _definition(source) or place(error)
     return f"{what} failed{f' at {where}' if where else ''}: {reason}{f'; {expected}' if expected else ''}"
 
 
-def place(error: BaseException) -> str:
-    """Returns 'file, line n' of the innermost frame of the user's code, else of a library's; '' if there is none."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
-    users = [frame for frame in frames if _is_users(frame)]
-    for frame in reversed(users or frames):
+def place(error: BaseException, libraries: bool = True) -> str:
+    """Returns 'file, line n' of the innermost frame of the user's code, else of a library's; '' if there is none.
+
+    Looks also at the exceptions that led to `error`, which libraries raise anew.
+
+    Args:
+        libraries: whether a library's frame will do.
+    """
+    chain, frames = error, []
+    while chain is not None:
+        if isinstance(chain, SyntaxError) and chain.filename:
+            return f"{chain.filename}, line {chain.lineno}"
+        frames += reversed([f for f in traceback.extract_tb(chain.__traceback__) if not _is_ours(f.filename)])
+        chain = chain.__cause__ or chain.__context__
+    for frame in [*filter(_is_users, frames), *(frames if libraries else [])]:
         return f"{frame.filename}, line {frame.lineno}"
     return ""
 

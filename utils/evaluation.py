@@ -1,41 +1,32 @@
-"""Batched evaluation: worker processes step the environments, the policy acts for all of them at once in the parent.
+"""Batched evaluation: workers (utils/workers.py) step the environments, the policy acts for all of them in the parent.
 
 The outcome of episode i is a function of (policy, seed, i) alone, whatever the number of workers and environments.
 """
 
 import math
 import os
-import signal
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from utils.observations import as_observation, map_parts
+from utils.observations import map_parts
+from utils.workers import DEFAULT_TIMEOUT, MAX_WORKERS, Pool, Request, Steps
 
 Policy = Callable[[Any, np.ndarray, np.ndarray], Any]
-MAX_WORKERS, DEFAULT_BATCH = 16, 8
-# Ctrl-C and SIGTERM, which may reach the whole group, are the parent's business, from the first line on. A program of
-# its own, not multiprocessing's spawn, because that imports the main program, and with it JAX, in each worker.
-WORKER = (
-    "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]; "
-    "from {module} import _serve; _serve({fd})"
-)
-
-
-class WorkerError(RuntimeError):
-    """A worker raised or died; the first line says what happened, the rest is the worker's traceback."""
+DEFAULT_BATCH = 8
 
 
 def episode_seed(seed: int, episode: int) -> int:
     """The seed that episode number `episode` of an evaluation with `seed` resets with."""
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
+
+
+def default_workers() -> int:
+    """One a core that this process may use, at most MAX_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
 
 
 class Evaluator:
@@ -54,6 +45,9 @@ class Evaluator:
         num_workers: int | None = None,
         envs_per_worker: int | None = None,
         environ: Mapping[str, str] | None = None,
+        name: str = "the environment",
+        timeout: float = DEFAULT_TIMEOUT,
+        check: Callable[[], None] = lambda: None,
     ):
         """Starts nothing yet.
 
@@ -64,13 +58,13 @@ class Evaluator:
             num_workers: processes (default: one a core that this process may use, at most 16).
             envs_per_worker: environments that a worker steps in turn (default: 8 in all, at least 1 each). An OGBench
                 arm takes 1 s and 150 MB, and 400 MB for a worker; small batches waste the policy's time.
-            environ: environment variables of the workers, besides the parent's.
+            environ, name, timeout: as in `Pool`.
+            check: called several times a second while `evaluate` waits; what it raises ends the evaluation.
         """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._num_workers = num_workers or min(cores, MAX_WORKERS)
-        self.batch_size = self._num_workers * (envs_per_worker or math.ceil(DEFAULT_BATCH / self._num_workers))
-        self._make_env, self._horizon, self._environ = make_env, horizon, dict(environ or {})
-        self._workers: dict[int, _Worker] = {}
+        num_workers = num_workers or default_workers()
+        self.batch_size = num_workers * (envs_per_worker or math.ceil(DEFAULT_BATCH / num_workers))
+        self._horizon, self.check = horizon, check
+        self.pool = Pool(make_env, num_workers, name=name, timeout=timeout, environ=environ)
 
     def evaluate(
         self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None] | None = None
@@ -87,14 +81,15 @@ class Evaluator:
             progress: called with (episodes done, num_episodes) when an episode ends.
 
         Returns:
-            'success' (info['success'] at the end, 0 or 1), 'return' (sum of rewards), 'length' (environment steps),
-            arrays [num_episodes] in order, and their means 'success_rate', 'return_mean', 'length_mean'.
-            The two on success are absent unless the environment reports it at the end of every episode.
+            'success' (0 or 1, see `episode_success`), 'return' (sum of rewards), 'length' (environment steps), arrays
+            [num_episodes] in order, and their means 'success_rate', 'return_mean', 'length_mean'. An episode that
+            reports no success where others do has failed; the two are absent if none does.
 
         Raises:
             ValueError: no episodes, or the policy's actions have the wrong shape.
             FloatingPointError: the policy's actions are not finite.
-            WorkerError: an environment raised or its worker died. The next call starts new workers.
+            WorkerError: an environment raised, hung or is no sound one, or its worker died. The next call starts new
+                workers.
         """
         if num_episodes < 1:
             raise ValueError(f"num_episodes is {num_episodes}; it must be at least 1")
@@ -110,54 +105,62 @@ class Evaluator:
             "return_mean": returns.mean(),
             "length_mean": lengths.mean(),
         }
-        if not np.isnan(success).any():
+        if not np.isnan(success).all():
+            success = np.nan_to_num(success)
             result |= {"success": success, "success_rate": success.mean()}
         return {name: value if value.ndim else float(value) for name, value in result.items()}
 
     def _run(
         self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None]
     ) -> list[tuple[float, float, int]]:
-        """The (success, return, length) of each episode.
+        """The (success, return, length) of each episode, success NaN if the environment does not report it.
 
         A slot is a row of the batch and an environment. A slot whose episode ends starts the next one at once, while
         other workers still step. Episodes are started in order and all are finished, so short ones are not favoured.
         """
-        episodes, chunks = np.zeros((2, self.batch_size), np.int32)
+        episodes, chunks, lengths = np.zeros((3, self.batch_size), np.int32)
+        returns = [0.0] * self.batch_size
         observations: list[Any] = []
         outcomes: dict[int, tuple[float, float, int]] = {}
         queue = iter(range(num_episodes))
 
-        def begin(slots: list[int]) -> dict[int, int]:
-            """Gives the slots the next episodes, as far as there are any; returns the seeds of their resets."""
-            seeds = {}
+        def begin(slots: list[int]) -> dict[int, Request]:
+            """Gives the slots the next episodes, as far as there are any; returns the requests for their resets."""
+            requests: dict[int, Request] = {}
             for slot, episode in zip(slots, queue, strict=False):
-                episodes[slot], chunks[slot], seeds[slot] = episode, 0, episode_seed(seed, episode)
-            return seeds
+                episodes[slot], chunks[slot], lengths[slot], returns[slot] = episode, 0, 0, 0.0
+                requests[slot] = "reset", (episode, episode_seed(seed, episode))
+            return requests
 
-        requests: dict[int, Any] = begin(list(range(self.batch_size)))
-        while True:
-            live, busy = [], self._send(requests)
-            while busy:
-                for connection in wait(list(busy)):
-                    ended = []
-                    for slot, observation, outcome in busy[connection].receive():
-                        if outcome is None:
-                            observations = observations or [observation] * self.batch_size
-                            observations[slot] = observation
-                            live.append(slot)
-                        else:
-                            outcomes[int(episodes[slot])] = outcome
-                            progress(len(outcomes), num_episodes)
-                            ended.append(slot)
-                    if resets := begin(ended):
-                        busy[connection].send(resets)
+        requests = begin(list(range(self.batch_size)))
+        while requests:
+            live = []
+            self.pool.send(requests)
+            while self.pool:
+                ended = []
+                for slot, reply in self.pool.receive(self.check):
+                    observation, over = reply, False
+                    if isinstance(reply, Steps):
+                        observation = map_parts(lambda parts: parts[0][0], [reply.observations])
+                        for reward in reply.rewards:
+                            returns[slot] += reward
+                        lengths[slot] += len(reply.rewards)
+                        over = reply.terminated or reply.truncated
+                    if over:
+                        outcomes[int(episodes[slot])] = reply.success, returns[slot], int(lengths[slot])
+                        progress(len(outcomes), num_episodes)
+                        ended.append(slot)
                     else:
-                        del busy[connection]
-            if not live:
-                return [outcomes[episode] for episode in range(num_episodes)]
-            actions = self._act(policy, observations, episodes, chunks, live)
-            requests = dict(zip(live, actions, strict=True))
-            chunks[live] += 1
+                        observations = observations or [observation] * self.batch_size
+                        observations[slot] = observation
+                        live.append(slot)
+                self.pool.send(begin(ended))
+            requests = {}
+            if live:
+                actions = self._act(policy, observations, episodes, chunks, live)
+                requests = {slot: ("step", (own,)) for slot, own in zip(live, actions, strict=True)}
+                chunks[live] += 1
+        return [outcomes[episode] for episode in range(num_episodes)]
 
     def _act(
         self, policy: Policy, observations: list[Any], episodes: np.ndarray, chunks: np.ndarray, live: list[int]
@@ -174,126 +177,12 @@ class Evaluator:
             raise FloatingPointError("the policy's actions are not finite: training has diverged")
         return np.clip(actions, -1, 1)
 
-    def _send(self, requests: dict[int, Any]) -> dict[Connection, "_Worker"]:
-        """Sends each slot's request to its worker; returns the workers that now owe a reply, by connection."""
-        shares: dict[int, dict[int, Any]] = {}
-        for slot, request in requests.items():
-            shares.setdefault(slot % self._num_workers, {})[slot] = request
-        for index in shares.keys() - self._workers.keys():
-            self._workers[index] = _Worker(self._make_env, self._environ)
-        for index, share in shares.items():
-            self._workers[index].send(share)
-        return {self._workers[index].connection: self._workers[index] for index in shares}
-
     def close(self) -> None:
         """Ends the workers; a later `evaluate` starts new ones."""
-        for worker in self._workers.values():
-            worker.kill()
-        self._workers.clear()
+        self.pool.close()
 
     def __enter__(self) -> "Evaluator":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class _Worker:
-    """The parent's end of a worker process."""
-
-    def __init__(self, make_env: Callable[[], gymnasium.Env], environ: dict[str, str]):
-        self.connection, other_end = Pipe()
-        with other_end:
-            self._process = subprocess.Popen(
-                # -u: no output lost in a buffer; -P: the parent's search path and nothing before it.
-                [sys.executable, "-u", "-P", "-c", WORKER.format(module=__name__, fd=other_end.fileno())],
-                pass_fds=[other_end.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environ},
-            )
-        self.send(make_env)
-
-    def send(self, message: Any) -> None:
-        """Sends a message; if the worker is dead, `receive` says why."""
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send(message)
-
-    def receive(self) -> list[tuple[int, Any, tuple[float, float, int] | None]]:
-        """The worker's replies, (slot, observation, outcome if the episode has ended).
-
-        Raises:
-            WorkerError: the worker raised or died.
-        """
-        try:
-            reply = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            code = self._process.wait()
-            died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            hint = "; too little memory?" if code == -signal.SIGKILL else ""
-            raise WorkerError(f"an evaluation worker died, {died}{hint}") from None
-        if isinstance(reply, str):
-            raise WorkerError(reply)
-        return reply
-
-    def kill(self) -> None:
-        """Ends the process, which has nothing to save, and waits for its end."""
-        self.connection.close()
-        self._process.kill()
-        self._process.wait()
-
-
-class _Slot:
-    """A worker's environment, with a state of NumPy's global generator of its own, which OGBench partly draws from."""
-
-    def __init__(self, env: gymnasium.Env):
-        self._env = env
-
-    def reset(self, seed: int) -> tuple[Any, None]:
-        """Starts an episode; returns its first observation."""
-        np.random.seed(seed)
-        self._env.unwrapped.action_space.seed(seed)  # OGBench's mazes draw random actions in their reset.
-        observation, _ = self._env.reset(seed=seed)
-        self._random_state = np.random.get_state()
-        self._return, self._length = 0.0, 0
-        return as_observation(observation), None
-
-    def step(self, actions: np.ndarray) -> tuple[Any, tuple[float, float, int] | None]:
-        """Executes a chunk, [horizon, action_dim], or its part up to the end of the episode.
-
-        Returns:
-            the last observation and, if the episode has ended, (success, return, length), success NaN if unknown.
-        """
-        np.random.set_state(self._random_state)
-        outcome = None
-        for action in actions:
-            observation, reward, terminated, truncated, info = self._env.step(action)
-            self._return += float(reward)
-            self._length += 1
-            if terminated or truncated:
-                outcome = float(info.get("success", np.nan)), self._return, self._length
-                break
-        self._random_state = np.random.get_state()
-        return as_observation(observation), outcome
-
-
-def _serve(fd: int) -> None:
-    """A worker's main loop, on the pipe with descriptor `fd`.
-
-    The first message is make_env, each later one {slot: seed to reset with, or chunk to execute}. Replies are lists of
-    (slot, observation, outcome or None), or one string that says why the worker gives up.
-    """
-    connection, slots = Connection(fd), {}
-    try:
-        make_env = connection.recv()
-        while True:
-            replies = []
-            for slot, request in connection.recv().items():
-                if slot not in slots:
-                    slots[slot] = _Slot(make_env())
-                act = slots[slot].reset if isinstance(request, int) else slots[slot].step
-                replies.append((slot, *act(request)))
-            connection.send(replies)
-    except Exception as error:  # EOFError: the parent has died; nobody reads the message.
-        with suppress(OSError):
-            connection.send(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-    os._exit(0)  # Without the interpreter's teardown: OpenGL contexts fail noisily in it.

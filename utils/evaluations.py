@@ -1,7 +1,8 @@
 """A program's evaluations: of all its lanes, in the foreground or while training goes on, and never lost or doubled."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,14 +11,14 @@ import numpy as np
 from flax.serialization import to_state_dict
 
 from utils.errors import UserError
-from utils.evaluation import Evaluator, WorkerError
-from utils.files import atomic_write_text
-from utils.logging import ProgressBar
+from utils.evaluation import Evaluator
+from utils.logging import ProgressBar, read_csv
 from utils.plotting import learning_curve
 from utils.random_streams import Stream, stream_key, stream_seed
 from utils.restoring import restore
 from utils.runs import online_from
 from utils.training import act, lane, stack
+from utils.workers import WorkerError, environment_failed
 
 # What evaluates a lane: (its number, stacked agents, its index in them).
 Actor = tuple[int, Any, int]
@@ -50,7 +51,8 @@ class Evaluations:
         """
         self._evaluator, self._lanes, self._episodes, self._check_signals = evaluator, lanes, episodes, check_signals
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._cancelled = False
+        self._cancelled = self._said = False
+        evaluator.check = self._check
         self._step, self._actors, self._future = 0, [], None
 
     def start(self, step: int, agents: Any, numbers: Sequence[int], overlap: bool) -> None:
@@ -63,16 +65,20 @@ class Evaluations:
         if overlap:
             self._begin(step, actors)
         else:
-            self._record(step, actors, self._evaluate(step, actors, self._check_signals))
+            self._record(step, actors, self._evaluate(step, actors))
 
     def settle(self, wait: bool = True) -> None:
-        """Writes the rows of the evaluation in the background once it has ended; `wait`: waits for that."""
+        """Writes the rows of the evaluation in the background once it has ended; `wait`: waits for that.
+
+        Raises:
+            EnvironmentFailed: an environment failed in it; it stays pending.
+        """
         while wait and self._future and not self._future.done():
             self._check_signals()
-            _wait(self._future)
+            futures.wait([self._future], timeout=0.2)
         if self._future and self._future.done():
-            future, self._future = self._future, None
-            self._record(self._step, self._actors, future.result())
+            results, self._future = self._future.result(), None
+            self._record(self._step, self._actors, results)
 
     def owed_step(self, number: int) -> int | None:
         """The step of a lane's evaluation whose row is not written yet, if there is one."""
@@ -99,11 +105,9 @@ class Evaluations:
             self._begin(step, [(number, stack([agent]), 0) for number, agent in states.items()])
 
     def cancel(self) -> None:
-        """Stops the evaluation in the background, unless it has just ended; it stays owed."""
+        """Lets the evaluation in the background stop, unless it has ended; it stays pending. Does not wait for it."""
         self._cancelled = True
-        while self._future and not self._future.done():
-            _wait(self._future)
-        if self._future and not self._future.exception():
+        if self._future and self._future.done() and not self._future.exception():
             self.settle()
 
     def close(self) -> None:
@@ -112,38 +116,29 @@ class Evaluations:
         self._evaluator.close()
 
     def _begin(self, step: int, actors: list[Actor]) -> None:
-        def check() -> None:
-            if self._cancelled:
-                raise Cancelled
-
         self._step, self._actors = step, actors
-        self._future = self._thread.submit(self._evaluate, step, actors, check)
+        self._future = self._thread.submit(self._evaluate, step, actors)
 
-    def _evaluate(self, step: int, actors: list[Actor], check: Callable[[], None]) -> list[dict[str, Any]]:
-        """The evaluator's results for each of `actors`; `check` is called often and may raise."""
+    def _check(self) -> None:
+        """Ends an evaluation that is not to go on, in whichever thread."""
+        if self._cancelled:
+            raise Cancelled
+        self._check_signals()
+
+    def _evaluate(self, step: int, actors: list[Actor]) -> list[dict[str, Any]]:
+        """The evaluator's results for each of `actors`."""
         results = []
         with ProgressBar(self._episodes * len(actors), description="evaluation", unit=" episodes") as bar:
-
-            def checked(policy: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-                def act_on(*inputs: np.ndarray) -> jax.Array:
-                    check()
-                    return policy(*inputs)
-
-                return act_on
-
             for number, agents, index in actors:
                 spec = self._lanes[number].spec
                 policy, seed = policy_of(spec.seed, agents, index, step)
                 try:
-                    count = self._episodes
-                    results.append(self._evaluator.evaluate(checked(policy), count, seed, lambda *_: bar.update(1)))
+                    results.append(self._evaluator.evaluate(policy, self._episodes, seed, lambda *_: bar.update(1)))
                 except FloatingPointError as error:
                     advice = "start again with a smaller --agent.lr in another --run_group"
                     raise UserError(f"{spec.directory}, step {step}: {error}; {advice}") from error
                 except WorkerError as error:
-                    report = spec.directory / "worker_error.txt"
-                    atomic_write_text(report, f"{error}\n")
-                    raise UserError(f"evaluation failed, {str(error).splitlines()[0]} (all of it: {report})") from error
+                    raise environment_failed(error, f"evaluation of step {step} failed", spec.directory) from error
         return results
 
     def _record(self, step: int, actors: list[Actor], results: list[dict[str, Any]]) -> None:
@@ -151,13 +146,21 @@ class Evaluations:
         for (number, *_), result in zip(actors, results, strict=True):
             run = self._lanes[number]
             root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
+            if "success_rate" not in row:
+                # Environments may report success in solved episodes alone: no report then means that none was solved.
+                if np.isfinite(read_csv(root / "eval.csv").get("success_rate", np.nan)).any():
+                    row["success_rate"] = 0.0
+                else:
+                    self.say_return_only()
             run.log("eval", step, {"episodes": self._episodes} | row)
             picture, title = root / "learning_curve.png", run.settings["env_name"]
             learning_curve(root, picture, title=title, online_from=online_from(run.settings))
             figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
             print(f"step {step}, {root.parent.name}/{root.name}: {figures}", flush=True)
 
-
-def _wait(future: Future) -> None:
-    """Waits for a moment, so that signals are seen."""
-    wait([future], timeout=0.2)
+    def say_return_only(self) -> None:
+        """Says once that the environment does not report success."""
+        if not self._said:
+            self._said = True
+            keys = "neither info['success'] nor info['is_success']"
+            print(f"{self._lanes[0].settings['env_name']}: {keys} is reported: return and length only", flush=True)

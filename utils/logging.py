@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -20,8 +20,9 @@ from utils.files import atomic_write_text, disk_errors
 class CsvLogger:
     """Appends rows to a CSV file, each one on disk for other readers as soon as `log` returns.
 
-    The first column is `step`, the others are the keys of the first row. A key that is not known yet then is given as
-    NaN: columns stay fixed, because byte positions in earlier checkpoints must stay good.
+    The first column is `step`, the others are `columns`, or the keys of the first row. A key that is not known yet then
+    is given as NaN: columns stay fixed, because byte positions in earlier checkpoints must stay good. A file of an
+    earlier version may lack columns: what has none is left out, which is said once.
 
     To resume, store `position()` in the checkpoint and open with it: rows written later are cut off and will be
     written again. Opened without (or with 0) the file starts anew.
@@ -30,9 +31,9 @@ class CsvLogger:
         UserError: the disk is full or the file cannot be written.
     """
 
-    def __init__(self, path: Path, position: int | None = None):
+    def __init__(self, path: Path, position: int | None = None, columns: Sequence[str] | None = None):
         self.path = path
-        self._columns: list[str] = []
+        self._columns = ["step", *columns] if columns else []
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _first_bytes(path, position or 0)
@@ -41,6 +42,8 @@ class CsvLogger:
             if kept:
                 self._file.truncate(len(kept))
                 self._file.seek(len(kept))
+        self._resumed = self._has_header = bool(kept)
+        self._told = False
         if kept:
             self._columns = next(csv.reader([kept.split(b"\n", 1)[0].decode()]))
 
@@ -49,14 +52,19 @@ class CsvLogger:
 
         Raises:
             UserError: the disk is full.
-            ValueError: `row` has a key that the first row did not have.
+            ValueError: `row` has a key without a column, in a file that was not resumed.
         """
         lines = []
-        if not self._columns:
-            self._columns = ["step", *row]
+        self._columns = self._columns or ["step", *row]
+        if unknown := sorted(row.keys() - set(self._columns)):
+            if not self._resumed:
+                raise ValueError(f"{self.path.name}: no column for {unknown}; give it as NaN in the first row")
+            if not self._told:
+                print(f"{self.path}: it has no column for {', '.join(unknown)}, which is left out", file=sys.stderr)
+            self._told = True
+        if not self._has_header:
             lines.append(self._columns)
-        if unknown := row.keys() - set(self._columns):
-            raise ValueError(f"{self.path.name}: no column for {sorted(unknown)}; give it as NaN in the first row")
+            self._has_header = True
         lines.append([str(step), *(_cell(row.get(column, math.nan)) for column in self._columns[1:])])
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)

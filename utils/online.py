@@ -1,23 +1,27 @@
-"""Online training: the lanes act in their environments and are trained on what they meet."""
+"""Online training: the lanes act in their environments, in worker processes, and are trained on what they meet."""
 
+import math
 import sys
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.evaluation import default_workers
 from utils.observations import map_parts
 from utils.program import Program
 from utils.random_streams import Stream, stream_key, stream_seed
-from utils.replay import Explorer, Replay
+from utils.replay import Explorer, Outcome, Replay
 from utils.training import Trainer, act
+from utils.workers import Pool, WorkerError, converse, environment_failed
 
 
 class Online:
     """The online part of a program: an environment and a share of the replay buffer for each lane."""
 
     def __init__(self, program: Program, trainer: Trainer, first_step: int):
-        """Makes the environments, or finds the way back to where they were.
+        """Starts the environments, or finds the way back to where they were.
 
         Args:
             program: at step `first_step` or beyond. trainer: holds the dataset.
@@ -28,32 +32,73 @@ class Online:
         self.program, self.trainer, horizon = program, trainer, program.config.horizon_length
         width = program.agents.config.action_dim // horizon
         self.replay = Replay(len(program.lanes), program.total - first_step, horizon, program.observation, width)
-        self.explorers = []
+        resumed = program.step > first_step
+        if resumed:  # What a signal saves until the explorers are back.
+            program.extra = lambda index: {"explorer": program.restored[index]["explorer"]}
+        workers = min(len(program.lanes), program.flags.eval_workers or default_workers())
+        self.pool = Pool(program.make_env, workers, name=program.task.name, timeout=program.flags.env_timeout)
+
+        def restore(explorer: Explorer, index: int) -> Generator[Any, Any, Explorer]:
+            explorer, same = yield from explorer.restore(program.restored[index]["explorer"])
+            if not same:
+                note = "its environment did not come back to the same state: the episode under way is cut off there"
+                print(f"{program.lanes[index].spec.directory}: {note}", file=sys.stderr)
+            return explorer
+
+        dialogues = {}
         for index, run in enumerate(program.lanes):
-            saved = program.restored[index]["explorer"] if program.step > first_step else None
 
             def seed_of(episode: int, seed: int = run.spec.seed) -> int:
                 return stream_seed(seed, Stream.RESET, episode)
 
-            explorer = Explorer(program.make_env(), self.replay, index, seed_of, program.sparse)
-            if saved and not explorer.restore(saved):
-                note = "its environment did not come back to the same state: the episode under way is cut off there"
-                print(f"{run.spec.directory}: {note}", file=sys.stderr)
-            self.explorers.append(explorer)
+            explorer = Explorer(self.replay, index, seed_of, program.sparse)
+            dialogues[index] = restore(explorer, index) if resumed else explorer.begin()
+        explorers = self._converse(dialogues)
+        self.explorers = [explorers[index].commit() for index in range(len(program.lanes))]
         program.extra = lambda index: {"explorer": self.explorers[index].state()}
 
-    def _act(self, index: int, steps: int, until: int) -> None:
-        """One lane takes `steps` environment steps, up to the program's step `until`."""
+    def _converse(self, dialogues: dict[int, Generator[Any, Any, Any]]) -> dict[int, Any]:
+        """Runs the lanes' dialogues with their environments, all at a time; nothing is changed if that fails."""
+        try:
+            return converse(self.pool, dialogues, self.program.signals.check)
+        except WorkerError as error:
+            self.pool.close()
+            what, directory = (
+                f"acting online from step {self.program.step} on failed",
+                self.program.lanes[0].spec.directory,
+            )
+            raise environment_failed(error, what, directory) from error
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def _acting(self, index: int, steps: int) -> Generator[Any, Any, tuple[Explorer, list[Outcome]]]:
+        """The dialogue of `steps` environment steps of one lane."""
         program, horizon = self.program, self.program.config.horizon_length
         key = stream_key(program.lanes[index].spec.seed, Stream.ACTING)
 
         def policy(observation: Any, episode: int, step: int) -> np.ndarray:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)
             chunk = np.asarray(act(program.actors, index, map_parts(np.stack, [observation]), key, *numbers))
+            if not np.isfinite(chunk).all():
+                advice = "start again with a smaller --agent.lr in another --run_group"
+                directory = program.lanes[index].spec.directory
+                raise UserError(f"{directory}, step {program.step}: the policy's actions are not finite; {advice}")
             return chunk.reshape(horizon, -1)
 
-        for outcome in self.explorers[index].act(steps, policy):
-            program.lanes[index].log("online", until, outcome)
+        return self.explorers[index].act(steps, policy)
+
+    def _act(self, steps: int, until: int) -> None:
+        """Every lane takes `steps` environment steps, up to the program's step `until`: all of them, or none does."""
+        lanes = self.program.alive
+        results = self._converse({index: self._acting(index, steps) for index in lanes})
+        for index in lanes:
+            explorer, outcomes = results[index]
+            self.explorers[index] = explorer.commit()
+            for outcome in outcomes:
+                self.program.lanes[index].log("online", until, outcome)
+                if math.isnan(outcome["success"]):
+                    self.program.evaluations.say_return_only()
 
     def train(self, start_training: int, utd_ratio: int, balanced: bool) -> None:
         """Acts and trains to the program's end: one chunk executed, then its updates, in turn.
@@ -63,14 +108,16 @@ class Online:
             balanced: half of each batch from the dataset, half from the lane's experience; else uniform over both.
         """
         program = self.program
-        while program.step < program.total:
-            program.visit()
-            until = min(program.until(), program.step + program.config.horizon_length)
-            steps, info, updates = until - program.step, {}, 0
-            for index in range(len(self.explorers)):
-                self._act(index, steps, until)
-            learnt_from = min(steps, self.explorers[0].transitions - start_training)
-            if learnt_from > 0 and self.replay.counts.min() > 0:
-                updates = learnt_from * utd_ratio
-                program.agents, info = self.trainer.train_online(program.agents, self.replay, updates, balanced)
-            program.advance(until, info, updates)
+        try:
+            while program.step < program.total:
+                program.visit()
+                until = min(program.until(), program.step + program.config.horizon_length)
+                steps, info, updates = until - program.step, {}, 0
+                self._act(steps, until)
+                learnt_from = min(steps, self.explorers[program.alive[0]].transitions - start_training)
+                if learnt_from > 0 and self.replay.counts.min() > 0:
+                    updates = learnt_from * utd_ratio
+                    program.agents, info = self.trainer.train_online(program.agents, self.replay, updates, balanced)
+                program.advance(until, info, updates)
+        finally:
+            self.pool.close()

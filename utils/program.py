@@ -29,8 +29,14 @@ from utils.rendering import set_rendering_backend
 from utils.restoring import restore
 from utils.training import NOT_FINITE, SEGMENT, all_finite, capped_warning, decision_seconds, lane, not_finite, stack
 from utils.video import VideoUnavailable, record
+from utils.workers import EnvironmentFailed
 
 LOGS = ("train", "eval", "timing")
+# Of files whose later rows may know more than the first.
+COLUMNS = {
+    "eval": ("episodes", "return_mean", "length_mean", "success_rate"),
+    "online": ("return", "length", "success"),
+}
 
 
 def define_flag(values: flags.FlagValues, kind: str, name: str, default: Any, text: str, **bounds: Any) -> None:
@@ -59,6 +65,8 @@ def define_flags(values: flags.FlagValues, env_name: str, log: int, evaluate: in
     flag("integer", "eval_episodes", 50, "Episodes an evaluation; 0: no evaluations.", lower_bound=0)
     flag("bool", "eval_overlap", True, "Train on while evaluating; the numbers are the same.")
     flag("integer", "eval_workers", None, "Processes that step environments; default: one a core.", lower_bound=1)
+    flag("float", "env_timeout", 120.0, "Seconds that a step or a reset may take; 0: any time.", lower_bound=0.0)
+    flag("integer", "max_episode_steps", None, "Cuts episodes, as a time limit does.", lower_bound=1)
     flag("integer", "video_episodes", 0, "Episodes of the final policy in videos/.", lower_bound=0)
     flag("integer", "video_frame_skip", 3, "Environment steps a frame.", lower_bound=1)
     flag("string", "save_dir", "exp", "Runs are kept in <save_dir>/<run_group>/<env_name>/<agent>/sd<seed>.")
@@ -100,7 +108,7 @@ class Run:
     def open_logs(self, logs: Sequence[str], positions: dict[str, int], mode: str, group: str) -> None:
         """Opens the CSV files `logs` at the positions of a checkpoint, or anew."""
         root = self.spec.directory
-        self.csv = {name: CsvLogger(root / f"{name}.csv", positions.get(name)) for name in logs}
+        self.csv = {name: CsvLogger(root / f"{name}.csv", positions.get(name), COLUMNS.get(name)) for name in logs}
         name = f"{root.parent.name}-{self.settings['env_name']}-{root.name}"
         self.wandb = WandbLogger(mode, root, group, name, self.settings)
 
@@ -288,6 +296,8 @@ class Program:
         for run in self.lanes:
             run.files.settle(run.settings | widths | {"data_card": data_card}, dataset)
         self.agents, self.observation, self.make_env = agents, observation, make_env
+        if self.flags.max_episode_steps:
+            self.make_env = functools.partial(make_env, max_episode_steps=self.flags.max_episode_steps)
         states = self.restored or [{"csv": {}, "evaluated": False}] * len(self.lanes)
         self.evaluated = [bool(state["evaluated"]) for state in states]
         for run, state in zip(self.lanes, states, strict=True):
@@ -295,7 +305,9 @@ class Program:
 
     def __enter__(self) -> "Program":
         self.signals, self.extra, self._spent, self._updates = cli.Signals(), lambda index: {}, 0.0, 0
-        evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=self.flags.eval_workers)
+        patience = {"name": self.task.name, "timeout": self.flags.env_timeout}
+        workers = self.flags.eval_workers
+        evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=workers, **patience)
         self.evaluations = Evaluations(evaluator, self.lanes, self._episodes, self.signals.check)
         if self.restored and self._episodes:
             owing = [state.get("owed") for state in self.restored]
@@ -306,7 +318,7 @@ class Program:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self.evaluations.cancel()
-            if kind is cli.Interrupted:
+            if kind and issubclass(kind, (cli.Interrupted, EnvironmentFailed)):
                 self.save()
         finally:
             self._bar.close()
@@ -425,7 +437,8 @@ class Program:
                 episodes, video, horizon = self.flags.video_episodes, self._video_path(run), self.config.horizon_length
                 try:
                     skip = self.flags.video_frame_skip
-                    record(make, policy, episodes, seed, video, horizon, frame_skip=skip)
+                    patience = {"timeout": self.flags.env_timeout, "check": self.signals.check}
+                    record(make, policy, episodes, seed, video, horizon, frame_skip=skip, **patience)
                 except VideoUnavailable as reason:
                     print(f"no video: {reason}", file=sys.stderr)
             run.files.finish({"step": self.step} | cost)

@@ -1,10 +1,11 @@
-"""What agents do online: the replay buffer on the device, and the environment that one lane acts in."""
+"""What agents do online: the replay buffer on the device, and the episodes of one lane that fill it."""
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from utils.datasets import Arrays
 from utils.errors import UserError
 from utils.memory import free_memory
-from utils.observations import as_observation, columns, map_parts
+from utils.observations import columns, map_parts
+from utils.workers import Request, Steps
 
 State = dict[str, Any]
+Outcome = dict[str, float]  # of an episode: success (NaN if not known), return and length
 
 
 class Replay:
@@ -85,47 +88,41 @@ def _write(arrays: Arrays, block: Arrays, lane: jax.Array, position: jax.Array) 
 
 
 class Explorer:
-    """One lane's environment, the chunk under way in it, and its place in the replay buffer.
+    """One lane's episodes, the chunk under way in them, and their place in the replay buffer.
+
+    Its environment is elsewhere: `begin`, `act` and `restore` yield requests to it (utils/workers.py) and are sent the
+    replies. They change nothing but return what comes to be, an explorer whose `commit` writes its rows: so what is cut
+    off by a signal or a crash has not happened.
 
     Episode i begins with a reset by `seed_of(i)`, so that a killed run can find its way back: it resets and takes the
     actions of the episode again.
     """
 
-    def __init__(
-        self, env: gymnasium.Env, replay: Replay, lane: int, seed_of: Callable[[int], int], sparse: bool = False
-    ):
-        """Starts the first episode.
+    def __init__(self, replay: Replay, lane: int, seed_of: Callable[[int], int], sparse: bool = False):
+        """Starts nothing yet.
 
         Args:
-            env: an environment from make_env: vector observations or such with images, and actions in [-1, 1].
             replay: where rows go. lane: which of its lanes.
             seed_of: number of the episode → seed of its reset.
             sparse: give −1 for each reward that is not 0.
         """
-        self._env, self._replay, self._lane, self._seed_of, self._sparse = env, replay, lane, seed_of, sparse
-        self.episode, self.row, self.transitions = 0, 0, 0
-        self._queue = np.zeros((0, *env.action_space.shape), np.float32)
-        self._reset()
+        self._replay, self._lane, self._seed_of, self._sparse = replay, lane, seed_of, sparse
+        self.episode, self.row, self.transitions, self.first_row = 0, 0, 0, 0
+        self.reports = False  # whether an episode has reported its success
+        self._width = replay.arrays["actions"].shape[-1]
+        self._queue = np.zeros((0, self._width), np.float32)
+        self._count, self._writes = 0, []
 
-    def _reset(self) -> None:
-        seed = self._seed_of(self.episode)
-        np.random.seed(seed)
-        observation, _ = self._env.reset(seed=seed)
-        self._random_state = np.random.get_state()
-        self.first_row, self._return, self._length = self.row, 0.0, 0
-        self.observation = as_observation(observation)
-        self._write([self.observation], [], [], [], False, False)
+    def begin(self) -> Generator[Request, Any, Self]:
+        """Starts the first episode; returns the explorer in it."""
+        new = self._copy()
+        yield from new._reset()
+        return new
 
-    def _step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
-        # OGBench draws from NumPy's global generator: each lane has a state of its own.
-        np.random.set_state(self._random_state)
-        observation, reward, terminated, truncated, info = self._env.step(np.clip(action, -1, 1))
-        self._random_state = np.random.get_state()
-        reward = -float(reward != 0) if self._sparse else float(reward)
-        return as_observation(observation), reward, terminated, truncated, info
-
-    def act(self, steps: int, policy: Callable[[Any, int, int], np.ndarray]) -> list[dict[str, float]]:
-        """Takes exactly `steps` environment steps, chunks open loop, and stores them.
+    def act(
+        self, steps: int, policy: Callable[[Any, int, int], np.ndarray]
+    ) -> Generator[Request, Any, tuple[Self, list[Outcome]]]:
+        """Takes exactly `steps` environment steps, chunks open loop.
 
         Args:
             steps: environment steps.
@@ -133,88 +130,121 @@ class Explorer:
                 the last chunk is used up or the episode is new.
 
         Returns:
-            success (if the environment reports it), return and length of each episode that ended.
+            the explorer after them, and the outcome of each episode that ended. Success is NaN until an episode has
+            reported it; from then on an episode that does not has failed.
         """
-        ended = []
+        new, ended = self._copy(), []
         while steps:
-            if not len(self._queue):
-                self._queue = np.asarray(policy(self.observation, self.episode, self._length), np.float32)
-            taken = {"observations": [self.observation], "actions": [], "rewards": [], "masks": []}
-            terminated = truncated = False
-            while steps and len(self._queue) and not (terminated or truncated):
-                action, self._queue = self._queue[0], self._queue[1:]
-                observation, reward, terminated, truncated, info = self._step(action)
-                for name, value in zip(taken, (observation, action, reward, 1.0 - terminated), strict=True):
-                    taken[name].append(value)
-                self._return, self._length, steps = self._return + reward, self._length + 1, steps - 1
-            self.observation = observation
-            self._write(*taken.values(), terminated or truncated, terminated)
-            if terminated or truncated:
-                outcome = {"return": self._return, "length": self._length}
-                ended.append(outcome | ({"success": float(info["success"])} if "success" in info else {}))
-                self.episode, self._queue = self.episode + 1, self._queue[:0]
-                self._reset()
-        return ended
+            if not len(new._queue):
+                new._queue = np.asarray(policy(new.observation, new.episode, new._length), np.float32)
+            chunk = new._queue[:steps]
+            taken: Steps = yield "record", (np.clip(chunk, -1, 1),)
+            count, over = len(taken.rewards), taken.terminated or taken.truncated
+            rewards = new._rewarded(taken.rewards)
+            masks = [*[1.0] * (count - 1), 1.0 - taken.terminated]
+            visited = map_parts(lambda parts: np.concatenate([parts[0][None], parts[1]]), [new.observation, taken[0]])
+            new._write(visited, chunk[:count], rewards, masks, over, taken.terminated)
+            new.observation = map_parts(lambda parts: parts[0][-1], [taken.observations])
+            new._queue, steps = new._queue[count:], steps - count
+            if over:
+                success, new.reports = taken.success, new.reports or not math.isnan(taken.success)
+                if new.reports:
+                    success = float(success == 1)
+                ended.append({"return": new._return, "length": new._length, "success": success})
+                new.episode, new._queue = new.episode + 1, new._queue[:0]
+                yield from new._reset()
+        return new, ended
+
+    def restore(self, state: State) -> Generator[Request, Any, tuple[Self, bool]]:
+        """Goes back to `state` by taking the episode's actions again.
+
+        Returns:
+            the explorer there, and False if the environment did not come back to the same state: then the episode is
+            cut off where it was, as by a time limit, and a new one has begun.
+        """
+        new = self._copy()
+        for name in ("episode", "row", "transitions", "first_row"):
+            setattr(new, name, int(state[name]))
+        new.reports = bool(state.get("reports", False))
+        new._queue = np.asarray(state["queue"], np.float32)
+        rows, new._count = state["rows"], int(state["count"])
+        actions = np.clip(rows["actions"][new.first_row : new.row], -1, 1)
+        observation, taken = yield "retrace", (new.episode, new._seed_of(new.episode), actions)
+        new._return, new._length, over = 0.0, 0, False
+        if taken:
+            new._rewarded(taken.rewards)
+            over = taken.terminated or taken.truncated
+            observation = map_parts(lambda parts: parts[0][-1], [taken.observations])
+        new.observation = observation
+        new._writes.append(lambda replay: replay.restore(new._lane, rows, new._count))
+        same = all(np.array_equal(part, rows[name][state["row"]]) for name, part in columns(observation).items())
+        if same and not over:
+            return new, True
+        new._count = new.transitions
+        new.episode, new.row, new._queue = new.episode + 1, new.row + 1, new._queue[:0]
+        yield from new._reset()
+        return new, False
+
+    def commit(self) -> Self:
+        """Writes the rows that are not in the replay buffer yet; returns the explorer."""
+        for write in self._writes:
+            write(self._replay)
+        self._replay.counts[self._lane], self._writes = self._count, []
+        return self
+
+    def state(self) -> State:
+        """Everything a checkpoint needs to go on: rows, counters and the chunk under way."""
+        names = ("episode", "row", "transitions", "first_row", "reports")
+        return {
+            "rows": self._replay.rows_of(self._lane, self.row + 1),
+            "count": self._count,
+            "queue": self._queue,
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def _copy(self) -> Self:
+        """An explorer that can go on while this one stays as it is."""
+        new = copy.copy(self)
+        new._writes = []
+        return new
+
+    def _reset(self) -> Generator[Request, Any, None]:
+        """Starts the episode; its first state becomes the current row."""
+        self.observation = yield "reset", (self.episode, self._seed_of(self.episode))
+        self.first_row, self._return, self._length = self.row, 0.0, 0
+        self._write(map_parts(np.stack, [self.observation]), np.zeros((0, self._width)), [], [], False, False)
+
+    def _rewarded(self, rewards: Sequence[float]) -> list[float]:
+        """The rewards as they are learnt from, counted in the episode's return and length."""
+        rewards = [-float(reward != 0) for reward in rewards] if self._sparse else list(rewards)
+        for reward in rewards:
+            self._return += reward
+        self._length += len(rewards)
+        return rewards
 
     def _write(
-        self, observations: list, actions: list, rewards: list, masks: list, ended: bool, terminated: bool
+        self, visited: Any, actions: np.ndarray, rewards: list, masks: list, ended: bool, terminated: bool
     ) -> None:
-        """Stores n transitions from the current row on and the state after them, which becomes the current row."""
-        count, width = len(actions), self._env.action_space.shape[0]
-        last = {"actions": np.zeros(width), "rewards": 0.0, "masks": 1.0}
+        """Stores n transitions from the current row on and the state after them, which becomes the current row.
+
+        Args:
+            visited: n + 1 observations, [n + 1, ...]. actions: [n, action_dim].
+        """
+        count = len(actions)
         flags = np.arange(count + 1) == count
         values = {
-            **columns(map_parts(np.stack, observations)),
-            "actions": np.array([*actions, last["actions"]], np.float32),
-            "rewards": np.array([*rewards, last["rewards"]], np.float32),
-            "masks": np.array([*masks, last["masks"]], np.float32),
+            **columns(visited),
+            "actions": np.concatenate([actions, np.zeros((1, self._width))]).astype(np.float32),
+            "rewards": np.array([*rewards, 0.0], np.float32),
+            "masks": np.array([*masks, 1.0], np.float32),
             "terminals": flags.astype(np.float32),  # Until it is acted from, the current row ends what is known.
             "terminated": (flags & terminated).astype(np.float32),
         }
         starts = self.row + np.arange(count, dtype=np.int32)
-        self._replay.write(self._lane, self.row, values, self.transitions, starts)
+        self._writes.append(
+            partial(Replay.write, lane=self._lane, row=self.row, values=values, start=self.transitions, starts=starts)
+        )
         self.row, self.transitions = self.row + count, self.transitions + count
         pending = 0 if ended else min(self._replay.horizon - 1, self.row - self.first_row)
-        self._replay.counts[self._lane] = self.transitions - pending
+        self._count = self.transitions - pending
         self.row += ended
-
-    def state(self) -> State:
-        """Everything a checkpoint needs to go on: rows, counters and the chunk under way."""
-        return {
-            "rows": self._replay.rows_of(self._lane, self.row + 1),
-            "count": int(self._replay.counts[self._lane]),
-            "queue": self._queue,
-            **{name: getattr(self, name) for name in ("episode", "row", "transitions", "first_row")},
-        }
-
-    def restore(self, state: State) -> bool:
-        """Goes back to `state` by taking the episode's actions again.
-
-        Returns:
-            False if the environment did not come back to the same state: then the episode is cut off where it was, as
-            by a time limit, and a new one has begun.
-        """
-        for name in ("episode", "row", "transitions", "first_row"):
-            setattr(self, name, int(state[name]))
-        self._queue = np.asarray(state["queue"], np.float32)
-        rows = state["rows"]
-        actions = rows["actions"][self.first_row : self.row]
-        seed = self._seed_of(self.episode)
-        np.random.seed(seed)
-        observation, _ = self._env.reset(seed=seed)
-        self._random_state = np.random.get_state()
-        self._return, self._length, over = 0.0, 0, False
-        for action in actions:
-            if over:
-                break
-            observation, reward, terminated, truncated, _ = self._step(action)
-            self._return, self._length, over = self._return + reward, self._length + 1, terminated or truncated
-        self._replay.restore(self._lane, rows, int(state["count"]))
-        self.observation = as_observation(observation)
-        parts = columns(self.observation).items()
-        if not over and all(np.array_equal(part, rows[name][state["row"]]) for name, part in parts):
-            return True
-        self._replay.counts[self._lane] = self.transitions
-        self.episode, self.row, self._queue = self.episode + 1, self.row + 1, self._queue[:0]
-        self._reset()
-        return False

@@ -3,6 +3,7 @@
 import functools
 import math
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,11 @@ import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 
-from utils.evaluation import Evaluator, Policy, WorkerError, episode_seed
+from utils.evaluation import Evaluator, Policy, episode_seed
 from utils.files import atomic_write_bytes
 from utils.observations import Observation
 from utils.rendering import no_rendering, rendering_backend
+from utils.workers import DEFAULT_TIMEOUT, WorkerError
 
 BORDER = 6  # pixels around each episode
 RUNNING, SUCCESS, FAILURE = (110, 110, 110), (40, 180, 70), (210, 50, 50)  # colours of the border, RGB
@@ -37,6 +39,8 @@ def record(
     *,
     frame_skip: int = 3,
     fps: int = 15,
+    timeout: float = DEFAULT_TIMEOUT,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray | float]:
     """Writes an mp4 of the first episodes of the evaluation with this seed, in a grid.
 
@@ -46,6 +50,7 @@ def record(
         make_env, policy, num_episodes, seed, horizon: as in `Evaluator`; the policy gets batches of 1.
         path: of the mp4, which appears when it is complete.
         frame_skip: environment steps a frame, at least 1.
+        timeout, check: as in `Evaluator`; what `check` raises ends the recording.
         fps: frames a second; 15 at a frame_skip of 3 shows OGBench's arms (20 steps a second) 2.25 times too fast.
 
     Returns:
@@ -55,7 +60,7 @@ def record(
         VideoUnavailable: nothing renders here, the environment cannot be rendered, or there is no ffmpeg.
         UserError: `path` cannot be written.
     """
-    backend = rendering_backend()
+    backend = _waiting(rendering_backend, check)
     if backend is None:
         raise VideoUnavailable(no_rendering())
     # ffmpeg is started by fork and exec, which JAX warns of; nothing of JAX runs in between.
@@ -69,7 +74,8 @@ def record(
         make = functools.partial(_FrameSaver.make, make_env, frame_skip, folder)
         try:
             environ = {"MUJOCO_GL": backend}  # Before the worker imports mujoco.
-            with Evaluator(make, horizon, num_workers=1, envs_per_worker=1, environ=environ) as evaluator:
+            patience = {"timeout": timeout, "check": check}
+            with Evaluator(make, horizon, num_workers=1, envs_per_worker=1, environ=environ, **patience) as evaluator:
                 result = evaluator.evaluate(policy, num_episodes, seed)
         except WorkerError as error:
             raise VideoUnavailable(f"the episodes could not be rendered: {str(error).splitlines()[0]}") from error
@@ -78,9 +84,21 @@ def record(
         # The grid's sides are even, as the codec demands; the default of 16 would rescale the pictures.
         with imageio.get_writer(encoded, fps=fps, macro_block_size=2) as writer:
             for picture in _pictures(episodes, result.get("success", np.zeros(num_episodes)), HOLD_SECONDS * fps):
+                check()
                 writer.append_data(picture)
         atomic_write_bytes(Path(path), encoded.read_bytes())
     return result
+
+
+def _waiting(function: Callable[[], Any], check: Callable[[], None]) -> Any:
+    """The result of `function`, which may take long; `check` is called meanwhile, and what it raises ends the wait."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        check()
+        thread.join(0.1)
+    return results[0]
 
 
 def _pictures(episodes: list[np.ndarray], success: np.ndarray, hold: int) -> Iterator[np.ndarray]:
