@@ -15,8 +15,8 @@ from tiny_runs import BC, POINTMAZE, call, contents, refused, run_dir, run_main
 
 from utils import runs
 from utils.errors import UserError
-from utils.evaluation import WorkerError
 from utils.runs import ROOT
+from utils.workers import WorkerError
 
 
 @pytest.fixture
@@ -222,5 +222,6 @@ def test_dead_worker(flags, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.program.Evaluator.evaluate", failing)
     outcome = call(*flags)
     assert outcome.code == 2
-    assert outcome.err.splitlines()[-1].startswith("error: evaluation failed, ValueError: no such joint (all of it: ")
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("error: evaluation of step 4 failed: ValueError: no such joint (traceback: ")
     assert "Traceback" in (run_dir(tmp_path / "exp") / "worker_error.txt").read_text()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from counting_env import CountingEnv, make_in_worker
 
-from utils.evaluation import Evaluator, WorkerError, episode_seed
+from utils.evaluation import Evaluator, episode_seed
+from utils.workers import WorkerError
 
 HORIZON = 3
 
@@ -106,7 +107,7 @@ def test_padding_is_finite_when_there_are_fewer_episodes_than_slots(evaluator):
 
     with Evaluator(make_in_worker, HORIZON, num_workers=2, envs_per_worker=2) as fresh:
         result = fresh.evaluate(strict, 1, seed=0)
-        assert len(fresh._workers) == 1  # no more than there are episodes
+        assert len(fresh.pool.workers) == 1  # no more than there are episodes
     np.testing.assert_array_equal(outcomes_of(result), outcomes_of(evaluator.evaluate(policy, 1, seed=0)))
 
 
@@ -122,7 +123,7 @@ def test_a_failing_worker_is_reported(fault, message):
         for _ in range(2):  # the second call starts new workers
             with pytest.raises(WorkerError, match=message):
                 evaluator.evaluate(policy, 20, seed=0)
-            assert not evaluator._workers
+            assert not evaluator.pool.workers
 
 
 @pytest.mark.parametrize(
@@ -140,12 +141,12 @@ def test_bad_actions_are_refused_and_the_next_call_works(evaluator, actions, err
 def test_workers_ignore_ctrl_c_and_end_on_close():
     evaluator = Evaluator(make_in_worker, HORIZON, num_workers=2, envs_per_worker=1)
     evaluator.evaluate(policy, 4, seed=0)
-    processes = [worker._process for worker in evaluator._workers.values()]
+    processes = [worker._process for worker in evaluator.pool.workers.values()]
     for process in processes:
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
     assert len(evaluator.evaluate(policy, 4, seed=0)["return"]) == 4
-    assert [worker._process for worker in evaluator._workers.values()] == processes  # reused
+    assert [worker._process for worker in evaluator.pool.workers.values()] == processes  # reused
     evaluator.close()
     assert all(process.poll() is not None for process in processes)
     evaluator.close()

@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.observations import Observation
 from utils.replay import Explorer, Replay
 from utils.training import Trainer, lane, stack
+from utils.workers import Slot
 
 HORIZON = 3
 STATE = np.zeros(4, np.float32)
@@ -44,6 +45,40 @@ class Pictured(gymnasium.ObservationWrapper):
         return Observation(np.float32(observation[:1]), images)
 
 
+class Alone:
+    """An explorer and its environment in this process, as one object that goes on."""
+
+    def __init__(self, env, *arguments, **options):
+        self._slot = Slot(env)
+        self.explorer = Explorer(*arguments, **options)
+        self.explorer = self._run(self.explorer.begin()).commit()
+
+    def _run(self, dialogue):
+        reply = None
+        while True:
+            try:
+                method, arguments = dialogue.send(reply)
+            except StopIteration as end:
+                return end.value
+            reply = getattr(self._slot, method)(*arguments)
+
+    def act(self, steps, policy):
+        new, ended = self._run(self.explorer.act(steps, policy))
+        self.explorer = new.commit()
+        return ended
+
+    def restore(self, state):
+        new, same = self._run(self.explorer.restore(state))
+        self.explorer = new.commit()
+        return same
+
+    def seed_by(self, seed_of):
+        self.explorer._seed_of = seed_of
+
+    def __getattr__(self, name):
+        return getattr(self.explorer, name)
+
+
 def policy(observation, episode, step):
     """A chunk that shows when it was asked for."""
     rng = np.random.default_rng((episode, step))
@@ -53,7 +88,7 @@ def policy(observation, episode, step):
 def explore(ticks, lane_=0, lanes=1, env=None, max_steps=400, seed=0):
     """An explorer that has taken `ticks` (a list of numbers of steps), its environment and its buffer."""
     replay, env = Replay(lanes, max_steps, HORIZON, STATE, 2), Logged(SeededReset(env or CountingEnv()))
-    explorer = Explorer(env, replay, lane_, lambda episode: 1000 * seed + episode)
+    explorer = Alone(env, replay, lane_, lambda episode: 1000 * seed + episode)
     ended = [outcome for steps in ticks for outcome in explorer.act(steps, policy)]
     return explorer, env, replay, ended
 
@@ -104,7 +139,7 @@ def test_images_are_stored_beside_their_states():
     """As uint8, one a state, for s and s' alike; and a restored run finds its way back by them."""
     env = Pictured(CountingEnv())
     replay = Replay(1, 100, HORIZON, env.observation(STATE), 2)
-    explorer = Explorer(SeededReset(env), replay, 0, lambda episode: episode)
+    explorer = Alone(SeededReset(env), replay, 0, lambda episode: episode)
     explorer.act(50, policy)
     assert replay.arrays["images"].dtype == np.uint8
     own, count = lane(replay.arrays, 0), int(replay.counts[0])
@@ -115,7 +150,7 @@ def test_images_are_stored_beside_their_states():
         steps = np.asarray(seen.state)[whole, 0]
         np.testing.assert_array_equal(np.asarray(seen.images)[whole, 0, 0, 0, 0], 50 * steps % 256)
     state = jax.device_get(explorer.state())
-    other = Explorer(SeededReset(Pictured(CountingEnv())), Replay(1, 100, HORIZON, explorer.observation, 2), 0, int)
+    other = Alone(SeededReset(Pictured(CountingEnv())), Replay(1, 100, HORIZON, explorer.observation, 2), 0, int)
     assert other.restore(state)
     state["rows"]["images"] = 255 - state["rows"]["images"]
     assert not other.restore(state)
@@ -142,7 +177,7 @@ def test_chunks_are_open_loop():
     """The policy is asked at an episode's start and whenever a chunk is used up, and for nothing else."""
     asked = []
     replay, env = Replay(1, 100, HORIZON, STATE, 2), Logged(CountingEnv())
-    explorer = Explorer(env, replay, 0, lambda episode: episode)
+    explorer = Alone(env, replay, 0, lambda episode: episode)
     explorer.act(60, lambda *a: (asked.append(a[1:]), policy(*a))[1])
     due = [(i, t) for i, e in enumerate(env.episodes) for t in range(0, max(len(e) - 1, 1), HORIZON) if len(e) > 1]
     assert asked == due
@@ -155,7 +190,7 @@ def test_restore_finds_the_way_back(steps):
     state = jax.device_get(explorer.state())
     explorer.act(50, policy)
     other, _, other_replay, _ = explore([3], seed=7)
-    other._seed_of = lambda episode: episode
+    other.seed_by(lambda episode: episode)
     assert other.restore(state)
     other.act(50, policy)
     assert (other.row, other.transitions, other.episode) == (explorer.row, explorer.transitions, explorer.episode)
@@ -170,7 +205,7 @@ def test_an_environment_that_cannot_come_back():
     explorer, _, _, _ = explore([30])
     state = jax.device_get(explorer.state())
     other, _, replay, _ = explore([3])
-    other._seed_of = lambda episode: 555 + episode
+    other.seed_by(lambda episode: 555 + episode)
     transitions = state["transitions"]
     assert not other.restore(state)
     assert other.transitions == transitions and other.episode == state["episode"] + 1
@@ -185,7 +220,7 @@ def test_an_environment_that_cannot_come_back():
 def test_sparse_rewards():
     """−1 for each reward that is not 0."""
     replay = Replay(1, 50, HORIZON, STATE, 2)
-    Explorer(CountingEnv(), replay, 0, lambda episode: episode, sparse=True).act(20, policy)
+    Alone(CountingEnv(), replay, 0, lambda episode: episode, sparse=True).act(20, policy)
     assert set(np.unique(np.asarray(replay.arrays["rewards"][0, :20]))) <= {-1.0, 0.0}
 
 
@@ -214,7 +249,7 @@ def test_shares_of_experience_in_a_batch(balanced):
     """Balanced: half from each. Else: by their numbers. Each lane meets its own experience only."""
     replay = Replay(2, 100, HORIZON, STATE, 2)
     for index, steps in enumerate((90, 30)):
-        Explorer(CountingEnv(), replay, index, lambda episode, i=index: 50 * i + episode).act(steps, policy)
+        Alone(CountingEnv(), replay, index, lambda episode, i=index: 50 * i + episode).act(steps, policy)
     data, updates = offline_data(), 40
     trainer = Trainer(jax.random.split(jax.random.PRNGKey(0), 2))
     trainer.set_data(data)

@@ -1,4 +1,5 @@
 from functools import partial
+from time import sleep
 
 import imageio.v3 as imageio
 import numpy as np
@@ -81,6 +82,37 @@ def test_an_environment_that_cannot_be_rendered(tmp_path, any_backend, faults, m
         record(partial(CountingEnv, **faults), policy, 5, 0, tmp_path / "episodes.mp4", HORIZON)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_ends_the_recording(tmp_path, any_backend):
+    """While the episodes run, and while their pictures are encoded, some 30 of which show the end."""
+    calls = []
+
+    def check(last=None):
+        calls.append(None)
+        if len(calls) == last:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "episodes.mp4"
+    record(CountingEnv, policy, 1, 0, path, HORIZON, check=check)
+    path.unlink()
+    for last in (3, len(calls) - 12):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            record(CountingEnv, policy, 1, 0, path, HORIZON, check=partial(check, last))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_renderer_that_hangs(tmp_path, any_backend):
+    with pytest.raises(VideoUnavailable, match=r"the environment, the reset of episode 0 .*: no answer for 0.3 s"):
+        record(Hangs, policy, 1, 0, tmp_path / "episodes.mp4", HORIZON, timeout=0.3)
+
+
+class Hangs(CountingEnv):
+    """Renders for ever."""
+
+    def render(self):
+        sleep(1000)
 
 
 def test_ogbench(tmp_path):
