@@ -12,6 +12,7 @@ from tiny_runs import BC, assert_same_run, assert_same_tree, call, run_dirs, run
 
 from utils import checkpoints
 from utils.logging import CsvLogger, read_csv
+from utils.random_streams import Stream, stream_seed
 
 SEEDS = 2
 BASE = (
@@ -95,7 +96,7 @@ def assert_same_online(directories, others):
 
 def reset_seed(seed, episode):
     """The seed that an online episode of a run is reset with."""
-    return int(np.random.SeedSequence((seed, 1, episode)).generate_state(1)[0])
+    return stream_seed(seed, Stream.RESET, episode)
 
 
 @pytest.mark.parametrize("kind", ["hang", "exit", "raise", "reward", "observation"])
