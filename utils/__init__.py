@@ -1,13 +1,16 @@
 """What programs and agents share.
 
-Importing it sets how XLA compiles for a processor, unless XLA_FLAGS says so; lets output that is not UTF-8 take any
-text; and gives this process and its children a home directory if they have none.
+Importing it sets how XLA compiles for a processor, unless XLA_FLAGS says so; lets output that is closed or not UTF-8
+take any text; gives this process and its children a home directory if they have none; and lets imports that fail for
+the environment's sake end in a line.
 """
 
 import os
 import sys
 import tempfile
+import traceback
 from contextlib import suppress
+from types import TracebackType
 
 try:
     from jaxlib.version import __version_info__ as jaxlib_version
@@ -24,6 +27,35 @@ def _set_xla_flags() -> None:
     named = USER_XLA_FLAGS and not USER_XLA_FLAGS.lstrip().startswith("-")  # A file that holds them.
     if _FLAG not in USER_XLA_FLAGS and not named and jaxlib_version >= (0, 10, 2):
         os.environ["XLA_FLAGS"] = f"{USER_XLA_FLAGS} --{_FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
+
+
+def _open_streams() -> None:
+    """Opens standard streams that are closed, so that no other file gets their descriptors and print goes nowhere."""
+    closed = [n for n, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)) if stream is None]
+    for descriptor in closed:
+        try:
+            os.fstat(descriptor)  # Some module's file may have it by now.
+        except OSError:
+            # Takes the lowest descriptor that is free; child processes need it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for descriptor in closed:
+        stream = open(os.devnull, "w" if descriptor else "r", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
+
+
+def _end_failed_imports(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows an uncaught exception; in imports, Ctrl-C and a variable that JAX cannot read are one line."""
+    frames = traceback.extract_tb(trace)
+    # Of the frames of the import system itself, Python removes most.
+    if sum(frame.name == "<module>" for frame in frames) > 1:
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            return
+        if issubclass(kind, ValueError) and os.sep + os.path.join("jax", "_src", "config") in frames[-1].filename:
+            print(f"error: JAX cannot be imported: {error}; unset that variable, or correct it", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(2)
+    sys.__excepthook__(kind, error, trace)
 
 
 def _take_any_text() -> None:
@@ -48,6 +80,9 @@ def _find_home() -> None:
     print(f"there is no home directory; {os.environ['HOME']} is used as such", file=sys.stderr)
 
 
+_open_streams()
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _end_failed_imports
 _set_xla_flags()
 _take_any_text()
 _find_home()

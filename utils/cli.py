@@ -18,7 +18,7 @@ from absl import flags
 
 from utils import platforms
 from utils.agent_files import find_modules_in
-from utils.errors import Diverged, UserError, failure, is_users
+from utils.errors import Diverged, UserError, failure, is_users, traceback_note
 
 
 class Interrupted(Exception):
@@ -153,6 +153,12 @@ def _say_uncached(directory: str, reason: str) -> None:
     print(f"compiled anew, as {directory} is damaged or cannot be written ({reason}); remove it", file=sys.stderr)
 
 
+def discard_output() -> None:
+    """Lets what is still to be flushed to stdout go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a program: invalid input ends in one line on stderr and exit code 2.
 
@@ -179,10 +185,20 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # Who reads the output, such as `head`, has seen enough; what is still to be flushed goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # Who reads it, such as `head`, has seen enough.
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        # Of the machine: what the program itself can mend or explain is a UserError by now.
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}{traceback_note(error)}", file=sys.stderr)
+        discard_output()
+        sys.exit(2)
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            advice = "take a smaller --agent.batch_size or smaller networks, or fewer seeds at once"
+            reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED:").split()) or "out of memory"
+            print(f"error: {reason[:200]}; {advice}{traceback_note(error)}", file=sys.stderr)
+            sys.exit(2)
         if (trouble := platforms.device_trouble()) or is_users(error):
             print(f"error: {trouble or failure(error, 'your own code')}", file=sys.stderr)
             sys.exit(2)

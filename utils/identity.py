@@ -21,7 +21,7 @@ ACTING = {
     **dict.fromkeys(("base_steps", "base_seed"), "not base_checkpoint"),
     **dict.fromkeys(("demonstrations", "tremor"), "not dataset"),
     "dataset_replace_interval": "ogbench_dataset_dir",
-    "eval_episodes": "env_name",
+    **dict.fromkeys(("eval_episodes", "max_episode_steps"), "env_name"),
 }
 
 

@@ -37,6 +37,10 @@ class CsvLogger:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _first_bytes(path, position or 0)
+            if kept:
+                self._columns = next(csv.reader([kept.split(b"\n", 1)[0].decode("utf-8", "replace")]))
+                if self._columns[0] != "step":
+                    raise UserError(f"{path} was changed: its first column is not 'step'; restore the file")
             # Unbuffered, so that a row the disk refused is not tried again on closing.
             self._file = open(path, "r+b" if kept else "wb", buffering=0)  # noqa: SIM115
             if kept:
@@ -44,8 +48,6 @@ class CsvLogger:
                 self._file.seek(len(kept))
         self._resumed = self._has_header = bool(kept)
         self._told = False
-        if kept:
-            self._columns = next(csv.reader([kept.split(b"\n", 1)[0].decode()]))
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Appends one row; numbers are written so that they read back bit for bit, NaN and missing keys as empty.

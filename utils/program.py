@@ -121,6 +121,11 @@ class Run:
             self._warned = True
             print(f"warning: {self.spec.directory}, step {step}: {warning}", file=sys.stderr)
 
+    def close(self) -> None:
+        """Closes the logs."""
+        for logger in (*self.csv.values(), self.wandb):
+            logger.close()
+
     def save(self, step: int, agent: Any, evaluated: bool, extra: dict[str, Any]) -> None:
         """Writes a checkpoint of everything that the run needs to resume; `agent`: on the host."""
         positions = {name: self.csv[name].position() for name in self.csv}
@@ -323,6 +328,8 @@ class Program:
         finally:
             self._bar.close()
             self.evaluations.close()
+            for run in self.lanes:
+                run.close()
             self.signals.release()
 
     def check_phase(self, name: str, first_step: int) -> None:

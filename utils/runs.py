@@ -231,9 +231,18 @@ def other_run(directory: Path, settings: dict[str, Any], defaults: dict[str, Any
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """Returns what an ended run says of its end: its last step, and 'diverged' if it did; None while it goes on."""
+    """Returns what an ended run says of its end: its last step, and 'diverged' if it did; None while it goes on.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = directory / "summary.json"
-    return read_json(path) if path.exists() else None
+    summary = read_json(path) if path.exists() else None
+    if summary is not None and type(summary.get("step")) is not int:
+        raise UserError(
+            f"{path} is damaged (no whole number 'step'); restore it, or move it elsewhere: the run resumes"
+        )
+    return summary
 
 
 def beyond(directory: Path, step: int) -> str:
@@ -316,6 +325,9 @@ def checkpoint_dir(directory: str | Path) -> Path:
     return Path(directory).expanduser() / "checkpoints"
 
 
+NEEDED = ("agent", "agent_module", "config", "flags", "observation_dim", "chunk_dim")  # of flags.json, to load a run
+
+
 def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
     """Loads the agent of a run.
 
@@ -333,6 +345,10 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
     if not (directory / "flags.json").is_file():
         raise UserError(f"{directory} is not the directory of a run: it has no flags.json")
     settings, folder = read_json(directory / "flags.json"), checkpoint_dir(directory)
+    if missing := [name for name in NEEDED if name not in settings]:
+        raise UserError(
+            f"{directory / 'flags.json'} lacks {', '.join(missing)}: it was changed, or is of an older version"
+        )
     if step is None:
         found = checkpoints.load_latest(folder)
         if not found:
@@ -370,9 +386,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
+    advice = "restore it, or move its directory elsewhere and start again"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); restore it, or move its directory elsewhere and start again"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}); {advice}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (no JSON object); {advice}")
+    return content

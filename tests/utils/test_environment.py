@@ -1,0 +1,51 @@
+"""Streams, variables and signals that a program meets before its first line."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import BC, POINTMAZE
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run(script: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess:
+    """Runs a shell script in which "$@" is a Python program with arguments."""
+    command = ["bash", "-c", script, "bash", sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed, pointmaze, tmp_path):
+    """Files of the run must not get the descriptors of standard streams."""
+    flags = (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", "--offline_steps=2", f"--save_dir={tmp_path}")
+    outcome = run(f'"$@" {closed}', "main.py", *flags)
+    assert outcome.returncode == 0, outcome.stderr
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
+    assert next(tmp_path.rglob("eval.csv")).read_text().startswith("step,")
+
+
+def test_full_output_is_one_line(tmp_path):
+    outcome = run(
+        '"$@" > /dev/full', "main.py", "--env_name=robot:x", "--dataset=nothing.npz", f"--save_dir={tmp_path}"
+    )
+    assert outcome.returncode == 2 and outcome.stderr.count("\n") == 1, outcome.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("JAX_ENABLE_X64", "banana"), ("JAX_DEFAULT_MATMUL_PRECISION", "tf33")])
+@pytest.mark.parametrize("program", [("main.py",), ("-m", "experiments.report", "nowhere")])
+def test_variables_that_jax_cannot_read(name, value, program):
+    outcome = run('"$@"', *program, **{name: value})
+    assert outcome.returncode == 2
+    assert outcome.stderr.startswith("error: JAX cannot be imported: ") and outcome.stderr.count("\n") == 1
+    assert value in outcome.stderr
+
+
+def test_interrupted_imports(tmp_path):
+    """Ctrl-C while modules are imported."""
+    (tmp_path / "slow.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    outcome = run('exec "$@"', "-c", f"import sys, utils; sys.path.append({str(tmp_path)!r}); import slow")
+    assert outcome.returncode == -signal.SIGINT and outcome.stderr == "interrupted\n"
