@@ -7,9 +7,13 @@ Compact layout: rows are states in time order.
     images [N, C, h, w, 3] uint8, of tasks that have some.
 """
 
+import contextlib
 import dataclasses
 import functools
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from envs.gym_data import GymFile, read_gym_file
 from envs.recipes import DEFAULT_DATASET_DIR
 from envs.tasks import VISUAL, Task, action_bounds, make_env
 from utils.errors import UserError
+from utils.workers import DEFAULT_TIMEOUT, START_SECONDS
 
 SOURCES = ("auto", "download", "collect")
 ACTION_LIMIT = 1 - 1e-5
@@ -155,7 +160,7 @@ def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: st
         file = read_gym_file(path, units=actions)
     else:
         # OGBench's rewards are functions of the physical state: what labels them need not render.
-        env = _labelling_env(task.name if task.kind == "gym" else task.name.removeprefix(VISUAL))
+        env = _sized_env(task.name) if task.kind == "gym" else _labelling_env(task.name.removeprefix(VISUAL))
         bounds = action_bounds(env)
         if task.kind == "gym":
             width, image_shape = observed_shapes(env)
@@ -195,11 +200,46 @@ def load_validation(task: Task, train_path: str | Path, sparse: bool = False, ac
 
 
 @functools.lru_cache(maxsize=2)
+def _sized_env(env_name: str) -> Any:
+    """Returns the task's environment, for its spaces.
+
+    Raises:
+        UserError: its constructor takes too long.
+    """
+    seconds = int(DEFAULT_TIMEOUT + START_SECONDS)
+    with time_limit(seconds, f"{env_name}: its constructor has not returned after {seconds} s"):
+        return make_env(env_name)
+
+
+@functools.lru_cache(maxsize=2)
 def _labelling_env(env_name: str) -> Any:
-    """Returns the task's environment, reset, for its sizes and its goal."""
+    """Returns OGBench's environment, reset, for its sizes and its goal."""
     env = make_env(env_name)
     env.reset(seed=0)
     return env
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int, message: str) -> Iterator[None]:
+    """Ends a block that takes too long, where signals reach it: in the main thread, and not in code that never waits.
+
+    Raises:
+        UserError: `message`.
+    """
+
+    def stop(*_: Any) -> None:
+        raise UserError(message)
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def observed_shapes(env: Any) -> tuple[int, tuple[int, ...] | None]:

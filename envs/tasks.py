@@ -204,14 +204,15 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
     what = f"cannot make the gymnasium environment '{task.env_id}'"
     try:
         env = gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
+        env = with_images(env if task.domain != "gym" else Checked(env))
+        spaces = {"actions": env.action_space}
     except UserError:
         raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise UserError(f"{what}: {' '.join(str(error).split())}") from error
     except Exception as error:
-        raise failure(error, f"{what}: it") from error
-    env = with_images(env if task.domain != "gym" else Checked(env))
-    spaces = {"actions": env.action_space}
+        expected = "it must have an observation_space and an action_space" if "_space'" in str(error) else ""
+        raise failure(error, f"{what}: it", expected) from error
     if not isinstance(env, Cameras):
         spaces = {"observations": env.observation_space} | spaces
     for label, space in spaces.items():

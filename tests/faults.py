@@ -20,13 +20,13 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
 
-from faults_env import write_data  # noqa: E402
+from faulty_env import write_data  # noqa: E402
 from tiny_runs import assert_same_tree  # noqa: E402
 
 from utils import checkpoints  # noqa: E402
 
 SMALL = (
-    *("--env_name=gym:faults_env:Faults-v0", "--preset=none", "--agent.batch_size=16", "--agent.num_qs=2"),
+    *("--env_name=gym:faulty_env:Track-v0", "--preset=none", "--agent.batch_size=16", "--agent.num_qs=2"),
     *("--agent.actor_hidden_dims=16,16", "--agent.value_hidden_dims=16,16", "--horizon_length=3", "--eval_workers=1"),
     *("--log_interval=50", "--save_interval=100", "--eval_interval=200", "--eval_episodes=4", "--env_timeout=3"),
 )
@@ -62,11 +62,11 @@ class Trial:
     def __init__(self, scenario: str, work: Path, save_dir: Path):
         program, *flags = SCENARIOS[scenario]
         if program == "online_main.py":
-            flags += [f"--base_checkpoint={work / 'base/debug/gym_faults_env_Faults-v0/bc/sd0'}", "--distill_steps=100"]
+            flags += [f"--base_checkpoint={work / 'base/debug/gym_faulty_env_Track-v0/bc/sd0'}", "--distill_steps=100"]
         data = f"--dataset={work / 'data.npz'}"
         self.command = [sys.executable, str(ROOT / program), *SMALL, *flags, data, f"--save_dir={save_dir}"]
         self.save_dir, self.file, self.log = save_dir, work / "fault", work / "log.txt"
-        self.environ = os.environ | {"PYTHONPATH": str(TESTS), "FAULTS_FILE": str(self.file)}
+        self.environ = os.environ | {"PYTHONPATH": str(TESTS), "FAULT_FILE": str(self.file)}
         self.environ |= {"JAX_COMPILATION_CACHE_DIR": str(work / "cache")}
 
     def start(self) -> subprocess.Popen:
@@ -93,7 +93,7 @@ class Trial:
             elif fault == "full disk":
                 fill(filler)
             else:
-                self.file.write_text(fault.split(",")[0])
+                self.file.write_text("exit 2" if fault == "crash" else "hang 2")
                 if fault.endswith("SIGTERM"):
                     time.sleep(1)
                     clock = time.monotonic()

@@ -1,6 +1,8 @@
 """The same command after a run has begun or finished, with another file or flag."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -125,3 +127,34 @@ def test_an_agent_file_by_another_spelling(pointmaze, tmp_path, monkeypatch):
         outcome = call(*BC, *data, f"--agent={path}")
         assert outcome.code == 0, outcome
     assert "finished before" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("flags.json", "[1]", r"flags.json is damaged \(no JSON object\)"),
+        ("flags.json", "{", r"flags.json is damaged"),
+        ("summary.json", '{"updates": 10}', r"summary.json is damaged \(no whole number 'step'\)"),
+        ("summary.json", '{"step": "10"}', r"summary.json is damaged"),
+    ],
+)
+def test_damaged_records(name, text, said, finished, pointmaze, tmp_path):
+    flags, directory = finished
+    copy = tmp_path / directory.relative_to(directory.parents[3])
+    shutil.copytree(directory, copy)
+    (copy / name).write_text(text)
+    line = refused(*flags, f"--dataset={pointmaze}", f"--save_dir={tmp_path}")
+    assert re.search(said, line), line
+    assert (copy / name).read_text() == text
+
+
+def test_a_table_that_another_program_saved(finished, pointmaze, tmp_path):
+    """Nothing of it is cut off before it is looked at."""
+    flags, directory = finished
+    copy = tmp_path / directory.relative_to(directory.parents[3])
+    shutil.copytree(directory, copy)
+    (copy / "summary.json").unlink()
+    changed = (copy / "train.csv").read_bytes().replace(b",", b";").replace(b"step", b"Step")
+    (copy / "train.csv").write_bytes(changed)
+    assert "train.csv was changed" in refused(*flags, f"--dataset={pointmaze}", f"--save_dir={tmp_path}")
+    assert (copy / "train.csv").read_bytes() == changed

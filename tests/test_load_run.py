@@ -1,6 +1,7 @@
 """A finished run can be taken up by other programs: its agent loads, and is diagnosed."""
 
 import copy
+import json
 import sys
 from types import SimpleNamespace
 
@@ -48,6 +49,14 @@ def test_what_cannot_be_loaded(directory, tmp_path):
         runs.load_run(directory, 3)
     (tmp_path / "flags.json").write_bytes((directory / "flags.json").read_bytes())
     with pytest.raises(UserError, match="no valid checkpoint"):
+        runs.load_run(tmp_path)
+
+
+def test_a_record_that_lacks_what_loading_needs(directory, tmp_path):
+    settings = json.loads((directory / "flags.json").read_text())
+    del settings["chunk_dim"]
+    (tmp_path / "flags.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"flags.json lacks chunk_dim: it was changed, or is of an older version"):
         runs.load_run(tmp_path)
 
 

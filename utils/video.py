@@ -161,4 +161,7 @@ class _FrameSaver(gymnasium.Wrapper):
         frame = self.env.render()
         if not isinstance(frame, np.ndarray):
             raise TypeError("the environment's render() returns no picture; make it with render_mode='rgb_array'")
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            got = f"{list(frame.shape)} {frame.dtype}"
+            raise TypeError(f"the environment's render() returns {got}, not [height, width, 3] uint8")
         return frame

@@ -33,6 +33,7 @@ DEFAULT_TIMEOUT = 120.0  # seconds a reset or a step
 START_SECONDS = 60.0  # what a constructor may take beyond that, imports included
 LONG_EPISODE = 10_000  # steps after which an episode that has not ended is worth a line
 MAX_WORKERS = 16
+_LARGEST = float(np.finfo(np.float32).max)
 _POLL = 0.1  # seconds between two looks at signals and clocks
 _PAGE = mmap.PAGESIZE
 # Fields of the page: calls begun; episode, seed of its reset and step (0: the reset, -1: a constructor) of the call
@@ -149,9 +150,10 @@ class Slot:
         Raises:
             UserError: names the number, and the environment's method that gave it.
         """
-        if math.isfinite(value) if isinstance(value, float) else np.isfinite(value).all():
+        # A reward is stored as float32.
+        if abs(value) <= _LARGEST if isinstance(value, float) else np.isfinite(value).all():
             return
-        index = np.argwhere(~np.isfinite(value))[0].tolist()
+        index = np.argwhere(~np.isfinite(value)).tolist()[0] if np.ndim(value) else []
         error = ValueError(f"{name}{index or ''} is {np.asarray(value)[tuple(index)]}")
         source = getattr(type(self._env.unwrapped), method)
         raise UserError(failure_line(error, method, "observations and rewards must be finite numbers", source))

@@ -43,7 +43,7 @@ for name, (low, high) in BOUNDS.items():
 
 @pytest.fixture(autouse=True)
 def fresh_environment():
-    datasets._labelling_env.cache_clear()
+    datasets._sized_env.cache_clear()
 
 
 def write(path, actions, rewards=None):

@@ -1,8 +1,12 @@
 """Datasets of other gymnasium environments, on hand-made rows (Pendulum: 3 observations, 1 action)."""
 
+import time
+
+import gymnasium
 import numpy as np
 import pytest
 
+from envs import datasets
 from envs.datasets import load_dataset
 from envs.tasks import parse_task
 from utils.errors import UserError
@@ -212,3 +216,37 @@ def test_too_little_memory(tmp_path, monkeypatch):
     arrays = {"observations": states(1, 2), "images": pictures(1, 2), "terminals": np.array([0, 1])}
     with pytest.raises(UserError, match=r"'images' in .* GiB of memory.*shards"):
         load_images(tmp_path, **arrays, **rows(2))
+
+
+def test_a_constructor_that_hangs_and_a_reset_that_is_not_needed(monkeypatch, tmp_path):
+    """Spaces are all that data need of an environment; it is asked for them within a time limit."""
+
+    class Deaf(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+        action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+        def __init__(self, hangs=False):
+            if hangs:
+                time.sleep(100)
+
+        def reset(self, **_):
+            raise AssertionError("reset")
+
+    gymnasium.register("Deaf-v0", entry_point=Deaf)
+    gymnasium.register("DeafHangs-v0", entry_point=Deaf, kwargs={"hangs": True})
+    path = tmp_path / "deaf.npz"
+    np.savez(path, observations=np.eye(2), actions=np.zeros((2, 1)), rewards=np.arange(2), terminals=[0, 1])
+    assert datasets.load_file(parse_task("gym:Deaf-v0"), path)["rewards"].sum() == 1
+    monkeypatch.setattr(datasets, "DEFAULT_TIMEOUT", 1)
+    monkeypatch.setattr(datasets, "START_SECONDS", 0)
+    with pytest.raises(UserError, match="gym:DeafHangs-v0: its constructor has not returned after 1 s"):
+        datasets.load_file(parse_task("gym:DeafHangs-v0"), path)
+
+
+def test_an_environment_without_spaces(tmp_path):
+    class Bare(gymnasium.Env):
+        pass
+
+    gymnasium.register("Bare-v0", entry_point=Bare)
+    with pytest.raises(UserError, match=r"Bare-v0.*no attribute.*_space.*; it must have an observation_space and"):
+        datasets.load_file(parse_task("gym:Bare-v0"), tmp_path / "any.npz")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from utils import cli
 from utils.runs import ROOT
 
 PROGRAM = """
@@ -113,3 +114,26 @@ def test_a_bad_cache_of_compiled_code_costs_one_line(damage, tmp_path):
     done = run(PROGRAM, **environment)
     assert done.returncode == 0 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"compiled anew, as {tmp_path / 'cache'} is damaged or cannot be written (")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "error: No space left on device (traceback: "),
+        (
+            PermissionError(13, "Permission denied", "/somewhere/x"),
+            "error: Permission denied: /somewhere/x (traceback: ",
+        ),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "error: Resource temporarily unavailable (trace"),
+        (MemoryError(), "error: out of memory; take a smaller --agent.batch_size"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "error: Out of memory allocating 9 b"),
+    ],
+)
+def test_trouble_of_the_machine_is_one_line(error, said, capsys):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and err.startswith(said), err

@@ -84,6 +84,14 @@ def test_an_environment_that_cannot_be_rendered(tmp_path, any_backend, faults, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("shape", "kind"), [((3, 16, 20), "uint8"), ((16, 20, 3), "float64"), ((16, 20), "uint8")])
+def test_frames_that_are_no_pictures(shape, kind):
+    env = video._FrameSaver(CountingEnv())
+    env.env.render = lambda: np.zeros(shape, kind)
+    with pytest.raises(TypeError, match=r"render\(\) returns \[.*\] (uint8|float64), not \[height, width, 3\] uint8"):
+        env._frame()
+
+
 def test_a_signal_ends_the_recording(tmp_path, any_backend):
     """While the episodes run, and while their pictures are encoded, some 30 of which show the end."""
     calls = []

@@ -73,6 +73,18 @@ def test_overflow_is_no_number(recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("reward", [1e39, -1e39])
+def test_a_reward_too_large_for_float32_is_no_number(reward):
+    class Huge(Track):
+        def step(self, action):
+            return super().step(action)[0], reward, False, False, {}
+
+    slot = Slot(Huge())
+    slot.reset(0, 5)
+    with pytest.raises(UserError, match=f"reward is {re.escape(str(reward))}"):
+        slot.record(UP)
+
+
 def test_an_environment_may_give_the_same_array_each_time():
     class InPlace(Track):
         given = np.zeros(2, np.float32)
