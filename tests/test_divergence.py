@@ -12,7 +12,7 @@ from experiments.sweep_jobs import Job
 from utils import checkpoints
 from utils.logging import read_csv
 
-# From update `at` on, the loss is NaN, or (`hidden`) the loss is finite and its gradient is not.
+# From update `at` on, `broken` is not finite: the loss, or its gradient alone, or the actions alone.
 AGENT = """
 import jax.numpy as jnp
 from agents import bc
@@ -21,15 +21,20 @@ class Agent(bc.Agent):
     def loss(self, params, batch, key):
         loss, info = super().loss(params, batch, key)
         broken = self.step >= self.cfg.at
-        if self.config.hidden:
+        if self.config.broken == "gradient":
             weight = params["flow"]["MLP_0"]["Dense_0"]["kernel"][0, 0]
             return loss + jnp.sqrt(weight * 0 + ~broken), info  # The derivative at 0 is infinity times 0.
-        loss = jnp.where(broken, jnp.nan, loss)
+        if self.config.broken == "loss":
+            loss = jnp.where(broken, jnp.nan, loss)
         return loss, info | {"flow/loss": loss}
+
+    def propose(self, observations, key):
+        broken = (self.step >= self.cfg.at) & (self.config.broken == "actions")
+        return super().propose(observations, key) + jnp.where(broken, jnp.nan, 0.0)
 
 def get_config():
     config = bc.get_config()
-    config.update({"at": 1e9, "hidden": False})
+    config.update({"at": 1e9, "broken": "loss"})
     return config
 
 PRESETS = bc.PRESETS
@@ -54,7 +59,7 @@ def directories(tmp_path) -> dict:
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_run_that_diverges_ends_with_the_last_sound_checkpoint(flags, hidden, tmp_path):
     # The loss would show it one update later, in the next call.
-    flags = (*flags, f"--agent.at={199 if hidden else 170}", f"--agent.hidden={hidden}")
+    flags = (*flags, f"--agent.at={199 if hidden else 170}", f"--agent.broken={'gradient' if hidden else 'loss'}")
     outcome = call(*flags)
     (directory,) = directories(tmp_path).values()
     step = 200
@@ -112,6 +117,23 @@ def test_online(flags, tmp_path):
     assert read_csv(found["breaks_at=40"] / "train.csv")["step"][-1] == 55
     run_main(*flags, "--vary=agent.at=1000", f"--save_dir={tmp_path / 'alone'}")
     alone = next((tmp_path / "alone").rglob("flags.json")).parent
+    assert (found["breaks_at=1000"] / "train.csv").read_bytes() == (alone / "train.csv").read_bytes()
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_actions_that_are_not_finite(flags, online, tmp_path):
+    """They end the run that they are of, and no other, in an evaluation and in the environment that is learnt from."""
+    steps = ("--offline_steps=20", "--online_steps=40", "--start_training=10", "--eval_episodes=0")
+    flags = (*flags, *(steps if online else ()), "--agent.broken=actions")
+    outcome = call(*flags, f"--vary=agent.at={30 if online else 170},1000")
+    found = directories(tmp_path)
+    summary = json.loads((found[f"breaks_at={30 if online else 170}"] / "summary.json").read_text())
+    assert outcome.code == 1 and summary["diverged"] == "the policy's actions", outcome.err
+    if online:
+        assert summary["step"] == 40  # Updates begin at 30, and reach the 30th there.
+    run_main(*flags, "--vary=agent.at=1000", f"--save_dir={tmp_path / 'alone'}")
+    alone = next((tmp_path / "alone").rglob("flags.json")).parent
+    assert_same_run(found["breaks_at=1000"], alone) if not online else None
     assert (found["breaks_at=1000"] / "train.csv").read_bytes() == (alone / "train.csv").read_bytes()
 
 

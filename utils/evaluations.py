@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.serialization import to_state_dict
 
-from utils.errors import UserError
 from utils.evaluation import Evaluator
 from utils.logging import ProgressBar, read_csv
 from utils.plotting import learning_curve
@@ -22,6 +21,7 @@ from utils.workers import WorkerError, environment_failed
 
 # What evaluates a lane: (its number, stacked agents, its index in them).
 Actor = tuple[int, Any, int]
+ACTIONS = "the policy's actions"
 
 
 class Cancelled(Exception):
@@ -42,14 +42,23 @@ class Evaluations:
     written it is owed: checkpoints hold the copy, so that a run that is taken up evaluates the same agents.
     """
 
-    def __init__(self, evaluator: Evaluator, lanes: Sequence[Any], episodes: int, check_signals: Callable[[], None]):
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        lanes: Sequence[Any],
+        episodes: int,
+        check_signals: Callable[[], None],
+        diverge: Callable[[int, str], None],
+    ):
         """Starts nothing yet.
 
         Args:
             evaluator: closed by `close`. lanes: the program's runs. episodes: of one evaluation of one lane.
             check_signals: raises what ends the program.
+            diverge: called with the number of a lane and what of it is not finite.
         """
-        self._evaluator, self._lanes, self._episodes, self._check_signals = evaluator, lanes, episodes, check_signals
+        self._evaluator, self._lanes, self._episodes = evaluator, lanes, episodes
+        self._check_signals, self._diverge = check_signals, diverge
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._cancelled = self._said = False
         evaluator.check = self._check
@@ -125,8 +134,8 @@ class Evaluations:
             raise Cancelled
         self._check_signals()
 
-    def _evaluate(self, step: int, actors: list[Actor]) -> list[dict[str, Any]]:
-        """The evaluator's results for each of `actors`."""
+    def _evaluate(self, step: int, actors: list[Actor]) -> list[dict[str, Any] | None]:
+        """Returns the evaluator's results for each of `actors`, None for one whose actions are not finite."""
         results = []
         with ProgressBar(self._episodes * len(actors), description="evaluation", unit=" episodes") as bar:
             for number, agents, index in actors:
@@ -134,17 +143,18 @@ class Evaluations:
                 policy, seed = policy_of(spec.seed, agents, index, step)
                 try:
                     results.append(self._evaluator.evaluate(policy, self._episodes, seed, lambda *_: bar.update(1)))
-                except FloatingPointError as error:
-                    advice = "start again with a smaller --agent.lr in another --run_group"
-                    raise UserError(f"{spec.directory}, step {step}: {error}; {advice}") from error
+                except FloatingPointError:
+                    results.append(None)
                 except WorkerError as error:
                     raise environment_failed(error, f"evaluation of step {step} failed", spec.directory) from error
         return results
 
-    def _record(self, step: int, actors: list[Actor], results: list[dict[str, Any]]) -> None:
+    def _record(self, step: int, actors: list[Actor], results: list[dict[str, Any] | None]) -> None:
         """Appends to each lane's eval.csv, draws its curve and prints a line."""
         for (number, *_), result in zip(actors, results, strict=True):
             run = self._lanes[number]
+            if result is None:
+                continue
             root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
             if "success_rate" not in row:
                 # Environments may report success in solved episodes alone: no report then means that none was solved.
@@ -157,6 +167,9 @@ class Evaluations:
             learning_curve(root, picture, title=title, online_from=online_from(run.settings))
             figures = ", ".join(f"{key} {value:.3g}" for key, value in row.items())
             print(f"step {step}, {root.parent.name}/{root.name}: {figures}", flush=True)
+        for (number, *_), result in zip(actors, results, strict=True):
+            if result is None and not self._lanes[number].diverged:
+                self._diverge(number, ACTIONS)
 
     def say_return_only(self) -> None:
         """Says once that the environment does not report success."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.evaluation import default_workers
+from utils.evaluations import ACTIONS
 from utils.observations import map_parts
 from utils.program import Program
 from utils.random_streams import Stream, stream_key, stream_seed
@@ -72,8 +73,8 @@ class Online:
             self.pool.close()
             raise
 
-    def _acting(self, index: int, steps: int) -> Generator[Any, Any, tuple[Explorer, list[Outcome]]]:
-        """The dialogue of `steps` environment steps of one lane."""
+    def _acting(self, index: int, steps: int) -> Generator[Any, Any, tuple[Explorer, list[Outcome]] | None]:
+        """The dialogue of `steps` environment steps of one lane; it returns None if actions are not finite."""
         program, horizon = self.program, self.program.config.horizon_length
         key = stream_key(program.lanes[index].spec.seed, Stream.ACTING)
 
@@ -81,18 +82,22 @@ class Online:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)
             chunk = np.asarray(act(program.actors, index, map_parts(np.stack, [observation]), key, *numbers))
             if not np.isfinite(chunk).all():
-                advice = "start again with a smaller --agent.lr in another --run_group"
-                directory = program.lanes[index].spec.directory
-                raise UserError(f"{directory}, step {program.step}: the policy's actions are not finite; {advice}")
+                raise FloatingPointError
             return chunk.reshape(horizon, -1)
 
-        return self.explorers[index].act(steps, policy)
+        try:
+            return (yield from self.explorers[index].act(steps, policy))
+        except FloatingPointError:
+            return None
 
     def _act(self, steps: int, until: int) -> None:
         """Every lane takes `steps` environment steps, up to the program's step `until`: all of them, or none does."""
         lanes = self.program.alive
         results = self._converse({index: self._acting(index, steps) for index in lanes})
         for index in lanes:
+            if results[index] is None:
+                self.program.diverge(index, ACTIONS)
+                continue
             explorer, outcomes = results[index]
             self.explorers[index] = explorer.commit()
             for outcome in outcomes:
@@ -115,7 +120,7 @@ class Online:
                 steps, info, updates = until - program.step, {}, 0
                 self._act(steps, until)
                 learnt_from = min(steps, self.explorers[program.alive[0]].transitions - start_training)
-                if learnt_from > 0 and self.replay.counts.min() > 0:
+                if learnt_from > 0 and self.replay.counts[program.alive].min() > 0:
                     updates = learnt_from * utd_ratio
                     program.agents, info = self.trainer.train_online(program.agents, self.replay, updates, balanced)
                 program.advance(until, info, updates)

@@ -313,7 +313,7 @@ class Program:
         patience = {"name": self.task.name, "timeout": self.flags.env_timeout}
         workers = self.flags.eval_workers
         evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=workers, **patience)
-        self.evaluations = Evaluations(evaluator, self.lanes, self._episodes, self.signals.check)
+        self.evaluations = Evaluations(evaluator, self.lanes, self._episodes, self.signals.check, self.diverge)
         if self.restored and self._episodes:
             owing = [state.get("owed") for state in self.restored]
             self.evaluations.take_up(owing, lambda step: lane(self.actors_at(step), 0))
@@ -378,7 +378,7 @@ class Program:
         self.evaluations.settle(wait=False)
         if self.due(self.flags.eval_interval) or self.due(self.flags.save_interval):
             for index in self._broken():
-                self._diverge(index, {})
+                self.diverge(index, not_finite({}, lane(self.agents, index)))
         missing = [number for number in self.alive if not self.evaluated[number]]
         if self._episodes and self.due(self.flags.eval_interval) and missing:
             # There is no training after the last step that the evaluation could overlap with.
@@ -406,17 +406,22 @@ class Program:
         if due:
             self._spent, self._updates = 0.0, 0
         for index in diverged:
-            self._diverge(index, {key: value[index] for key, value in info.items()})
+            row = {key: value[index] for key, value in info.items()}
+            self.diverge(index, not_finite(row, lane(self.agents, index)))
 
     def _broken(self) -> list[int]:
         """Returns the numbers of the lanes that have diverged unseen: with parameters that are not finite."""
         finite = np.asarray(jax.vmap(all_finite)(self.agents))
         return [index for index in self.alive if not finite[index]]
 
-    def _diverge(self, index: int, info: dict[str, Any]) -> None:
-        """Ends one lane, whose last infos are `info`, and the program if it was the last one."""
+    def diverge(self, index: int, quantity: str) -> None:
+        """Ends one lane, `quantity` of which is not finite, and the program if it was the last one.
+
+        Raises:
+            Diverged: no lane is left.
+        """
         self.evaluations.settle()  # The agent that it has a copy of was sound.
-        self.lanes[index].diverge(self.step, not_finite(info, lane(self.agents, index)))
+        self.lanes[index].diverge(self.step, quantity)
         self._divergences.append(f"diverged: {self.lanes[index].divergence()}")
         if not self.alive:
             raise Diverged("\n".join(self._divergences))
