@@ -201,12 +201,19 @@ def _start_worker(recipe: recipes.Recipe, max_steps: int) -> None:
     from envs.oracles import Collector
 
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None  # This is a worker.
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     _collector = Collector(recipe, max_steps)
 
 
 def _collect_part(seed: int, split: str, index: int, path: Path) -> None:
     """Collects one episode into its part file."""
+    assert _collector is not None  # Made when the worker began.
     write_npz(path, _collector.episode(seed, split, index))
 
 

@@ -38,7 +38,7 @@ def download(name: str, directory: Path) -> str | None:
         try:
             ogbench.download_datasets([name], str(directory))
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors.
-            if getattr(error, "errno", None) in _OWN_FAULTS:
+            if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
                 raise UserError(f"cannot write to {directory}: {error.strerror}; free some space there") from error
             return _reason(error)
         finally:

@@ -106,7 +106,7 @@ def diagnose_samples(agent: Any, samples: np.ndarray, reference: np.ndarray, bat
 def reach(samples: np.ndarray, reference: np.ndarray) -> float:
     """How far the mean of samples [n, m, d] goes over the m states, over how far the reference's goes."""
     own, whole = (np.linalg.norm(x.mean(axis=0) - x.mean(axis=(0, 1))) for x in (samples, reference))
-    return own / whole
+    return float(own / whole)
 
 
 def foreseen_reach(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> float:

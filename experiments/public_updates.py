@@ -56,18 +56,17 @@ def measure(spec):
     """Creates the agent, trains it on the data and returns what `timed` does."""
     import jax
 
-    from agents import agents
-    from utils.datasets import Dataset
-
+    # By name: these are modules of the public code, not of this project.
+    agents, data = (importlib.import_module(name) for name in ("agents", "utils.datasets"))
     config = importlib.import_module(f"agents.{spec['agent']}").get_config()
     for key, value in spec["settings"].items():
         if key in config:
             config[key] = tuple(value) if isinstance(value, list) else value
     with np.load(spec["data"]) as file:
-        dataset = Dataset.create(**transitions(dict(file)))
+        dataset = data.Dataset.create(**transitions(dict(file)))
     np.random.seed(0)
     example = dataset.sample(())
-    agent = agents[config["agent_name"]].create(0, example["observations"], example["actions"], config)
+    agent = agents.agents[config["agent_name"]].create(0, example["observations"], example["actions"], config)
 
     def run(count):
         nonlocal agent
@@ -83,7 +82,6 @@ def measure(spec):
 
 
 if __name__ == "__main__":
-    from agents import agents as known
-
+    known = importlib.import_module("agents").agents
     measurement = measure(json.loads(sys.argv[1])) if sys.argv[1:] else {"agents": sorted(known)}
     print(json.dumps(measurement | {"versions": versions()}))

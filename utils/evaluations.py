@@ -53,7 +53,9 @@ class Evaluations:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._cancelled = self._said = False
         evaluator.check = self._check
-        self._step, self._actors, self._future = 0, [], None
+        self._step = 0
+        self._actors: list[Actor] = []
+        self._future: Future[list[dict[str, Any]]] | None = None
 
     def start(self, step: int, agents: Any, numbers: Sequence[int], overlap: bool) -> None:
         """Evaluates the lanes `numbers` of stacked agents: now, or in the background once the one before has ended."""
