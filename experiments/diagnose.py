@@ -59,7 +59,9 @@ def success(agent: Any, evaluator: Evaluator) -> str:
     def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> Any:
         return act(agents, 0, observations, key, episodes, chunks)
 
-    rate = evaluator.evaluate(policy, FLAGS.episodes, FLAGS.seed)["success_rate"]
+    rate = evaluator.evaluate(policy, FLAGS.episodes, FLAGS.seed).get("success_rate")
+    if rate is None:
+        raise UserError("the environment reports no success, which is what is compared here; it has to, in its info")
     low, high = wilson_interval(rate, FLAGS.episodes)
     return f"{rate:.2f} ({low:.2f} to {high:.2f})"
 

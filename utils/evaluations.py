@@ -11,7 +11,7 @@ import numpy as np
 from flax.serialization import to_state_dict
 
 from utils.errors import UserError
-from utils.evaluation import Evaluator
+from utils.evaluation import Evaluator, Result
 from utils.logging import ProgressBar, read_csv
 from utils.plotting import learning_curve
 from utils.random_streams import Stream, stream_key, stream_seed
@@ -55,7 +55,7 @@ class Evaluations:
         evaluator.check = self._check
         self._step = 0
         self._actors: list[Actor] = []
-        self._future: Future[list[dict[str, Any]]] | None = None
+        self._future: futures.Future[list[Result]] | None = None
 
     def start(self, step: int, agents: Any, numbers: Sequence[int], overlap: bool) -> None:
         """Evaluates the lanes `numbers` of stacked agents: now, or in the background once the one before has ended."""
@@ -127,7 +127,7 @@ class Evaluations:
             raise Cancelled
         self._check_signals()
 
-    def _evaluate(self, step: int, actors: list[Actor]) -> list[dict[str, Any]]:
+    def _evaluate(self, step: int, actors: list[Actor]) -> list[Result]:
         """The evaluator's results for each of `actors`."""
         results = []
         with ProgressBar(self._episodes * len(actors), description="evaluation", unit=" episodes") as bar:
@@ -143,7 +143,7 @@ class Evaluations:
                     raise environment_failed(error, f"evaluation of step {step} failed", spec.directory) from error
         return results
 
-    def _record(self, step: int, actors: list[Actor], results: list[dict[str, Any]]) -> None:
+    def _record(self, step: int, actors: list[Actor], results: list[Result]) -> None:
         """Appends to each lane's eval.csv, draws its curve and prints a line."""
         for (number, *_), result in zip(actors, results, strict=True):
             run = self._lanes[number]
