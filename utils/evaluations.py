@@ -147,7 +147,7 @@ class Evaluations:
         """Appends to each lane's eval.csv, draws its curve and prints a line."""
         for (number, *_), result in zip(actors, results, strict=True):
             run = self._lanes[number]
-            root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
+            root, row = run.spec.directory, {key: value for key, value in result.items() if isinstance(value, float)}
             if "success_rate" not in row:
                 # Environments may report success in solved episodes alone: no report then means that none was solved.
                 if np.isfinite(read_csv(root / "eval.csv").get("success_rate", np.nan)).any():
