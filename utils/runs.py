@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("paper", "cpu", "none")
 
 
-def run_root(save_dir: str, group: str, env_name: str) -> Path:
+def run_root(save_dir: str | Path, group: str, env_name: str) -> Path:
     """The directory of a group's runs on one task; those of an agent are in <root>/<agent>/sd<seed>."""
     return Path(save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
 
