@@ -251,7 +251,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'stopped'}", file=sys.stderr)
+        print(f"\n{str(interrupt) or 'stopped'}", file=sys.stderr)
         return 130
     print(f"The dataset is in {path}")
     return 0

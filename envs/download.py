@@ -52,7 +52,7 @@ def _reason(error: Exception) -> str:
     """Says in a few words what went wrong on the way to the server."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answered {error.code} {error.reason}"
-    return f"no connection to the server: {getattr(error, 'reason', None) or error or type(error).__name__}"
+    return f"no connection to the server: {getattr(error, 'reason', None) or str(error) or type(error).__name__}"
 
 
 def _drop_unfinished(path: Path) -> None:

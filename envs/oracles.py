@@ -6,6 +6,7 @@ which OGBench's oracles and mazes draw from, are both set from a SeedSequence be
 
 import functools
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -145,7 +146,7 @@ def _manipulation_rollout(
     return rows
 
 
-def _action_noise(recipe: Recipe):
+def _action_noise(recipe: Recipe) -> Callable[[], Any]:
     """Returns a function that draws the noise on the oracle's action; its level is drawn once per episode.
 
     Plan oracles put noise into the plan, so nothing is added to their actions.

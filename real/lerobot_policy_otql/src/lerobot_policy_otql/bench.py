@@ -23,7 +23,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 OBSERVATION_DIM = 40
 
 
-def make_policy(nfe: int, n: int, compiled: bool, device: str, *, width: int, action_dim: int, **sizes: Any):
+def make_policy(
+    nfe: int, n: int, compiled: bool, device: str, *, width: int, action_dim: int, **sizes: Any
+) -> OtqlPolicy:
     """A policy of one of NETWORKS."""
     config = OtqlConfig(
         device=device,
