@@ -123,7 +123,8 @@ class Run:
 
     def close(self) -> None:
         """Closes the logs."""
-        for logger in (*self.csv.values(), self.wandb):
+        loggers: list[CsvLogger | WandbLogger] = [*self.csv.values(), self.wandb]
+        for logger in loggers:
             logger.close()
 
     def save(self, step: int, agent: Any, evaluated: bool, extra: dict[str, Any]) -> None:
