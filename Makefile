@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 RUN ?=
 
-.PHONY: quickstart test test-real lint setup
+.PHONY: quickstart test test-real lint types setup
 
 setup: .venv/ready
 
@@ -37,3 +37,6 @@ real/.venv/ready: pyproject.toml real/constraints.txt $(PLUGINS:=/pyproject.toml
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy

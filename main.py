@@ -54,7 +54,8 @@ def load_data(
         env_datasets.check_horizon(raw, config.horizon_length)
         return prepare(raw, terminates=task.terminates)
 
-    rotation, cards = None, {}
+    rotation: ShardRotation | None = None
+    cards: dict[Path, DataCard] = {}
 
     def load_shard(path: Path) -> dict[str, np.ndarray]:
         """Loads a shard; all are in the units of the first one."""

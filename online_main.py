@@ -96,7 +96,7 @@ def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
     names = agents.distilled
     if not names:
         return agents
-    kind = type(agents)
+    kind: Any = type(agents)
 
     class Distilling(kind):
         """The agent with another loss."""

@@ -6,7 +6,7 @@ An agent file adds its policy loss and its sampler. See `agents/bc.py` for the s
 import functools
 import inspect
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self, cast
 
 import flax
 import jax
@@ -152,8 +152,8 @@ class Agent(flax.struct.PyTreeNode):
 
     # Networks that have a Polyak copy → the setting that is its rate.
     TARGETS = {"critic": "tau", "flow": "flow_tau"}
-    # Networks that take the place of a pre-trained flow.
-    FLOWS = ("flow",)
+    # Networks that take the place of a pre-trained flow. Not annotated, which would make it a field.
+    FLOWS = cast(tuple[str, ...], ("flow",))
     # What gradients pass through before they are scaled by lr.
     OPTIMISER = optax.scale_by_adam()
 
@@ -166,7 +166,7 @@ class Agent(flax.struct.PyTreeNode):
         }
 
     @classmethod
-    def create(cls, key: jax.Array, example_batch: Batch, config: ml_collections.ConfigDict) -> "Agent":
+    def create(cls, key: jax.Array, example_batch: Batch, config: ml_collections.ConfigDict) -> Self:
         """Initialises an agent.
 
         Args:

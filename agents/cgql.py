@@ -30,7 +30,7 @@ class Agent(base.Agent):
         cfg, params = self.cfg, self.acting_flow if params is None else params
         states, valued = self.encode("flow", observations, params), self.encode("critic", observations)
 
-        def flow(x: jax.Array, t: jax.Array) -> jax.Array:
+        def flow(x: jax.Array, t: float | jax.Array) -> jax.Array:
             return self.apply("flow", states, x, jnp.full((*x.shape[:-1], 1), t), params=params)
 
         def value(x: jax.Array) -> jax.Array:

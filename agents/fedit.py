@@ -29,7 +29,28 @@ from agents.soft import soft_loss
 from utils.networks import TanhGaussian, Temperature, sample_tanh_gaussian
 
 
-class Agent(base.Agent):
+class Editing(base.Agent):
+    """What edits actions: the network 'edit_actor' and its losses, with the network 'temperature'."""
+
+    def edit_loss(
+        self, params: dict[str, Any], batch: base.Batch, actions: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, base.Info]:
+        """Edit policy, on the actions [m, d] of a frozen sampler: ensemble mean of Q, and entropy; temperature."""
+        edited, log_probs = self.edit(batch["observations"], actions, key, params["edit_actor"])
+        q = self.apply("critic", batch["observations"], edited).mean(axis=0)
+        temperature = self.apply("temperature", params=params["temperature"])
+        target_entropy = -self.hyper["target_entropy"] * self.config.action_dim
+        return soft_loss(temperature, log_probs, q, target_entropy, batch["valid"])
+
+    def edit(
+        self, observations: jax.Array, actions: jax.Array, key: jax.Array, params: Any = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """clip(a + b e), e ~ π(·|s, a), and log π(e|s, a): [..., o] and [..., d] → [..., d] and [...]."""
+        edits, log_probs = sample_tanh_gaussian(key, *self.apply("edit_actor", observations, actions, params=params))
+        return jnp.clip(actions + self.hyper["edit_scale"] * edits, -1.0, 1.0), log_probs
+
+
+class Agent(Editing):
     """A flow and a policy that edits its samples."""
 
     @classmethod
@@ -48,23 +69,6 @@ class Agent(base.Agent):
         actions = super().propose(batch["observations"], sample_key)
         edit_loss, edit_info = self.edit_loss(params, batch, actions, edit_key)
         return critic_loss + flow_loss + edit_loss, critic_info | flow_info | edit_info
-
-    def edit_loss(
-        self, params: dict[str, Any], batch: base.Batch, actions: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, base.Info]:
-        """Edit policy, on the actions [m, d] of a frozen sampler: ensemble mean of Q, and entropy; temperature."""
-        edited, log_probs = self.edit(batch["observations"], actions, key, params["edit_actor"])
-        q = self.apply("critic", batch["observations"], edited).mean(axis=0)
-        temperature = self.apply("temperature", params=params["temperature"])
-        target_entropy = -self.hyper["target_entropy"] * self.config.action_dim
-        return soft_loss(temperature, log_probs, q, target_entropy, batch["valid"])
-
-    def edit(
-        self, observations: jax.Array, actions: jax.Array, key: jax.Array, params: Any = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """clip(a + b e), e ~ π(·|s, a), and log π(e|s, a): [..., o] and [..., d] → [..., d] and [...]."""
-        edits, log_probs = sample_tanh_gaussian(key, *self.apply("edit_actor", observations, actions, params=params))
-        return jnp.clip(actions + self.hyper["edit_scale"] * edits, -1.0, 1.0), log_probs
 
     @property
     def nfe(self) -> int:

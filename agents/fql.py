@@ -24,7 +24,33 @@ from agents import base
 from utils.networks import OneStepPolicy
 
 
-class Agent(base.Agent):
+class OneStep(base.Agent):
+    """What distils the flow into the network 'one_step'."""
+
+    def one_step_loss(
+        self, params: dict[str, Any], batch: base.Batch, key: jax.Array, alpha: jax.Array
+    ) -> tuple[jax.Array, base.Info]:
+        """α · mean (μ_ω(s, z) − b)² − mean Q_φ(s, clip μ_ω(s, z)), and what to log."""
+        distill_loss, actions = self.distillation(params, batch, key)
+        # The critic is not given `params`: the gradient reaches the one-step policy alone.
+        q = self.apply("critic", batch["observations"], jnp.clip(actions, -1.0, 1.0)).mean(axis=0)
+        info = {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
+        return alpha * distill_loss - jnp.mean(batch["valid"] * q), info
+
+    def distillation(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """mean (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
+        noise = jax.random.normal(key, batch["actions"].shape)
+        actions = self.apply("one_step", batch["observations"], noise, params=params["one_step"])
+        errors = jnp.square(actions - self.flow_actions(batch["observations"], noise))
+        return jnp.mean(batch["valid"][:, None] * errors), actions
+
+    def distill_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+        """The one-step policy's distance to its flow."""
+        loss, _ = self.distillation(params, batch, key)
+        return loss, {"one_step/distill_loss": loss}
+
+
+class Agent(OneStep):
     """FQL."""
 
     @classmethod
@@ -53,32 +79,10 @@ class Agent(base.Agent):
         one_step_loss, one_step_info = self.one_step_loss(params, batch, noise_key, self.hyper["alpha"])
         return critic_loss + flow_loss + one_step_loss, info | flow_info | one_step_info
 
-    def one_step_loss(
-        self, params: dict[str, Any], batch: base.Batch, key: jax.Array, alpha: jax.Array
-    ) -> tuple[jax.Array, base.Info]:
-        """α · mean (μ_ω(s, z) − b)² − mean Q_φ(s, clip μ_ω(s, z)), and what to log."""
-        distill_loss, actions = self.distillation(params, batch, key)
-        # The critic is not given `params`: the gradient reaches the one-step policy alone.
-        q = self.apply("critic", batch["observations"], jnp.clip(actions, -1.0, 1.0)).mean(axis=0)
-        info = {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
-        return alpha * distill_loss - jnp.mean(batch["valid"] * q), info
-
-    def distillation(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """mean (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
-        noise = jax.random.normal(key, batch["actions"].shape)
-        actions = self.apply("one_step", batch["observations"], noise, params=params["one_step"])
-        errors = jnp.square(actions - self.flow_actions(batch["observations"], noise))
-        return jnp.mean(batch["valid"][:, None] * errors), actions
-
     @property
     def distilled(self) -> tuple[str, ...]:
         """The one-step policy."""
         return ("one_step",)
-
-    def distill_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
-        """The one-step policy's distance to its flow."""
-        loss, _ = self.distillation(params, batch, key)
-        return loss, {"one_step/distill_loss": loss}
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -25,7 +25,7 @@ step i; the code takes the state before step i and the time after it. The code a
 invalid windows weigh in all but the first two losses; neither is done here.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -37,18 +37,15 @@ from utils.errors import UserError
 from utils.networks import OneStepPolicy, TanhGaussian, Temperature, VectorField
 
 
-class Agent(base.Agent):
+class Agent(fedit.Editing, fql.OneStep):
     """QAM, QAM-F and QAM-E. The network 'flow' is v_fast."""
 
     TARGETS = base.Agent.TARGETS | {"slow": "tau"}
     OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
     FLOWS = ("flow", "slow")
-    edit, edit_loss = fedit.Agent.edit, fedit.Agent.edit_loss
-    one_step_loss, distillation = fql.Agent.one_step_loss, fql.Agent.distillation
-    distill_loss = fql.Agent.distill_loss
 
     @classmethod
-    def create(cls, key: jax.Array, example_batch: base.Batch, config: ml_collections.ConfigDict) -> "Agent":
+    def create(cls, key: jax.Array, example_batch: base.Batch, config: ml_collections.ConfigDict) -> Self:
         """Initialises an agent; see the base. Which variant it is, is a part of the program, and no leaf."""
         config = ml_collections.ConfigDict(config)
         config.one_step, config.edits = config.fql_alpha > 0, config.edit_scale > 0

@@ -201,12 +201,19 @@ def _start_worker(recipe: recipes.Recipe, max_steps: int) -> None:
     from envs.oracles import Collector
 
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None  # This is a worker.
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     _collector = Collector(recipe, max_steps)
 
 
 def _collect_part(seed: int, split: str, index: int, path: Path) -> None:
     """Collects one episode into its part file."""
+    assert _collector is not None  # Made when the worker began.
     write_npz(path, _collector.episode(seed, split, index))
 
 
@@ -244,7 +251,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'stopped'}", file=sys.stderr)
+        print(f"\n{str(interrupt) or 'stopped'}", file=sys.stderr)
         return 130
     print(f"The dataset is in {path}")
     return 0

@@ -182,7 +182,7 @@ def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: st
         unused=file.unused,
         unused_reward=file.unused_reward,
         units=file.units,
-        bounds=ranges(*bounds) if rescaled else "",
+        bounds=ranges(*bounds) if bounds and rescaled else "",
         warnings=(*file.warnings, *rewards, *check_actions(path, dataset)),
     )
     return dataset, card

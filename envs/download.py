@@ -38,7 +38,7 @@ def download(name: str, directory: Path) -> str | None:
         try:
             ogbench.download_datasets([name], str(directory))
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors.
-            if getattr(error, "errno", None) in _OWN_FAULTS:
+            if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
                 raise UserError(f"cannot write to {directory}: {error.strerror}; free some space there") from error
             return _reason(error)
         finally:
@@ -52,7 +52,7 @@ def _reason(error: Exception) -> str:
     """Says in a few words what went wrong on the way to the server."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answered {error.code} {error.reason}"
-    return f"no connection to the server: {getattr(error, 'reason', None) or error or type(error).__name__}"
+    return f"no connection to the server: {getattr(error, 'reason', None) or str(error) or type(error).__name__}"
 
 
 def _drop_unfinished(path: Path) -> None:

@@ -4,7 +4,9 @@ import json
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ LARGEST = 1e18  # A number beyond it overflows float32 as soon as it is squared 
 BROKEN_NPZ = (zipfile.BadZipFile, EOFError, zlib.error, ValueError, KeyError, NotImplementedError)
 
 
-def write_npz(path: Path, arrays: Arrays) -> None:
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes a compressed .npz file atomically."""
     with atomic_open(path) as file:
         np.savez_compressed(file, **arrays)
@@ -117,6 +119,7 @@ def _load(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 
 def _check_memory(path: Path, file: np.lib.npyio.NpzFile, name: str) -> None:
     """Checks that an array fits in memory before it is read: the system would end the process, not raise."""
+    assert file.zip is not None  # It is open.
     size, free = file.zip.getinfo(f"{name}.npy").file_size, free_memory()
     if size > free:
         raise UserError(

@@ -94,7 +94,7 @@ def read_gym_file(
     optional = ("images",) * (observation_width is None)
     following = tuple(f"next_{name}" for name in observed + optional)
     arrays = read_npz(path, observed + _REQUIRED, optional + _OPTIONAL + following)
-    parts = [name for name in ("observations", "images") if name in arrays]
+    parts: list[str] = [name for name in ("observations", "images") if name in arrays]
     if 0 < sum(f"next_{name}" in arrays for name in parts) < len(parts):
         raise UserError(f"{path} has one of 'next_observations' and 'next_images'; give both or none")
     for name in ("images", "next_images"):
@@ -187,14 +187,14 @@ def _to_compact(arrays: Arrays, ends: np.ndarray, recorded: bool) -> tuple[Array
     Returns:
         the compact layout, and bool [N], rows that hold a step which has no place in it.
     """
-    observed = {name: arrays[name] for name in ("observations", "images") if name in arrays}
+    observed: Arrays = {name: arrays[name] for name in ("observations", "images") if name in arrays}
     append = np.flatnonzero(ends if recorded else ends & (arrays["masks"] == 0))
     terminals = ends.astype(np.float32)
     terminals[append] = 0.0  # The appended row is the last one instead.
     unused = (terminals > 0) & ((arrays["actions"] != 0).any(axis=1) | (arrays["rewards"] != 0))
     after = append + 1
     finals = {name: arrays.get(f"next_{name}", rows)[append] for name, rows in observed.items()}
-    compact = {
+    compact: Arrays = {
         **{name: np.insert(rows, after, finals[name], axis=0) for name, rows in observed.items() if append.size},
         **{name: rows for name, rows in observed.items() if not append.size},
         "actions": np.insert(arrays["actions"], after, 0.0, axis=0),

@@ -6,6 +6,7 @@ which OGBench's oracles and mazes draw from, are both set from a SeedSequence be
 
 import functools
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -118,6 +119,7 @@ def _manipulation_rollout(
     env: gymnasium.Env, recipe: Recipe, oracles: dict[str, Any], env_seed: int
 ) -> dict[str, list]:
     """Follows the oracle of one random target after another until the time limit."""
+    manipulation: Any = env.unwrapped  # OGBench's
     observation, info = env.reset(seed=env_seed)
     p_stack = np.random.uniform(*recipe.p_stack)
     noise = _action_noise(recipe)
@@ -136,7 +138,7 @@ def _manipulation_rollout(
         done = terminated or truncated
         if oracle.done:
             # As in the released data, the next action still sees this step's info, from before the new target.
-            target_observation, target_info = env.unwrapped.set_new_target(p_stack=p_stack)
+            target_observation, target_info = manipulation.set_new_target(p_stack=p_stack)
             oracle = oracles[target_info["privileged/target_task"]]
             oracle.reset(target_observation, target_info)
         _append(rows, observation, action, done, info)
@@ -144,7 +146,7 @@ def _manipulation_rollout(
     return rows
 
 
-def _action_noise(recipe: Recipe):
+def _action_noise(recipe: Recipe) -> Callable[[], Any]:
     """Returns a function that draws the noise on the oracle's action; its level is drawn once per episode.
 
     Plan oracles put noise into the plan, so nothing is added to their actions.
@@ -158,7 +160,7 @@ def _action_noise(recipe: Recipe):
 
 def _maze_rollout(env: gymnasium.Env, recipe: Recipe, env_seed: int) -> dict[str, list]:
     """Heads for the next cell on the way to a goal; 'navigate' draws a new goal whenever one is reached."""
-    maze = env.unwrapped
+    maze: Any = env.unwrapped  # OGBench's
     free = [tuple(cell) for cell in np.argwhere(maze.maze_map == 0)]
     corners = [cell for cell in free if not _in_corridor(maze.maze_map, cell)]
     start = free[np.random.randint(len(free))]

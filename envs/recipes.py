@@ -10,6 +10,7 @@ import difflib
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 from envs.tasks import VISUAL
 from utils.errors import UserError
@@ -60,7 +61,7 @@ def _manipulation_recipes() -> list[Recipe]:
     domains += ["scene", "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]
     recipes = []
     for prefix, domain in itertools.product(("", VISUAL), domains):
-        common = {
+        common: dict[str, Any] = {
             "env_id": f"{prefix}{domain}-v0",
             "episodes": larger.get(domain, 1000),
             "p_stack": cube_stacking.get(domain.removeprefix("cube-"), (0.5, 0.5)),

@@ -171,7 +171,7 @@ def make_env(
     task = parse_task(env_name)
     if task.kind == "robot":
         raise UserError(f"{env_name} has no simulation, only data: it cannot be stepped or filmed")
-    kwargs = {"render_mode": render_mode, "width": width, "height": height}
+    kwargs: dict[str, Any] = {"render_mode": render_mode, "width": width, "height": height}
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     if task.rendered:
         set_rendering_backend()
@@ -199,7 +199,7 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
     choose_renderer()
     import gymnasium
 
-    from envs.wrappers import Cameras, Checked, UnitActions, with_images
+    from envs.wrappers import Cameras, Checked, UnitActions, action_box, with_images
 
     what = f"cannot make the gymnasium environment '{task.env_id}'"
     try:
@@ -219,9 +219,9 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             images = ", or have uint8 images (envs/wrappers.py)" if label == "observations" else ""
             raise UserError(f"'{task.name}' has {label} in {space}; it must be a Box with one axis{images}")
-    check_action_space(task.name, env.action_space)
-    low, high = env.action_space.low, env.action_space.high
-    return env if (low == -1).all() and (high == 1).all() else UnitActions(env)
+    actions = action_box(env)
+    check_action_space(task.name, actions)
+    return env if (actions.low == -1).all() and (actions.high == 1).all() else UnitActions(env)
 
 
 def check_action_space(name: str, space: "gymnasium.spaces.Box") -> None:
@@ -244,4 +244,7 @@ def action_bounds(env: "gymnasium.Env") -> tuple["np.ndarray", "np.ndarray"]:
     """Returns (low [a], high [a]), the bounds of the actions before `make_env` rescaled them to [-1, 1]."""
     if env.has_wrapper_attr("own_bounds"):
         return env.get_wrapper_attr("own_bounds")
-    return env.action_space.low, env.action_space.high
+    from envs.wrappers import action_box
+
+    actions = action_box(env)
+    return actions.low, actions.high

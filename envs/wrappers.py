@@ -1,7 +1,7 @@
 """Environment wrappers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -38,6 +38,11 @@ class SeededReset(gymnasium.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
 
+def action_box(env: gymnasium.Env) -> Box:
+    """Returns the action space of an environment of `make_env`, which has one axis."""
+    return cast(Box, env.action_space)
+
+
 class UnitActions(gymnasium.wrappers.RescaleAction):
     """Takes actions in [-1, 1] and maps them affinely to the environment's own bounds.
 
@@ -47,7 +52,8 @@ class UnitActions(gymnasium.wrappers.RescaleAction):
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env, np.float32(-1), np.float32(1))
-        self.own_bounds = env.action_space.low, env.action_space.high
+        space = action_box(env)
+        self.own_bounds = space.low, space.high
 
 
 def with_images(env: gymnasium.Env) -> gymnasium.Env:
@@ -57,12 +63,13 @@ def with_images(env: gymnasium.Env) -> gymnasium.Env:
     [C, h, w, 3], and perhaps 'state', a Box [o].
     """
     space = env.observation_space
-    parts = dict(space.spaces) if isinstance(space, Dict) else {}
+    parts: dict[str, gymnasium.Space] = dict(space.spaces) if isinstance(space, Dict) else {}
     if isinstance(space, Box) and len(space.shape) == 3:
         parts = {"images": Box(0, 255, (1, *space.shape), space.dtype)}
     images, state = parts.get("images"), parts.get("state", Box(-np.inf, np.inf, (0,)))
-    boxes = isinstance(images, Box) and isinstance(state, Box) and parts.keys() <= {"images", "state"}
-    if not boxes or images.dtype != np.uint8 or images.shape[3:] != (3,) or len(state.shape) != 1:
+    if not (isinstance(images, Box) and isinstance(state, Box) and parts.keys() <= {"images", "state"}):
+        return env
+    if images.dtype != np.uint8 or images.shape[3:] != (3,) or len(state.shape) != 1:
         return env
     return Cameras(env, state, images)
 

@@ -118,7 +118,7 @@ def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[
     found, left_out = find_runs(directories)
     points, fields = [], STUDIES[study]
     groups = group_runs(found, last=3)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for group in groups:
         counts[json.dumps(_others(study, group), sort_keys=True)] += 0 if group.apart else len(group.runs)
     usual = json.loads(counts.most_common(1)[0][0])
@@ -225,7 +225,12 @@ def _draw_scores(axes: Axes, points: Sequence[Point], ticks: list[Any], style: s
         places, means, np.abs(ends.T - means), marker="o", capsize=2, linestyle=style, label=label, zorder=3
     )
     for place, point in zip(places, points, strict=True):
-        dots = {"color": drawn.lines[0].get_color(), "markersize": 3, "markeredgewidth": 0, "alpha": 0.5}
+        dots: dict[str, Any] = {
+            "color": drawn.lines[0].get_color(),
+            "markersize": 3,
+            "markeredgewidth": 0,
+            "alpha": 0.5,
+        }
         axes.plot([place] * len(point.group.scores), point.group.scores, ".", clip_on=False, **dots)
 
 

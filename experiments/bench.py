@@ -33,6 +33,7 @@ import numpy as np
 from absl import flags
 
 from envs.tasks import make_env, parse_task
+from envs.wrappers import action_box
 from experiments import bench_actions, bench_lanes, bench_starts, bench_updates
 from utils import cli, runs
 from utils.errors import UserError
@@ -80,7 +81,9 @@ def loop_one_environment(policy: Any, env: Any, horizon: int, num_episodes: int,
     successes = []
     for episode in range(first, first + num_episodes):
         observation, _ = env.reset(seed=episode)
-        queue, done, step, info = [], False, 0, {}
+        queue: list[np.ndarray] = []
+        info: dict[str, Any] = {}
+        done, step = False, 0
         while not done:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)
             actions = np.asarray(policy(observation[None].astype(np.float32), *numbers))
@@ -98,7 +101,7 @@ def evaluated_agent() -> tuple[Any, Any]:
         return stack([agent]), functools.partial(make_env, settings["env_name"])
     make = functools.partial(make_env, FLAGS.env_name)
     env, domain = make(), parse_task(FLAGS.env_name).domain
-    observation, width = env.observation_space.sample()[None], env.action_space.shape[0]
+    observation, width = env.observation_space.sample()[None], action_box(env).shape[0]
     return bench_actions.new_agent(FLAGS.agent, domain, {}, observation, width), make
 
 
@@ -133,7 +136,7 @@ def evaluation(overrides: dict[str, str]) -> Part:
     lines.append(f"({rate['batched']:.1f} and {rate['loop']:.1f} on this machine).")
     for name, outcomes in successes.items():
         if outcomes and np.isfinite(outcomes).all():
-            low, high = wilson_interval(np.mean(outcomes), len(outcomes))
+            low, high = wilson_interval(float(np.mean(outcomes)), len(outcomes))
             about = f"{np.mean(outcomes):.2f} ({low:.2f} to {high:.2f}) over {len(outcomes)} episodes."
             lines.append(f"Success, {name}: {about}")
     return "\n".join(lines), True
@@ -191,7 +194,8 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.cores:
         # Of this process, and of all that it starts.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.cores])
-    report, complete = [], True
+    report: list[str] = []
+    complete = True
     for measure in PARTS.values() if FLAGS.part == "all" else (PARTS[FLAGS.part],):
         text, whole = measure(overrides)
         report, complete = [*report, text], complete and whole

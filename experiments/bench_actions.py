@@ -8,6 +8,7 @@ import numpy as np
 
 from agents.base import Agent
 from envs.tasks import make_env, parse_task
+from envs.wrappers import action_box
 from utils import runs
 from utils.observations import map_parts
 from utils.training import decision_seconds, stack
@@ -24,7 +25,7 @@ def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], roun
         a table in Markdown: network evaluations, candidates, and the least time over that of the first agent.
     """
     env, domain = make_env(env_name), parse_task(env_name).domain
-    observation, width = map_parts(np.stack, [env.reset(seed=0)[0]]), env.action_space.shape[0]
+    observation, width = map_parts(np.stack, [env.reset(seed=0)[0]]), action_box(env).shape[0]
     agents = {name: new_agent(f"agents/{name}.py", domain, overrides, observation, width) for name in names}
     least = dict.fromkeys(names, np.inf)
     for _ in range(rounds):

@@ -234,14 +234,17 @@ def report(agents: list[str], sides: list[Side]) -> str:
     header = ["agent", *(["ratio", "over rounds"] if len(sides) == 2 else []), *names]
     lines = ["## Updates", ""]
     if ratios:
-        least, mean, most = min(ratios, key=ratios.get), *(geometric_mean([*r.values()]) for r in (ratios, bounds))
+        least, mean, most = (
+            min(ratios, key=lambda name: ratios[name]),
+            *(geometric_mean([*r.values()]) for r in (ratios, bounds)),
+        )
         lines += [f"Updates a second, ours over the public QAM code's: **geometric mean {mean:.2f}**"]
         lines += [f"over {len(ratios)} agents, least {ratios[least]:.2f} ({least}); {most:.2f} at the floor.", ""]
     lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
     lines += ["", "Of the floor: the share of an update's time that its matrix products would take by themselves."]
     lines += ["Critic losses are those of the first few updates. Updates/s are of this machine, and of no other:"]
     for side in sides:
-        found = next((results[0]["versions"] for results in side.results.values()), {})
+        found: dict[str, Any] = next((results[0]["versions"] for results in side.results.values()), {})
         lines.append(f"- {side.name}: {', '.join(f'{key} {value}' for key, value in found.items())}")
     return "\n".join(lines + [f"- {note}" for note in notes])
 
@@ -263,7 +266,7 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def make_states(episodes: int = 100, length: int = 1001, seed: int = 0) -> dict[str, np.ndarray]:
+def make_states(episodes: int = 100, length: int = 1001, seed: int = 0) -> dict[str, Any]:
     """Made-up play data, one row a state as utils/datasets.py has it: smooth motion, a twentieth of it solved."""
     rng = np.random.default_rng(seed)
     motion = rng.normal(size=(episodes, length, OBSERVATION_DIM)).cumsum(axis=1) / np.sqrt(length)

@@ -29,10 +29,11 @@ from envs.tasks import parse_task
 from utils import cli
 from utils.coupling import couple, tilted_marginal, tilted_weights
 from utils.datasets import assemble, gather, prepare, sample_starts
+from utils.errors import UserError
 from utils.files import atomic_write_text
 from utils.flow import euler, flow_matching_loss
 from utils.logging import ProgressBar
-from utils.networks import VectorField
+from utils.networks import VectorField, output_of
 from utils.random_streams import Stream, stream_key
 
 FLAGS = flags.FlagValues()
@@ -45,7 +46,7 @@ flags.DEFINE_integer("seed", 0, "Seed of network and training.", lower_bound=0, 
 flags.DEFINE_string("output", "docs/coupling.csv", "Table to write or go on with.", flag_values=FLAGS)
 
 NFES = (1, 2, 3, 10, 50)
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {"coupling": "independent"},
     *({"alpha": 0.3, "epsilon": e} for e in (0.5, 0.3, 0.2, 0.1, 0.02, 1.0)),
     *({"alpha": a, "epsilon": 0.5} for a in (0.0, 1.0, 3.0)),
@@ -73,7 +74,7 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
         tilt = tilted_weights(advantage(batch["actions"], scale), batch["valid"], FLAGS.lam, jnp.inf)
         conditions = (batch["observations"] - scale["mean"]) / scale["std"]
         noise, index, diagnostics = couple(pair, batch["actions"], conditions, tilt, config)
-        velocity = partial(net.apply, params, batch["observations"][index])
+        velocity = partial(output_of, net, params, batch["observations"][index])
         return flow_matching_loss(velocity, time, noise, batch["actions"][index], jnp.ones(256)), diagnostics
 
     @jax.jit
@@ -105,7 +106,7 @@ def energy_score(net: VectorField, params: Any, batch: dict, weights: jax.Array,
     """Weighted mean of E‖X − a‖ − ½ E‖X − X'‖ over a batch, by 32 samples X a state."""
     observations = jnp.broadcast_to(batch["observations"], (32, *batch["observations"].shape))
     noise = jax.random.normal(stream_key(0, Stream.STUDY, 7), (32, *batch["actions"].shape))
-    samples = euler(lambda x, t: net.apply(params, observations, x, t), noise, nfe)
+    samples = euler(lambda x, t: output_of(net, params, observations, x, t), noise, nfe)
     to_data = jnp.linalg.norm(samples - batch["actions"], axis=-1).mean(0)
     between = jax.vmap(lambda x: jnp.linalg.norm(samples - x, axis=-1).sum(0))(samples).sum(0) / (32 * 31)
     return jnp.sum(weights * (to_data - between / 2))
@@ -116,6 +117,8 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(argv, FLAGS)
     horizon = FLAGS.horizon_length
     raw, raw_val, info = load_dataset(parse_task(FLAGS.env_name), dataset_dir=FLAGS.dataset_dir)
+    if raw_val is None:
+        raise UserError(f"{FLAGS.env_name} has no validation set in {FLAGS.dataset_dir}, on which settings are scored")
     data, val = jax.device_put(prepare(raw, False)), prepare(raw_val, False)
     first = raw["actions"][:, 0]
     scale = {"mean": raw["observations"].mean(0), "std": raw["observations"].std(0) + 1e-6}
@@ -124,7 +127,9 @@ def main(argv: Sequence[str]) -> None:
     weights = tilted_marginal(advantage(held_out["actions"], scale), held_out["valid"], FLAGS.lam, jnp.inf)
     net = VectorField((128, 128, 128), held_out["actions"].shape[1])
     path = Path(FLAGS.output)
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+    rows: list[dict[str, str]] = (
+        list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+    )
     print(f"{info}; scored on {len(weights)} held-out windows")
     for own in SETTINGS:
         setting = {"seed": FLAGS.seed} | DEFAULTS | own
@@ -135,7 +140,8 @@ def main(argv: Sequence[str]) -> None:
         rows.append({k: formatted(v) for k, v in (setting | scores | diagnostics).items()})
         print(rows[-1], flush=True)
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(max(rows, key=len)), lineterminator="\n")
+        widest: dict[str, str] = max(rows, key=len)
+        writer = csv.DictWriter(text, list(widest), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         atomic_write_text(path, text.getvalue())

@@ -59,7 +59,9 @@ def success(agent: Any, evaluator: Evaluator) -> str:
     def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> Any:
         return act(agents, 0, observations, key, episodes, chunks)
 
-    rate = evaluator.evaluate(policy, FLAGS.episodes, FLAGS.seed)["success_rate"]
+    rate = evaluator.evaluate(policy, FLAGS.episodes, FLAGS.seed).get("success_rate")
+    if rate is None:
+        raise UserError("the environment reports no success, which is what is compared here; it has to, in its info")
     low, high = wilson_interval(rate, FLAGS.episodes)
     return f"{rate:.2f} ({low:.2f} to {high:.2f})"
 
@@ -106,7 +108,7 @@ def diagnose_samples(agent: Any, samples: np.ndarray, reference: np.ndarray, bat
 def reach(samples: np.ndarray, reference: np.ndarray) -> float:
     """How far the mean of samples [n, m, d] goes over the m states, over how far the reference's goes."""
     own, whole = (np.linalg.norm(x.mean(axis=0) - x.mean(axis=(0, 1))) for x in (samples, reference))
-    return own / whole
+    return float(own / whole)
 
 
 def foreseen_reach(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> float:

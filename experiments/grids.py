@@ -46,7 +46,7 @@ def tasks(*domains: str) -> tuple[str, ...]:
 
 
 # In a sweep, λ's values are lanes of one program; N and NFE change the program.
-ABLATION = {
+ABLATION: dict[str, tuple[str, ...]] = {
     "": ("--vary=agent.lam=0.1,0.4,0.75,1,1.5,4",),
     **{f"N{n}": (f"--agent.best_of_n={n}",) for n in (1, 5, 32)},
     **{f"NFE{n}": (f"--agent.flow_steps={n}",) for n in (1, 2, 3, 10)},

@@ -10,13 +10,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 WARM_UP = 3  # updates before the clock runs; public agents with a temperature compile in each of these
 
 
-def timed(run, seconds):
+def timed(run: Callable[[int], Any], seconds: float) -> dict[str, Any]:
     """Times `run(n)`, which does n updates, waits for them and returns their losses.
 
     Returns:
@@ -32,7 +34,7 @@ def timed(run, seconds):
     return {"rate": count / (time.perf_counter() - start), "updates": count, "losses": losses}
 
 
-def versions():
+def versions() -> dict[str, str]:
     """What the measurement depends on."""
     import flax
     import jax
@@ -45,31 +47,30 @@ def versions():
     return {"python": sys.version.split()[0], **libraries, "device": name}
 
 
-def transitions(states):
+def transitions(states: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rows of states (see utils/datasets.py) as the transitions that OGBench gives to the public code."""
     acted = np.flatnonzero(states["terminals"] == 0)
     rows = {key: states[key][acted] for key in ("observations", "actions", "rewards", "masks")}
     return {**rows, "next_observations": states["observations"][acted + 1], "terminals": states["terminals"][acted + 1]}
 
 
-def measure(spec):
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Creates the agent, trains it on the data and returns what `timed` does."""
     import jax
 
-    from agents import agents
-    from utils.datasets import Dataset
-
+    # By name: these are modules of the public code, not of this project.
+    agents, data = (importlib.import_module(name) for name in ("agents", "utils.datasets"))
     config = importlib.import_module(f"agents.{spec['agent']}").get_config()
     for key, value in spec["settings"].items():
         if key in config:
             config[key] = tuple(value) if isinstance(value, list) else value
     with np.load(spec["data"]) as file:
-        dataset = Dataset.create(**transitions(dict(file)))
+        dataset = data.Dataset.create(**transitions(dict(file)))
     np.random.seed(0)
     example = dataset.sample(())
-    agent = agents[config["agent_name"]].create(0, example["observations"], example["actions"], config)
+    agent = agents.agents[config["agent_name"]].create(0, example["observations"], example["actions"], config)
 
-    def run(count):
+    def run(count: int) -> dict[str, float]:
         nonlocal agent
         for _ in range(count):
             batch = dataset.sample_sequence(
@@ -83,7 +84,6 @@ def measure(spec):
 
 
 if __name__ == "__main__":
-    from agents import agents as known
-
+    known = importlib.import_module("agents").agents
     measurement = measure(json.loads(sys.argv[1])) if sys.argv[1:] else {"agents": sorted(known)}
     print(json.dumps(measurement | {"versions": versions()}))

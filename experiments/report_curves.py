@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import cycle
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,13 +27,13 @@ COLOURS = [
 ]
 
 
-def method_styles(methods: Iterable[str]) -> dict[str, dict[str, str]]:
+def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Method → colour and marker, the same in all pictures of a report; more methods than colours change the marker."""
     pairs = [(colour, marker) for marker in "os^D" for colour in COLOURS]
     return {name: {"color": c, "marker": m} for name, (c, m) in zip(methods, cycle(pairs), strict=False)}
 
 
-def draw_curves(env_name: str, groups: list[Group], styles: dict[str, dict[str, str]]) -> bytes | None:
+def draw_curves(env_name: str, groups: list[Group], styles: dict[str, dict[str, Any]]) -> bytes | None:
     """Draws the groups of one environment; None where nothing is evaluated yet. The same data give the same bytes.
 
     Groups that only their length sets apart are dotted, others that are not compared left out. Published curves of
@@ -72,12 +73,12 @@ def _only_length(reasons: list[str]) -> bool:
     return all(reason.startswith(("unfinished:", "diverged:", "other updates:")) for reason in reasons)
 
 
-def _draw_group(axes: Axes, group: Group, style: dict[str, str]) -> None:
+def _draw_group(axes: Axes, group: Group, style: dict[str, Any]) -> None:
     """One group: mean over seeds, with the interval of several seeds as a band."""
     steps, values = group.curve()
     seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
     reason = f"{group.apart[0].split(':')[0]}, " if group.apart else ""
-    look = {"linestyle": ":", "markerfacecolor": "none", "linewidth": 0.9} if group.apart else {}
+    look: dict[str, Any] = {"linestyle": ":", "markerfacecolor": "none", "linewidth": 0.9} if group.apart else {}
     # Unclipped, so that markers at 0 and 1 are whole.
     label = f"{group.label} ({reason}{seeds})"
     axes.plot(steps, values.mean(axis=0), label=label, clip_on=False, zorder=3, **style, **look)
@@ -87,7 +88,7 @@ def _draw_group(axes: Axes, group: Group, style: dict[str, str]) -> None:
 
 
 def _draw_published(
-    axes: Axes, method: str, curve: published.Curve, drawn: list[Group], styles: dict[str, dict[str, str]]
+    axes: Axes, method: str, curve: published.Curve, drawn: list[Group], styles: dict[str, dict[str, Any]]
 ) -> None:
     """One published curve, dashed: in the method's colour if it was run, else grey."""
     own = next((styles.get(g.label) or styles[g.method] for g in drawn if g.algorithm == method), None)
@@ -114,7 +115,7 @@ def _label_axes(panels: np.ndarray, env_name: str, metric: str, split: bool, ste
 
 def _legend(axes: Axes, dashed: bool, drawn: list[Group], curves: dict[str, published.Curve]) -> list[Line2D]:
     """A handle for each group, and what dashes mean."""
-    handles = [line for line in axes.lines if not line.get_label().startswith("_")]
+    handles = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
     names = {group.algorithm for group in drawn}
     if dashed and names & curves.keys():
         handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.1, label="published, same colour"))

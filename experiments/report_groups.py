@@ -67,7 +67,7 @@ class Group:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        return bootstrap([self.scores], _mean)
+        return scalar_interval([self.scores], _mean)
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Evaluations that all seeds have: steps [evaluations], values [seeds, evaluations]."""
@@ -97,6 +97,14 @@ def bootstrap(
     return lower, upper
 
 
+def scalar_interval(
+    strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float] | None:
+    """Returns `bootstrap`'s interval of a statistic that is one number: [resamples, all runs] → [resamples]."""
+    ends = bootstrap(strata, statistic)
+    return (float(ends[0]), float(ends[1])) if ends else None
+
+
 def _mean(samples: np.ndarray) -> np.ndarray:
     return samples.mean(axis=1)
 
@@ -119,7 +127,7 @@ def group_runs(found: Iterable[Run], last: int) -> list[Group]:
         )
         config = json.dumps(run.settings["config"], sort_keys=True)
         # Unfinished runs of different plans would be averaged only by accident.
-        key = (run.settings["env_name"], run.method, run.settings.get("agent_module"), config, condition)
+        key: tuple = (run.settings["env_name"], run.method, run.settings.get("agent_module"), config, condition)
         key += () if run.finished else (run.planned,)
         group = groups.setdefault(key, Group(run.settings["env_name"], run.method, condition, []))
         _add(group, run)
@@ -170,7 +178,8 @@ def _compare(groups: list[Group]) -> None:
 
 def _reference(groups: list[Group]) -> Condition | None:
     """The condition that the most methods finished in; of several the one with most runs, then most updates."""
-    methods, sizes = Counter(), Counter()
+    methods: Counter[Condition] = Counter()
+    sizes: Counter[Condition] = Counter()
     for condition, _ in {(group.condition, group.method) for group in groups if group.condition.finished}:
         methods[condition] += 1
     for group in groups:

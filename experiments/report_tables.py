@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import trim_mean
 
 from experiments import published
-from experiments.report_groups import Group, bootstrap, show_steps
+from experiments.report_groups import Group, scalar_interval, show_steps
 
 NONE, SINGLE_TASKS = "–", " (single seeds)"
 
@@ -72,7 +72,7 @@ def marked(scores: dict[str, Score], without_interval: str = " (1 seed)") -> dic
 
     def mark(label: str) -> str:
         score = scores[label]
-        if len(scores) < 2 or label not in rivals:
+        if best is None or len(scores) < 2 or label not in rivals:
             return ""
         if score.text(score.mean) == best.text(best.mean):
             return "best"
@@ -140,8 +140,8 @@ def _add_published(table: Table, labels: Iterable[str], name: str, texts: dict[s
 
 def _add_published_curve(table: Table, labels: dict[str, str], env_name: str, shown: dict[str, Group]) -> None:
     """Adds the task's own published figures: at the updates of these runs, where they reach, and at the end."""
-    curves = {label: published.curves().get(env_name, {}).get(method) for label, method in labels.items()}
-    curves = {label: curve for label, curve in curves.items() if curve}
+    known = published.curves().get(env_name, {})
+    curves = {label: known[method] for label, method in labels.items() if method in known}
     steps = next(iter(shown.values())).condition.steps if shown else ()
     same = {label: curve.at(steps) for label, curve in curves.items()}
     if steps and steps[-1] != published.STEPS:
@@ -161,7 +161,7 @@ def _domain_scores(tasks: list[dict[str, Group]]) -> dict[str, Score]:
         # Mean of the tasks' means, whatever their numbers of seeds.
         ends = np.cumsum([len(stratum) for stratum in strata])[:-1]
         mean_of_means = _over_tasks(ends)
-        result[label] = Score(float(np.mean([s.mean() for s in strata])), bootstrap(strata, mean_of_means))
+        result[label] = Score(float(np.mean([s.mean() for s in strata])), scalar_interval(strata, mean_of_means))
     return result
 
 
@@ -193,7 +193,7 @@ def aggregate_table(groups: list[Group]) -> Table:
     scores = {}
     for label in labels:
         strata = [success[name][label].scores for name in common]
-        scores[label] = Score(float(iqm(np.concatenate(strata))), bootstrap(strata, iqm)), strata
+        scores[label] = Score(float(iqm(np.concatenate(strata))), scalar_interval(strata, iqm)), strata
     cells = marked({label: score for label, (score, _) in scores.items()}, SINGLE_TASKS)
     for label, (_, strata) in scores.items():
         counts = " + ".join(str(len(stratum)) for stratum in strata)

@@ -122,7 +122,7 @@ def make_jobs(name: str, grid: Grid) -> list[Job]:
                     ),
                     folder=folder,
                     directories=tuple(lane.directory for lane in lanes),
-                    total=sum(values[flag].value for flag in STEPS[grid.program]),
+                    total=sum(int(getattr(values, flag)) for flag in STEPS[grid.program]),
                     settings=tuple(identity | {"seed": x.seed, "config": x.config.to_dict()} for x in lanes),
                 )
             )

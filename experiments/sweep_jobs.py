@@ -152,7 +152,8 @@ def run_here(jobs: Sequence[Job], slots: int, gpus: Sequence[str]) -> Iterator[J
     Raises:
         Interrupted: a signal came; the running jobs were told and have saved.
     """
-    waiting, running, free = list(jobs), {}, list(range(slots))
+    waiting, free = list(jobs), list(range(slots))
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}
     cores = sorted(os.sched_getaffinity(0))
     share = {}
     if slots > len(gpus) > 0 and MEMORY not in os.environ:
@@ -190,7 +191,8 @@ class SlurmJob:
     """What Slurm runs for a job: submitit calls it, and at a timeout or a preemption its `checkpoint`."""
 
     def __init__(self, job: Job):
-        self.job, self.process = job, None
+        self.job = job
+        self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """Runs the command to its end; returns its exit code.
@@ -198,12 +200,12 @@ class SlurmJob:
         Raises:
             RuntimeError: it failed, so that Slurm knows it too.
         """
-        self.process = self.job.start()
-        while self.process.poll() is None:  # The handler of signals must find no lock held for long.
+        process = self.process = self.job.start()
+        while process.poll() is None:  # The handler of signals must find no lock held for long.
             time.sleep(0.2)
-        self.job.record(self.process.returncode)
-        if self.process.returncode:
-            raise RuntimeError(f"{self.job.name} ended with exit code {self.process.returncode}; see {self.job.log}")
+        self.job.record(process.returncode)
+        if process.returncode:
+            raise RuntimeError(f"{self.job.name} ended with exit code {process.returncode}; see {self.job.log}")
         return 0
 
     def checkpoint(self) -> Any:

@@ -29,7 +29,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -51,7 +51,7 @@ from utils.errors import UserError
 from utils.files import atomic_write_bytes
 from utils.flow import flow_matching_loss
 from utils.logging import ProgressBar
-from utils.networks import VectorField
+from utils.networks import VectorField, output_of
 from utils.random_streams import Stream, stream_key
 
 FLAGS = flags.FlagValues()
@@ -184,7 +184,7 @@ def train_segment(
         pairs, diagnostics = draw_pairs(pair_key, problem, method, size, alpha, epsilon)
 
         def loss(params: Any) -> jax.Array:
-            velocity = partial(NET.apply, params, pairs["conditions"])
+            velocity = partial(output_of, NET, params, pairs["conditions"])
             return flow_matching_loss(velocity, time_key, pairs["noise"], pairs["actions"], pairs["weights"])
 
         directions, state = optax.scale_by_adam().update(jax.grad(loss)(params), state)
@@ -219,7 +219,7 @@ def euler_path(params: Any, conditions: jax.Array, noise: jax.Array, nfe: int) -
     """All points that `utils.flow.euler` passes, [nfe + 1, ..., 2]."""
 
     def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = x + NET.apply(params, conditions, x, jnp.full((*x.shape[:-1], 1), t)) / nfe
+        x = x + output_of(NET, params, conditions, x, jnp.full((*x.shape[:-1], 1), t)) / nfe
         return x, x
 
     return jnp.concatenate([noise[None], jax.lax.scan(step, noise, jnp.arange(nfe) / nfe)[1]])
@@ -246,8 +246,11 @@ def distance(x: jax.Array, y: jax.Array) -> jax.Array:
     """Sliced 2-Wasserstein distance over 32 equally spaced directions, mean over halves: [2, n, 2] twice → scalar."""
     angle = jnp.pi * jnp.arange(32) / 32
     directions = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-    squared = jax.lax.map(lambda xy: sliced_wasserstein(*xy, proj_fn=lambda points: points @ directions)[0], (x, y))
-    return jnp.sqrt(squared).mean()
+
+    def squared(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return sliced_wasserstein(pair[0], pair[1], proj_fn=lambda points, *_: points @ directions)[0]
+
+    return jnp.sqrt(jax.lax.map(squared, (x, y))).mean()
 
 
 @partial(jax.jit, static_argnames="size")
@@ -284,13 +287,13 @@ def reference(key: jax.Array, problem: Problem, *, size: int = SAMPLES) -> dict[
 def plan() -> dict[str, list[Job]]:
     """The trainings behind each page; in the sweep, samples are wanted inside the circles."""
     seeds, updates = range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds), FLAGS.sweep_updates
-    methods = [("true",), ("ewfm", FLAGS.updates), ("wcot", FLAGS.updates, FLAGS.alpha, FLAGS.epsilon)]
+    methods: list[tuple] = [("true",), ("ewfm", FLAGS.updates), ("wcot", FLAGS.updates, FLAGS.alpha, FLAGS.epsilon)]
     figure = product(("moon",), ("inside", "outside"), methods, seeds)
-    grid = [("wcot", updates, a, e) for a, e in product(numbers("alphas", 0.0), numbers("epsilons", 1e-4))]
+    grid: list[tuple] = [("wcot", updates, a, e) for a, e in product(numbers("alphas", 0.0), numbers("epsilons", 1e-4))]
     sweep = product(("moon", "rotation"), ("outside",), [("true",), ("ewfm", updates), *grid], seeds)
     pages = {"figure": figure, "sweep": sweep}
     return {
-        page: [Job(condition, energy, *method, seed=seed) for condition, energy, method, seed in settings]
+        page: [replace(Job(condition, energy, *method), seed=seed) for condition, energy, method, seed in settings]
         for page, settings in pages.items()
         if FLAGS.pages in ("all", page)
     }
@@ -303,9 +306,10 @@ def numbers(flag: str, least: float) -> list[float]:
         UserError: one is not a number, or less than `least`, or there is none.
     """
     try:
-        values = sorted({float(text) for text in FLAGS[flag].value})
+        values = sorted({float(text) for text in getattr(FLAGS, flag)})
     except ValueError as error:
-        raise UserError(f"--{flag}: {error}; give numbers as in --{flag}={FLAGS[flag].default_as_str[1:-1]}") from error
+        default = ",".join(FLAGS[flag].default or ())
+        raise UserError(f"--{flag}: {error}; give numbers as in --{flag}={default}") from error
     if not values or not all(least <= value < np.inf for value in values):
         raise UserError(f"--{flag} needs one or more numbers that are at least {least:g}, separated by commas")
     return values
@@ -315,11 +319,11 @@ def run_job(job: Job, directory: Path, progress: Callable[[int], None]) -> Resul
     """Trains and evaluates one flow, and keeps the result in `directory`."""
     key = stream_key(job.seed, Stream.EVALUATION_ACTING)
     if job.method == "true":
-        result, diagnostics = reference(key, to_problem(job)), {}
+        found: dict[str, Any] = reference(key, to_problem(job))
     else:
         params, diagnostics = train(job, progress)
-        result = evaluate(params, key, to_problem(job))
-    result = {name: np.asarray(value, np.float32) for name, value in (result | diagnostics).items()}
+        found = evaluate(params, key, to_problem(job)) | diagnostics
+    result: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in found.items()}
     file = io.BytesIO()
     np.savez_compressed(file, **result)
     atomic_write_bytes(directory / file_name(job), file.getvalue())
@@ -344,10 +348,11 @@ def load(path: Path) -> Result | None:
 
 def run_jobs(jobs: Sequence[Job], directory: Path) -> dict[Job, Result]:
     """Results of all jobs; those that are not kept are run, several at a time (XLA works outside Python's lock)."""
-    results = {job: load(directory / file_name(job)) for job in jobs}
-    missing = [job for job, result in results.items() if result is None]
-    if len(missing) < len(results):
-        print(f"{len(results) - len(missing)} of {len(results)} trainings are in {directory} already")
+    kept = {job: load(directory / file_name(job)) for job in jobs}
+    results = {job: result for job, result in kept.items() if result is not None}
+    missing = [job for job in kept if job not in results]
+    if results:
+        print(f"{len(results)} of {len(kept)} trainings are in {directory} already")
     signals, lock = cli.Signals(), Lock()
     bar = ProgressBar(sum(job.updates for job in missing), description=f"{len(missing)} trainings")
 
@@ -365,7 +370,7 @@ def run_jobs(jobs: Sequence[Job], directory: Path) -> dict[Job, Result]:
         pool.shutdown(cancel_futures=True)
         bar.close()
         signals.release()
-    return results
+    return {job: results[job] for job in jobs}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -374,10 +379,13 @@ def main(argv: Sequence[str]) -> None:
     if not np.isfinite([FLAGS.lam, FLAGS.alpha, FLAGS.epsilon]).all():
         raise UserError("--lam, --alpha and --epsilon need finite numbers")
     output = Path(FLAGS.output).expanduser()
-    pages = plan()
-    results = run_jobs(list(dict.fromkeys(job for jobs in pages.values() for job in jobs)), output / "trained")
-    pages = {name: {job: results[job] for job in jobs} for name, jobs in pages.items()}
-    files = {"runs.csv": toy_report.runs_table(results), "means.csv": toy_report.means_table(results)}
+    planned = plan()
+    results = run_jobs(list(dict.fromkeys(job for jobs in planned.values() for job in jobs)), output / "trained")
+    pages = {name: {job: results[job] for job in jobs} for name, jobs in planned.items()}
+    files: dict[str, str | bytes] = {
+        "runs.csv": toy_report.runs_table(results),
+        "means.csv": toy_report.means_table(results),
+    }
     if "figure" in pages:
         files["figure1.png"] = toy_report.draw_samples(pages["figure"], CENTRES, RADIUS)
         files["nfe.png"] = toy_report.draw_nfe(pages["figure"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -29,8 +30,8 @@ TITLES = {
     "distance": "Distance to the target",
     "straightness": "Path length / displacement",
 }
-STAR = {"marker": "*", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.5}
-CROSS = {"marker": "x", "markersize": 4}
+STAR: dict[str, Any] = {"marker": "*", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.5}
+CROSS: dict[str, Any] = {"marker": "x", "markersize": 4}
 BEND = "Bend:\nextra path length, %"
 
 
@@ -153,9 +154,11 @@ def draw_samples(results: dict[Job, Result], centres: np.ndarray, radius: float)
                         axes.set_ylabel(f"{nfe} Euler steps", labelpad=3)
             middle = (grid[0, left].get_position(figure).x0 + grid[0, left + 1].get_position(figure).x1) / 2
             figure.text(middle, 0.965, f"Energy 1 {energy} the circles, 0 {other}", ha="center", fontsize=9)
-        look = {"linestyle": "", "marker": "o", "markersize": 4}
         names = {GREY: "noise", COLOURS[0]: "samples, c = lower moon", COLOURS[1]: "samples, c = upper moon"}
-        handles = [Line2D([], [], color=colour, label=name, **look) for colour, name in names.items()]
+        handles: list[Artist] = [
+            Line2D([], [], color=colour, label=name, linestyle="", marker="o", markersize=4)
+            for colour, name in names.items()
+        ]
         handles.append(Patch(facecolor=UNWANTED, edgecolor="#505050", linewidth=0.6, label="energy 1"))
         figure.legend(handles=handles, loc="lower center", ncols=4, borderaxespad=0.1)
         return to_png(figure)

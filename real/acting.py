@@ -27,7 +27,7 @@ PROPOSALS = {
 GUIDED = {base.Agent.flow_actions: False, cgql.Agent.flow_actions: True}
 RANKS = {base.Agent.rank: "mean", ifql.Agent.rank: "min"}
 # Helpers of the above that an agent must not have of its own.
-HELPERS = {
+HELPERS: dict[str, tuple[Callable, ...]] = {
     "sample_actions": (base.Agent.sample_actions,),
     "candidates": (base.Agent.candidates,),
     "apply": (base.Agent.apply,),
@@ -106,10 +106,10 @@ def _methods(agent: base.Agent) -> tuple[str, bool, str]:
     kind = PROPOSALS.get(cls.propose)
     if cls.propose is qam.Agent.propose:
         kind = "one_step" if cfg.one_step else "edit" if cfg.edits else "flow"
-    known: dict[str, tuple[Callable, ...]] = HELPERS | {"flow_actions": tuple(GUIDED), "rank": tuple(RANKS)}
+    known = HELPERS | {"flow_actions": tuple(GUIDED), "rank": tuple(RANKS)}
     own = [name for name, methods in known.items() if hasattr(cls, name) and getattr(cls, name) not in methods]
     own += [] if kind else ["propose"]
-    if own:
+    if own or kind is None:
         raise UserError(f"{cfg.algorithm} acts by a {own[0]} of its own, which the LeRobot policy has not")
     return kind, GUIDED[cls.flow_actions] and kind not in ("one_step", "diffusion"), RANKS[cls.rank]
 

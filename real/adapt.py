@@ -62,7 +62,7 @@ for name, default, text, known in (
     ("action_norm", "min_max", "Of the demonstrations' actions.", NORMS[1:]),  # mean_std would clip at one deviation.
 ):
     define_flag(FLAGS, "enum", name, default, text, enum_values=list(known))
-for name, default, text in (
+for name, number, text in (
     ("rollouts", 10, "Episodes a round."),
     ("total_rollouts", 50, "Episodes in all."),
     ("round_steps", 20_000, "Updates a round."),
@@ -71,7 +71,7 @@ for name, default, text in (
     ("image_size", 64, "Side of the cameras' images as they are trained on, in pixels."),
     ("fps", 30, "Of the recordings, the demonstrations' own."),
 ):
-    define_flag(FLAGS, "integer", name, default, text, lower_bound=1)
+    define_flag(FLAGS, "integer", name, number, text, lower_bound=1)
 define_flag(FLAGS, "integer", "episode_time_s", None, "Limit on an episode; default: max_steps' time.", lower_bound=1)
 define_flag(FLAGS, "integer", "final_rollouts", 0, "Episodes of the last policy, not trained on.", lower_bound=0)
 define_flag(FLAGS, "integer", "seed", 0, "Of base and rounds.", lower_bound=0)
@@ -209,7 +209,8 @@ def check_begun(root: Path, settings: dict[str, Any]) -> None:
     before = read_json(root / "adaptation.json") or settings  # Older directories have no such file.
     for name in sorted(before.keys() | settings.keys()):
         was, now = before.get(name), settings.get(name)
-        if was != now and not (name in _GROWING and was < now):
+        grown = name in _GROWING and was is not None and now is not None and was < now
+        if was != now and not grown:
             raise UserError(f"{root} was begun with --{name}={was}, not {now}; give that, or use another --name")
     total, final = before["total_rollouts"], root / "rollouts" / "eval_final"
     if settings["total_rollouts"] > total and (total % settings["rollouts"] or final.exists()):
@@ -285,7 +286,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         if before.get(key) != value:
             raise UserError(f"{root} was begun with {key} = {before.get(key)}, not {value}; use another --name")
     dims = ",".join(map(str, config.actor_hidden_dims))
-    base = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
+    base: tuple[str, ...] = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
     base += (f"--agent.encoder={config.encoder}",) if shown.cameras else ()
     run, policy = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, exported, base)
     step, evaluations, recordings = 0, [], []

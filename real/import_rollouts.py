@@ -84,9 +84,9 @@ def import_rollouts(
     for name, value in (("max_steps", max_steps), ("image_size", image_size)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-    for name, value, known in (("state_norm", state_norm, NORMS), ("action_norm", action_norm, NORMS[1:])):
-        if value not in (None, *known):
-            raise UserError(f"{name} is {value}; use one of {', '.join(known)}")
+    for name, norm, known in (("state_norm", state_norm, NORMS), ("action_norm", action_norm, NORMS[1:])):
+        if norm not in (None, *known):
+            raise UserError(f"{name} is {norm}; use one of {', '.join(known)}")
     if stats and (state_norm or action_norm):
         raise UserError("--stats brings its normalisation; leave --state_norm and --action_norm out")
     recordings = [read_recording(Path(root).expanduser(), list(features), action) for root in roots]
@@ -175,7 +175,7 @@ def _images(recordings: list[Recording], lengths: list[list[int]], size: int, fo
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             for row in zip(*map(stream, cameras), strict=True):
-                file.write(np.stack(row))
+                file.write(np.stack(row).data)
             file.flush()
             yield {"images": np.memmap(file, np.uint8, "r").reshape(-1, len(cameras), size, size, 3)}
 
@@ -183,7 +183,8 @@ def _images(recordings: list[Recording], lengths: list[list[int]], size: int, fo
 def _statistics(arrays: Arrays, record: dict) -> Arrays:
     """STATS of recorded rows; says which numbers rest, and adds their names to `record`."""
     ends = np.flatnonzero(arrays["terminals"] + arrays["timeouts"])
-    numbers, lengths = {}, np.diff(ends, prepend=-1)
+    numbers: Arrays = {}
+    lengths = np.diff(ends, prepend=-1)
     for name, what in (("observations", "state"), ("actions", "action")):
         offset, scale, rests = offset_and_scale(arrays[name], lengths, record[f"{what}_norm"])
         numbers |= {f"{what}_offset": offset, f"{what}_scale": scale}

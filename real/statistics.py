@@ -18,7 +18,7 @@ _JITTER = 0.5  # Mean square of the change between frames, relative to the varia
 
 
 def offset_and_scale(
-    values: np.ndarray, lengths: Sequence[int], norm: str
+    values: np.ndarray, lengths: Sequence[int] | np.ndarray, norm: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns offset and scale [w], float32, no scale zero, of values [N, w], and bool [w]: which of them rest.
 
@@ -39,7 +39,7 @@ def offset_and_scale(
     return offset.astype(np.float32), scale_of_resting(scale, rests).astype(np.float32), rests
 
 
-def resting(values: np.ndarray, lengths: Sequence[int], spread: np.ndarray) -> np.ndarray:
+def resting(values: np.ndarray, lengths: Sequence[int] | np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Returns which numbers rest, bool [w], of values [N, w] of episodes; `spread` [w]: how they deviate."""
     starts = np.cumsum([0, *lengths[:-1]])
     inside = values - np.repeat(np.add.reduceat(values, starts) / np.reshape(lengths, (-1, 1)), lengths, axis=0)

@@ -116,6 +116,16 @@ def test_agent_file_outside_the_folder(flags, tmp_path):
     assert json.loads((directory / "flags.json").read_text())["config"]["tau"] == 0.25
 
 
+def test_a_network_error_without_a_text_is_named(flags, monkeypatch, tmp_path):
+    def silent(*_, **__):
+        raise TimeoutError
+
+    monkeypatch.setattr("ogbench.download_datasets", silent)
+    without = [flag for flag in flags if not flag.startswith("--dataset=")]
+    line = refused(*without, "--dataset_source=download", f"--dataset_dir={tmp_path}")
+    assert "(no connection to the server: TimeoutError)" in line
+
+
 def test_no_data_and_no_network(flags, monkeypatch, tmp_path):
     def unreachable(*_, **__):
         raise socket.gaierror(-3, "Temporary failure in name resolution")

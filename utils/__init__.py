@@ -5,6 +5,7 @@ take any text; gives this process and its children a home directory if they have
 the environment's sake end in a line.
 """
 
+import io
 import os
 import sys
 import tempfile
@@ -61,8 +62,9 @@ def _end_failed_imports(kind: type[BaseException], error: BaseException, trace: 
 def _take_any_text() -> None:
     """Lets print write what the encoding of the output lacks as \\u03b5: a name or a Greek letter is no error."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # Replaced by something else, or closed.
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # Else replaced by something else.
+            with suppress(ValueError):  # Closed.
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _find_home() -> None:

@@ -35,11 +35,13 @@ def import_file(file: Path, name: str, what: str) -> ModuleType:
     Raises:
         UserError: `what` does not import.
     """
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{what} does not import: its name must end in .py")
     try:
         if name.startswith("agents."):
             return importlib.import_module(name)
         find_modules_in(file.resolve().parent)
-        spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
@@ -156,7 +158,8 @@ def _is_update(result: Any, agent: Any) -> bool:
 def _same(tree: Any, other: Any) -> bool:
     """True if two trees have one structure, and their leaves one shape and type."""
     kinds = lambda x: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(x)]  # noqa: E731
-    return jax.tree.structure(tree) == jax.tree.structure(other) and kinds(tree) == kinds(other)
+    structures: list[Any] = [jax.tree.structure(x) for x in (tree, other)]
+    return structures[0] == structures[1] and kinds(tree) == kinds(other)
 
 
 def _shown(result: Any) -> str:

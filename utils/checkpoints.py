@@ -13,6 +13,7 @@ contiguous is copied while it is written, and JAX keeps a host copy of an array 
 
 import errno
 import hashlib
+import io
 import itertools
 import re
 import struct
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,7 +68,8 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
     with atomic_open(path) as file:
         file.write(_HEADER.format(FORMAT_VERSION, "0" * 64).encode())
         digest = hashlib.sha256()
-        for part in itertools.chain([struct.pack("<Q", len(tree)), tree], map(_raw, arrays)):
+        parts: Iterable[bytes | memoryview] = itertools.chain([struct.pack("<Q", len(tree)), tree], map(_raw, arrays))
+        for part in parts:
             digest.update(part)
             file.write(part)
         file.seek(0)
@@ -146,9 +148,9 @@ def _remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _raw(array: np.ndarray | jax.Array) -> np.ndarray:
-    """The bytes of `array` in row-major order, uint8 [nbytes]; a view if it is contiguous."""
-    return np.asarray(array).reshape(-1).view(np.uint8)
+def _raw(array: np.ndarray | jax.Array) -> memoryview:
+    """The bytes of `array` in row-major order, [nbytes]; a view if it is contiguous."""
+    return np.asarray(array).reshape(-1).view(np.uint8).data
 
 
 def _detach(tree: Any, arrays: list) -> Any:
@@ -170,7 +172,7 @@ def _detach(tree: Any, arrays: list) -> Any:
     return [name, list(tree.shape), offset]
 
 
-def _attach(tree: Any, file: BinaryIO, start: int) -> Any:
+def _attach(tree: Any, file: io.BufferedReader, start: int) -> Any:
     """Inverse of `_detach`, with the raw bytes of the arrays in `file` from `start` on."""
     if isinstance(tree, dict):
         return {key: _attach(value, file, start) for key, value in tree.items()}
@@ -184,7 +186,7 @@ def _attach(tree: Any, file: BinaryIO, start: int) -> Any:
 
 
 @contextmanager
-def _open_verified(path: Path) -> Iterator[BinaryIO]:
+def _open_verified(path: Path) -> Iterator[io.BufferedReader]:
     """Opens `path` at the start of its payload, header and checksum checked, so that no bad byte is ever parsed."""
     try:
         with open(path, "rb") as file:

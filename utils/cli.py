@@ -122,11 +122,16 @@ def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) ->
         raise UserError(f"{name} ended with exit code {code}; start the same command again to go on")
 
 
+_otherwise: Callable[..., None] = warnings.showwarning  # Shows what `_show_warning` does not.
+
+
 def keep_compiled() -> None:
     """Lets later processes take what XLA compiles from ~/.cache/otql, unless JAX_COMPILATION_CACHE_DIR is set."""
+    global _otherwise
     if warnings.showwarning is not _show_warning:
-        _show_warning.otherwise, warnings.showwarning = warnings.showwarning, _show_warning
-    if jax.config.jax_compilation_cache_dir:
+        _otherwise, warnings.showwarning = warnings.showwarning, _show_warning
+    config: Any = jax.config  # Its options are added at run time.
+    if config.jax_compilation_cache_dir:
         return
     # Code for one processor may be none for another, and a home directory is often shared.
     cpu, about = [platform.machine()], Path("/proc/cpuinfo")
@@ -143,9 +148,10 @@ def keep_compiled() -> None:
 def _show_warning(message: Warning | str, *arguments: Any, **keywords: Any) -> None:
     """Shows a warning; those of JAX on the cache of compiled code, one a program and file, as a single line."""
     if "persistent compilation cache" not in str(message):
-        _show_warning.otherwise(message, *arguments, **keywords)
+        _otherwise(message, *arguments, **keywords)
     else:
-        _say_uncached(str(jax.config.jax_compilation_cache_dir), str(message).rpartition(": ")[2])
+        config: Any = jax.config
+        _say_uncached(str(config.jax_compilation_cache_dir), str(message).rpartition(": ")[2])
 
 
 @functools.cache

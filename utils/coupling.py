@@ -12,11 +12,13 @@ from ott.geometry import geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 
+Scalar = float | jax.Array
+
 SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the search for principal components
 SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
 
 
-def tilted_weights(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
+def tilted_weights(advantages: jax.Array, valid: jax.Array, lam: Scalar, w_max: Scalar) -> jax.Array:
     """Returns w_j = min(exp(λ A_j), w_max) · valid_j over their maximum (paper Eq. 5, §3.2).
 
     Computed from log-weights relative to their maximum, so that no λ A overflows or leaves only zeros.
@@ -35,7 +37,7 @@ def tilted_weights(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_ma
     return jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
 
 
-def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: jax.Array, w_max: jax.Array) -> jax.Array:
+def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: Scalar, w_max: Scalar) -> jax.Array:
     """Returns the target marginal p_j = w_j / Σ w of `tilted_weights`, [m]; all zero if no row is valid."""
     weights = tilted_weights(advantages, valid, lam, w_max)
     return weights / jnp.maximum(weights.sum(), 1.0)
@@ -86,10 +88,10 @@ def solve_plan(
     conditions: jax.Array,
     probs: jax.Array,
     *,
-    alpha: float | jax.Array,
-    epsilon: float | jax.Array,
+    alpha: Scalar,
+    epsilon: Scalar,
     max_iterations: int,
-    threshold: float | jax.Array,
+    threshold: Scalar,
     source_probs: jax.Array | None = None,
     action_mask: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -116,10 +118,14 @@ def solve_plan(
     action_cost = squared_distances(noise, actions, action_mask)
     cost = action_cost + alpha**2 * squared_distances(source_conditions, conditions)
     problem = linear_problem.LinearProblem(
-        geometry.Geometry(cost, epsilon=epsilon * jnp.mean(action_cost)), source_probs, probs
+        geometry.Geometry(cost, epsilon=epsilon * jnp.mean(action_cost)),  # type: ignore[arg-type]  # OTT-JAX takes arrays too.
+        source_probs,
+        probs,
     )
     solver = sinkhorn.Sinkhorn(
-        threshold=threshold, max_iterations=max_iterations, inner_iterations=min(10, max_iterations)
+        threshold=threshold,  # type: ignore[arg-type]  # OTT-JAX takes arrays too.
+        max_iterations=max_iterations,
+        inner_iterations=min(10, max_iterations),
     )
     output = solver(problem)
     # A zero-probability column or row has potential −inf, and its entries are exactly zero.
@@ -128,7 +134,7 @@ def solve_plan(
     independent_cost = source_probs @ action_cost @ probs
     return plan, {
         "marginal_error": error,
-        "iterations": output.n_iters,
+        "iterations": jnp.asarray(output.n_iters),
         "capped": (error > threshold).astype(cost.dtype),
         "transport_cost": jnp.sum(plan * action_cost) / jnp.maximum(independent_cost, 1e-12),
     }
@@ -173,7 +179,7 @@ def couple(
     noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
     if config.coupling == "independent":
         index = source = systematic_resample(source_key, probs)
-        diagnostics = {}
+        diagnostics: dict[str, jax.Array] = {}
     elif config.coupling == "ot":
         targets, target_probs, source_probs = jnp.arange(size), probs, None
         if config.source_conditions == "iid":

@@ -67,7 +67,7 @@ def describe(data: dict[str, np.ndarray], name: str) -> dict[str, Any]:
 
 def checksum(arrays: Iterable[np.ndarray]) -> int:
     """CRC-32 of all arrays' bytes."""
-    return functools.reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array), crc), arrays, 0)
+    return functools.reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array).data, crc), arrays, 0)
 
 
 def gather(data: Arrays, start: Any, horizon: int) -> Arrays:
@@ -117,7 +117,7 @@ def assemble(rows: Arrays, discount: float | jax.Array, window_rule: str) -> Arr
 
 
 def sample_starts(
-    key: jax.Array, step: jax.Array, batch_size: int, count: int | jax.Array, stream: Stream = Stream.BATCH
+    key: jax.Array, step: int | jax.Array, batch_size: int, count: int | jax.Array, stream: Stream = Stream.BATCH
 ) -> jax.Array:
     """Positions in `starts`, which has `count`, of one update's batch: a function of (key, stream, step); int32 [m]."""
     return jax.random.randint(stream_key(key, stream, step), (batch_size,), 0, count)

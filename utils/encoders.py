@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from utils.networks import output_of
 from utils.observations import Observation
 
 # Name → side of a patch, widths of the stacks, residual blocks in each, features of a camera. The first two are FQL's;
@@ -162,7 +163,7 @@ def random_shift(key: jax.Array, *batches: jax.Array) -> tuple[jax.Array, ...]:
 
 def encoded(kind: str, params: Any, observations: Observation) -> jax.Array:
     """States [..., o] joined with the features of their images by an encoder: [..., o + f]."""
-    states, features = observations.state, Encoder(kind).apply({"params": params}, observations.images)
+    states, features = observations.state, output_of(Encoder(kind), {"params": params}, observations.images)
     features = jnp.broadcast_to(features, (*states.shape[:-1], features.shape[-1]))
     return jnp.concatenate([states, features], axis=-1)
 

@@ -18,7 +18,12 @@ class UserError(Exception):
 
     The message is one line that says what is wrong and what to do. Entry points print it to stderr and exit
     with code 2 and no traceback.
+
+    Attributes:
+        line: the message without the traceback's file; only those that `failure` makes have it.
     """
+
+    line: str
 
 
 class Diverged(Exception):
@@ -36,7 +41,7 @@ def failure(error: BaseException, what: str, expected: str = "", source: Any = N
     """
     line, note = failure_line(error, what, expected, source), traceback_note(error)
     result = UserError(line + note)
-    result.line = line  # For who keeps the traceback elsewhere.
+    result.line = line
     return result
 
 
@@ -71,7 +76,8 @@ def place(error: BaseException, libraries: bool = True) -> str:
     Args:
         libraries: whether a library's frame will do.
     """
-    chain, frames = error, []
+    chain: BaseException | None = error
+    frames: list[traceback.FrameSummary] = []
     while chain is not None:
         if isinstance(chain, SyntaxError) and chain.filename:
             return f"{chain.filename}, line {chain.lineno}"

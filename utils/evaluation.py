@@ -6,7 +6,7 @@ The outcome of episode i is a function of (policy, seed, i) alone, whatever the 
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import gymnasium
 import numpy as np
@@ -16,6 +16,18 @@ from utils.workers import DEFAULT_TIMEOUT, MAX_WORKERS, Pool, Request, Steps
 
 Policy = Callable[[Any, np.ndarray, np.ndarray], Any]
 DEFAULT_BATCH = 8
+# What `Evaluator.evaluate` returns: the last two are there if the environment reports success.
+Result = TypedDict(
+    "Result",
+    {
+        "return": np.ndarray,
+        "length": np.ndarray,
+        "return_mean": float,
+        "length_mean": float,
+        "success": NotRequired[np.ndarray],
+        "success_rate": NotRequired[float],
+    },
+)
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -68,7 +80,7 @@ class Evaluator:
 
     def evaluate(
         self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None] | None = None
-    ) -> dict[str, np.ndarray | float]:
+    ) -> Result:
         """Runs episodes 0 … num_episodes - 1 to their end.
 
         Args:
@@ -99,16 +111,16 @@ class Evaluator:
             self.close()  # Replies may be on their way: new workers are the only clean start.
             raise
         success, returns, lengths = np.array(outcomes).T
-        result = {
+        result: Result = {
             "return": returns,
             "length": lengths.astype(int),
-            "return_mean": returns.mean(),
-            "length_mean": lengths.mean(),
+            "return_mean": float(returns.mean()),
+            "length_mean": float(lengths.mean()),
         }
         if not np.isnan(success).all():
             success = np.nan_to_num(success)
-            result |= {"success": success, "success_rate": success.mean()}
-        return {name: value if value.ndim else float(value) for name, value in result.items()}
+            result |= {"success": success, "success_rate": float(success.mean())}
+        return result
 
     def _run(
         self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.serialization import to_state_dict
 
-from utils.evaluation import Evaluator
+from utils.evaluation import Evaluator, Result
 from utils.logging import ProgressBar, read_csv
 from utils.plotting import learning_curve
 from utils.random_streams import Stream, stream_key, stream_seed
@@ -62,7 +62,9 @@ class Evaluations:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._cancelled = self._said = False
         evaluator.check = self._check
-        self._step, self._actors, self._future = 0, [], None
+        self._step = 0
+        self._actors: list[Actor] = []
+        self._future: futures.Future[list[Result | None]] | None = None
 
     def start(self, step: int, agents: Any, numbers: Sequence[int], overlap: bool) -> None:
         """Evaluates the lanes `numbers` of stacked agents: now, or in the background once the one before has ended."""
@@ -134,9 +136,9 @@ class Evaluations:
             raise Cancelled
         self._check_signals()
 
-    def _evaluate(self, step: int, actors: list[Actor]) -> list[dict[str, Any] | None]:
+    def _evaluate(self, step: int, actors: list[Actor]) -> list[Result | None]:
         """Returns the evaluator's results for each of `actors`, None for one whose actions are not finite."""
-        results = []
+        results: list[Result | None] = []
         with ProgressBar(self._episodes * len(actors), description="evaluation", unit=" episodes") as bar:
             for number, agents, index in actors:
                 spec = self._lanes[number].spec
@@ -149,13 +151,13 @@ class Evaluations:
                     raise environment_failed(error, f"evaluation of step {step} failed", spec.directory) from error
         return results
 
-    def _record(self, step: int, actors: list[Actor], results: list[dict[str, Any] | None]) -> None:
+    def _record(self, step: int, actors: list[Actor], results: list[Result | None]) -> None:
         """Appends to each lane's eval.csv, draws its curve and prints a line."""
         for (number, *_), result in zip(actors, results, strict=True):
             run = self._lanes[number]
             if result is None:
                 continue
-            root, row = run.spec.directory, {key: value for key, value in result.items() if np.ndim(value) == 0}
+            root, row = run.spec.directory, {key: value for key, value in result.items() if isinstance(value, float)}
             if "success_rate" not in row:
                 # Environments may report success in solved episodes alone: no report then means that none was solved.
                 if np.isfinite(read_csv(root / "eval.csv").get("success_rate", np.nan)).any():

@@ -94,9 +94,9 @@ def _soft(path: Path) -> Path:
 
 def _acquire(path: Path, patience: float) -> BaseFileLock:
     """Takes either lock; raises Held or OSError."""
-    options = {"timeout": patience, "thread_local": False}
+    lock: BaseFileLock
     try:
-        lock = FileLock(path, fallback_to_soft=False, **options)
+        lock = FileLock(path, patience, thread_local=False, fallback_to_soft=False)
         lock.acquire()
         return lock
     except Timeout as error:
@@ -105,7 +105,7 @@ def _acquire(path: Path, patience: float) -> BaseFileLock:
         if error.errno not in NO_LOCKS:
             raise
     try:
-        lock = SoftFileLock(_soft(path), **options)
+        lock = SoftFileLock(_soft(path), patience, thread_local=False)
         lock.acquire()
         return lock
     except Timeout as error:

@@ -194,7 +194,7 @@ class WandbLogger:
     """
 
     def __init__(self, mode: str, run_dir: Path, group: str, name: str, config: Mapping[str, Any]):
-        self._run = None
+        self._run: Any = None  # wandb's, which may not be installed
         if mode != "disabled":
             self._guard(lambda: self._start(mode, run_dir, group=group, name=name, config=dict(config)))
 

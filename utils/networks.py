@@ -4,6 +4,7 @@ The names of a network's inputs say what they are: observations [..., o], action
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -96,9 +97,17 @@ class TanhGaussian(nn.Module):
     @nn.compact
     def __call__(self, observations: jax.Array, x: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Maps observations [..., o], and x [..., d] if `conditioned`, to mean and log deviation before the tanh."""
-        inputs = jnp.concatenate([observations, x], axis=-1) if self.conditioned else observations
+        inputs = observations
+        if self.conditioned:
+            assert x is not None
+            inputs = jnp.concatenate([observations, x], axis=-1)
         mean, log_std = jnp.split(MLP(self.hidden_dims, 2 * self.action_dim)(inputs), 2, axis=-1)
         return mean, jnp.clip(log_std, -20.0, 2.0)
+
+
+def output_of(network: nn.Module, variables: Any, *inputs: Any) -> jax.Array:
+    """Returns `network.apply(variables, *inputs)`, which Flax types as if it might return variables too."""
+    return cast(jax.Array, network.apply(variables, *inputs))
 
 
 def sample_tanh_gaussian(key: jax.Array, mean: jax.Array, log_std: jax.Array) -> tuple[jax.Array, jax.Array]:

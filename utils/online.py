@@ -5,6 +5,7 @@ import sys
 from collections.abc import Generator
 from typing import Any
 
+import jax
 import numpy as np
 
 from utils.errors import UserError
@@ -33,14 +34,14 @@ class Online:
         self.program, self.trainer, horizon = program, trainer, program.config.horizon_length
         width = program.agents.config.action_dim // horizon
         self.replay = Replay(len(program.lanes), program.total - first_step, horizon, program.observation, width)
-        resumed = program.step > first_step
-        if resumed:  # What a signal saves until the explorers are back.
-            program.extra = lambda index: {"explorer": program.restored[index]["explorer"]}
+        saved = program.restored if program.restored and program.step > first_step else []
+        if saved:  # What a signal saves until the explorers are back.
+            program.extra = lambda index: {"explorer": saved[index]["explorer"]}
         workers = min(len(program.lanes), program.flags.eval_workers or default_workers())
         self.pool = Pool(program.make_env, workers, name=program.task.name, timeout=program.flags.env_timeout)
 
         def restore(explorer: Explorer, index: int) -> Generator[Any, Any, Explorer]:
-            explorer, same = yield from explorer.restore(program.restored[index]["explorer"])
+            explorer, same = yield from explorer.restore(saved[index]["explorer"])
             if not same:
                 note = "its environment did not come back to the same state: the episode under way is cut off there"
                 print(f"{program.lanes[index].spec.directory}: {note}", file=sys.stderr)
@@ -53,7 +54,7 @@ class Online:
                 return stream_seed(seed, Stream.RESET, episode)
 
             explorer = Explorer(self.replay, index, seed_of, program.sparse)
-            dialogues[index] = restore(explorer, index) if resumed else explorer.begin()
+            dialogues[index] = restore(explorer, index) if saved else explorer.begin()
         explorers = self._converse(dialogues)
         self.explorers = [explorers[index].commit() for index in range(len(program.lanes))]
         program.extra = lambda index: {"explorer": self.explorers[index].state()}
@@ -117,7 +118,8 @@ class Online:
             while program.step < program.total:
                 program.visit()
                 until = min(program.until(), program.step + program.config.horizon_length)
-                steps, info, updates = until - program.step, {}, 0
+                steps, updates = until - program.step, 0
+                info: dict[str, jax.Array] = {}
                 self._act(steps, until)
                 learnt_from = min(steps, self.explorers[program.alive[0]].transitions - start_training)
                 if learnt_from > 0 and self.replay.counts[program.alive].min() > 0:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 
@@ -45,12 +46,14 @@ def set_jax() -> None:
 
 def device_trouble() -> str:
     """Says that JAX has no device of the kind that JAX_PLATFORMS names; '' if it has, or none is named."""
-    if not jax.config.jax_platforms:
+    config: Any = jax.config  # Its options are added at run time.
+    named = config.jax_platforms
+    if not named:
         return ""
     try:
         jax.devices()
     except Exception as error:  # Of many types, some without a text.
         text = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
         reason = f" ({text})" if text else ""
-        return f"JAX finds no device with JAX_PLATFORMS={jax.config.jax_platforms}{reason}; unset it, or correct it"
+        return f"JAX finds no device with JAX_PLATFORMS={named}{reason}; unset it, or correct it"
     return ""

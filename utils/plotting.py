@@ -3,19 +3,24 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter
 
 from utils.files import atomic_write_bytes
 from utils.logging import read_csv
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 # One column of a two-column paper, drawn at its final size; the dpi is for print.
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "figure.figsize": (3.3, 2.3),
     "figure.dpi": 300,
     "savefig.dpi": 300,
@@ -38,13 +43,13 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 2.5,
     # Okabe and Ito's colours, told apart by colour-blind readers.
-    "axes.prop_cycle": matplotlib.cycler(
-        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    ),
+    "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]),
 }
 
 
-def wilson_interval(rate: np.ndarray, count: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(
+    rate: float | np.ndarray, count: float | np.ndarray, z: float = 1.96
+) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's score interval of a success rate, 95 % at z = 1.96.
 
     Args:
@@ -69,8 +74,15 @@ def to_png(figure: Figure) -> bytes:
 def mark_online(axes: Axes, step: int) -> None:
     """A line where a run begins to learn from its own experience."""
     axes.axvline(step, color="#8c8c8c", linestyle=":", linewidth=0.8)
-    place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 3), "textcoords": "offset points"}
-    axes.annotate("online", (step, 0), **place, color="#8c8c8c", fontsize=6)
+    axes.annotate(
+        "online",
+        (step, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 3),
+        textcoords="offset points",
+        color="#8c8c8c",
+        fontsize=6,
+    )
 
 
 def learning_curve(

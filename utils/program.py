@@ -123,7 +123,8 @@ class Run:
 
     def close(self) -> None:
         """Closes the logs."""
-        for logger in (*self.csv.values(), self.wandb):
+        loggers: list[CsvLogger | WandbLogger] = [*self.csv.values(), self.wandb]
+        for logger in loggers:
             logger.close()
 
     def save(self, step: int, agent: Any, evaluated: bool, extra: dict[str, Any]) -> None:
@@ -140,6 +141,7 @@ class Run:
     def divergence(self) -> str:
         """Returns one line that says where the run diverged and what usually helps."""
         summary, saved = self.files.diverged(), checkpoints.saved_steps(self.checkpoints)
+        assert summary is not None  # Asked only of a run that has diverged.
         kept = f"the checkpoint of step {saved[-1]} is sound" if saved else "there is no checkpoint"
         advice = "a smaller --agent.lr in another --run_group usually helps, or rewards of a smaller scale"
         where = f"{self.spec.directory} at step {summary['step']}"
@@ -196,7 +198,8 @@ class Program:
         # Two agent files of one name share a directory, but never a run.
         settings["agent_module"] = runs.agent_module(self.module)
         settings |= {"flags": values.flag_values_dict(), "steps": self.total}
-        self.base, self.base_steps = None, 0
+        self.base: Any = None
+        self.base_steps = 0
         specs = runs.make_lanes(self.config, seeds, values.vary, root, agent)
         lanes = [Run(spec, settings, self.module.get_config().to_dict()) for spec in specs]
         for run in lanes:
@@ -258,7 +261,8 @@ class Program:
 
     def new_agents(self, data: dict[str, np.ndarray]) -> Any:
         """Stacks a new agent for each lane; a lane's seed fixes its initialisation and all that it draws."""
-        example, creators, agents = example_batch(data, self.config.horizon_length), {}, []
+        example, agents = example_batch(data, self.config.horizon_length), []
+        creators: dict[tuple, Callable[..., Any]] = {}
         check_agent(self.module, self.config, example, self.flags.agent)
         for spec in (run.spec for run in self.lanes):
             create = functools.partial(self.module.Agent.create, config=spec.config)
@@ -285,6 +289,7 @@ class Program:
         """
         self.check(dataset)
         found = checkpoints.load_common([run.checkpoints for run in self.lanes])
+        self.restored: list[dict[str, Any]] | None
         self.step, self.restored = found or (0, None)
         if self.step > self.total:
             directory = self.lanes[0].spec.directory
@@ -309,7 +314,8 @@ class Program:
             run.open_logs(self._logs, state["csv"], self.flags.wandb, self.flags.run_group)
 
     def __enter__(self) -> "Program":
-        self.signals, self.extra, self._spent, self._updates = cli.Signals(), lambda index: {}, 0.0, 0
+        self.signals, self._spent, self._updates = cli.Signals(), 0.0, 0
+        self.extra: Callable[[int], dict[str, Any]] = lambda index: {}
         patience = {"name": self.task.name, "timeout": self.flags.env_timeout}
         workers = self.flags.eval_workers
         evaluator = Evaluator(self.make_env, self.config.horizon_length, num_workers=workers, **patience)
@@ -338,8 +344,10 @@ class Program:
         Raises:
             UserError: the steps of the phases are not those of the run that is taken up.
         """
-        has = bool(self.restored) and name in self.restored[0]
-        if self.restored and ((has and self.step < first_step) or (not has and self.step > first_step)):
+        if not self.restored:
+            return
+        has = name in self.restored[0]
+        if (has and self.step < first_step) or (not has and self.step > first_step):
             directory = self.lanes[0].spec.directory
             raise UserError(f"{directory} is at step {self.step}, in another phase; give the same steps as before")
 
@@ -395,7 +403,7 @@ class Program:
         info = jax.device_get(info)
         failed = info.pop(NOT_FINITE, np.zeros(len(self.lanes)))
         self._spent, self._updates = self._spent + time.perf_counter() - self._clock, self._updates + updates
-        self._bar.update(until - self.step, {k: value[0] for k, value in info.items() if k.endswith("loss")})
+        self._bar.update(until - self.step, {k: float(value[0]) for k, value in info.items() if k.endswith("loss")})
         self.step, self.evaluated, self._clock = until, [False] * len(self.lanes), time.perf_counter()
         diverged = [index for index in self.alive if failed[index]]
         due = self.due(self.flags.log_interval) and info
@@ -406,7 +414,7 @@ class Program:
         if due:
             self._spent, self._updates = 0.0, 0
         for index in diverged:
-            row = {key: value[index] for key, value in info.items()}
+            row = {key: float(value[index]) for key, value in info.items()}
             self.diverge(index, not_finite(row, lane(self.agents, index)))
 
     def _broken(self) -> list[int]:

@@ -81,7 +81,7 @@ def _pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
 @partial(jax.jit, donate_argnums=0)
 def _write(arrays: Arrays, block: Arrays, lane: jax.Array, position: jax.Array) -> Arrays:
     def put(array: jax.Array, values: jax.Array) -> jax.Array:
-        start = (lane, position, *[0] * (array.ndim - 2))
+        start: tuple[int | jax.Array, ...] = (lane, position, *[0] * (array.ndim - 2))
         return jax.lax.dynamic_update_slice(array, values[None].astype(array.dtype), start)
 
     return jax.tree.map(put, arrays, block)
@@ -111,7 +111,8 @@ class Explorer:
         self.reports = False  # whether an episode has reported its success
         self._width = replay.arrays["actions"].shape[-1]
         self._queue = np.zeros((0, self._width), np.float32)
-        self._count, self._writes = 0, []
+        self._count = 0
+        self._writes: list[Callable[[Replay], None]] = []
 
     def begin(self) -> Generator[Request, Any, Self]:
         """Starts the first episode; returns the explorer in it."""

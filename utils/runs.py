@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("paper", "cpu", "none")
 
 
-def run_root(save_dir: str, group: str, env_name: str) -> Path:
+def run_root(save_dir: str | Path, group: str, env_name: str) -> Path:
     """The directory of a group's runs on one task; those of an agent are in <root>/<agent>/sd<seed>."""
     return Path(save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
 
@@ -55,7 +55,10 @@ NOT_AGENTS = {"__init__", "base", "soft"}
 
 def agent_module(module: ModuleType) -> str:
     """What tells agent files of one name apart: a module of the project by its name, another one by its file."""
-    return module.__name__ if module.__name__.startswith("agents.") else os.path.realpath(module.__file__)
+    if module.__name__.startswith("agents."):
+        return module.__name__
+    assert module.__file__ is not None  # `load_agent` imports files alone.
+    return os.path.realpath(module.__file__)
 
 
 def resolve_config(
@@ -193,7 +196,7 @@ def make_lanes(
     Raises:
         UserError: the text cannot be read, or the field is unknown or not real-valued.
     """
-    field, values = None, [None]
+    field, values = "", [0.0]
     if vary:
         name, _, text = vary.partition("=")
         field = name.removeprefix("agent.")
@@ -209,7 +212,8 @@ def make_lanes(
             raise UserError(f"--vary={vary} names a value twice")
     lanes = []
     for value, seed in itertools.product(values, seeds):
-        own, varied, name = config.copy_and_resolve_references(), {}, agent_name
+        own, name = config.copy_and_resolve_references(), agent_name
+        varied: dict[str, float] = {}
         if field:
             # Short where that is exact, so that no two values share a directory.
             text = f"{value:g}" if float(f"{value:g}") == value else repr(value)

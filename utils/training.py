@@ -172,8 +172,8 @@ class Trainer:
         placement: 'device', 'host', or 'auto': on the device if the data fill less than half of its free memory.
     """
 
-    def __init__(self, keys: jax.Array, placement: str = "auto"):
-        self.keys, self.placement = keys, placement
+    def __init__(self, keys: np.ndarray | jax.Array, placement: str = "auto"):
+        self.keys, self.placement = jnp.asarray(keys), placement
 
     def set_data(self, data: dict[str, np.ndarray]) -> None:
         """Takes the arrays of `utils.datasets.prepare` as the dataset from now on."""

@@ -14,7 +14,7 @@ import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 
-from utils.evaluation import Evaluator, Policy, episode_seed
+from utils.evaluation import Evaluator, Policy, Result, episode_seed
 from utils.files import atomic_write_bytes
 from utils.observations import Observation
 from utils.rendering import no_rendering, rendering_backend
@@ -41,7 +41,7 @@ def record(
     fps: int = 15,
     timeout: float = DEFAULT_TIMEOUT,
     check: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray | float]:
+) -> Result:
     """Writes an mp4 of the first episodes of the evaluation with this seed, in a grid.
 
     The border of an episode is grey while it runs, then green for success and red for failure.
@@ -74,7 +74,7 @@ def record(
         make = functools.partial(_FrameSaver.make, make_env, frame_skip, folder)
         try:
             environ = {"MUJOCO_GL": backend}  # Before the worker imports mujoco.
-            patience = {"timeout": timeout, "check": check}
+            patience: dict[str, Any] = {"timeout": timeout, "check": check}
             with Evaluator(make, horizon, num_workers=1, envs_per_worker=1, environ=environ, **patience) as evaluator:
                 result = evaluator.evaluate(policy, num_episodes, seed)
         except WorkerError as error:
@@ -82,6 +82,7 @@ def record(
         episodes = [np.load(folder / f"{episode_seed(seed, i)}.npy", mmap_mode="r") for i in range(num_episodes)]
         encoded = folder / "video.mp4"
         # The grid's sides are even, as the codec demands; the default of 16 would rescale the pictures.
+        writer: Any  # As ImageIO's types lack what a video's has.
         with imageio.get_writer(encoded, fps=fps, macro_block_size=2) as writer:
             for picture in _pictures(episodes, result.get("success", np.zeros(num_episodes)), HOLD_SECONDS * fps):
                 check()
@@ -129,6 +130,9 @@ def _pictures(episodes: list[np.ndarray], success: np.ndarray, hold: int) -> Ite
 
 class _FrameSaver(gymnasium.Wrapper):
     """Renders every `frame_skip`-th step, the first and the last; saves each episode as '<seed of its reset>.npy'."""
+
+    _frame_skip: int
+    _folder: Path
 
     @classmethod
     def make(cls, make_env: Callable[[], gymnasium.Env], frame_skip: int, folder: Path) -> "_FrameSaver":

@@ -220,7 +220,8 @@ class Pool:
         while True:
             check()
             replies: list[tuple[int, Any]] = []
-            for connection in wait(list(self._busy), _POLL):
+            ready = wait(list(self._busy), _POLL)
+            for connection in [c for c in self._busy if c in ready]:
                 replies += self._busy[connection].receive(self._name)
                 del self._busy[connection]
             self._tell_of_long_episodes()

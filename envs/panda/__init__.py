@@ -31,7 +31,8 @@ def gym_hil_assets() -> Path:
         UserError: it is not installed.
     """
     package = importlib.util.find_spec("gym_hil")
-    folder = Path(package.submodule_search_locations[0]) / "assets" if package else None
+    places = package.submodule_search_locations if package else None
+    folder = Path(places[0]) / "assets" if places else None
     if folder is None or not (folder / "panda.xml").is_file():
         raise UserError(
             "the Panda tasks need the arm's model from gym-hil; install it: pip install --no-deps 'gym-hil>=0.1.14'"

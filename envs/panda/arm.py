@@ -94,7 +94,8 @@ class PandaEnv(gymnasium.Env):
         max_steps: int | None = None,
         image_size: int = 0,
     ):
-        self.render_mode, self._size, self._renderers = render_mode, (height, width), {}
+        self.render_mode, self._size = render_mode, (height, width)
+        self._renderers: dict[Any, Any] = {}
         self.max_steps = max_steps or self.MAX_STEPS
         assets = gym_hil_assets()
         xml = WORLD.format(
@@ -196,7 +197,7 @@ class PandaEnv(gymnasium.Env):
             mujoco.mj_kinematics(self.model, self.data)
             mujoco.mj_comPos(self.model, self.data)
             error = np.concatenate([position - self.hand, self._rotation_error()])
-            error *= min(1.0, 0.1 / max(np.linalg.norm(error), 1e-9))
+            error *= min(1.0, 0.1 / max(float(np.linalg.norm(error)), 1e-9))
             jacobian = self._hand_jacobian()
             self.data.qpos[self._qpos] += jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-5 * np.eye(6), error)
 
@@ -238,7 +239,7 @@ class PandaEnv(gymnasium.Env):
         generator = self.np_random.bit_generator.state
         words = [generator["state"][key] >> shift & 2**64 - 1 for key in ("state", "inc") for shift in (0, 64)]
         random = np.array([*words, generator["has_uint32"], generator["uinteger"]], np.uint64)
-        return {"physics": physics, "target": self.target, "steps": np.int64(self._steps), "random": random}
+        return {"physics": physics, "target": self.target, "steps": np.array(self._steps), "random": random}
 
     def set_state(self, state: dict[str, np.ndarray]) -> Any:
         """Goes on exactly where `get_state` was called, in this process or another; returns the observation.

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from absl import flags
@@ -140,19 +140,25 @@ def _in_parallel(jobs: list[tuple], workers: int) -> Iterator[None]:
 def _end_with_parent() -> None:
     """Ends this worker should the parent be killed."""
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None  # This is a worker.
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _make_part(job: tuple[str, int, int, float, Path]) -> None:
     """Makes one demonstration and writes its file."""
-    *what, path = job
-    write_npz(path, episode(*what))
+    env_name, seed, index, tremor, path = job
+    write_npz(path, episode(env_name, seed, index, tremor))
 
 
 @functools.cache
 def _environment(env_name: str) -> "PandaEnv":
     """This process's environment of a task."""
-    return make_env(env_name).unwrapped
+    return cast("PandaEnv", make_env(env_name).unwrapped)
 
 
 def episode(env_name: str, seed: int, index: int, tremor: float = 1.0) -> Arrays:
@@ -183,7 +189,8 @@ def episode(env_name: str, seed: int, index: int, tremor: float = 1.0) -> Arrays
 def rollout(env: "PandaEnv", expert: "Expert", seed: int) -> tuple[Arrays, bool]:
     """One episode: its rows, and whether it ended solved."""
     observation, _ = env.reset(seed=seed)
-    rows, actions, ended = [], expert.actions(), False
+    rows: list[dict[str, Any]] = []
+    actions, ended = expert.actions(), False
     while not ended:
         row = {**_parts(observation), "actions": next(actions).astype(np.float32), **_physics(env)}
         observation, reward, success, truncated, _ = env.step(row["actions"])
@@ -191,7 +198,7 @@ def rollout(env: "PandaEnv", expert: "Expert", seed: int) -> tuple[Arrays, bool]
         ended = success or truncated
     last = {**_parts(observation), "actions": np.zeros(4), "rewards": 0, "masks": 1, "terminals": 1}
     rows.append(last | _physics(env))
-    dtypes = {"images": np.uint8}
+    dtypes: dict[str, type] = {"images": np.uint8}
     return {key: np.array([row[key] for row in rows], dtypes.get(key, np.float32)) for key in rows[0]}, success
 
 
@@ -227,7 +234,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"demonstrations know no --agent.{min(overrides)}")
     if not values.env_name:
         raise UserError(f"--env_name is missing; use {' or '.join(TASKS)}")
-    asked = {name: values[name].value for name in ("episodes", "seed", "tremor", "workers", "dataset_dir", "output")}
+    asked: dict[str, Any] = {
+        name: values[name].value for name in ("episodes", "seed", "tremor", "workers", "dataset_dir", "output")
+    }
     print(f"The demonstrations are in {demonstrate(values.env_name, **asked)}")
 
 

@@ -48,7 +48,7 @@ class Expert:
     def move(self, goal: Goal, gripper: float, tolerance: float, speed: float = 1.0, patience: int = 60) -> Actions:
         """Moves the hand until it is within `tolerance` (m) of `goal()`, for `patience` steps at most."""
         if self.random.random() < self.hesitation:
-            yield from self.wait(gripper, self.random.integers(1, 6))
+            yield from self.wait(gripper, int(self.random.integers(1, 6)))
         for _ in range(patience):
             if np.linalg.norm(goal() - self.env.hand) < tolerance:
                 return
@@ -103,14 +103,14 @@ class BoxArranger(Expert):
         grip, spot = self.aim(0.004, 0.005), self.aim(0.008, 0.0)
         yield from self.move(lambda: env.box(name) + above + grip, OPEN, 0.02)
         yield from self.move(lambda: env.box(name) + grip, OPEN, 0.008, 0.7)
-        yield from self.wait(CLOSED, self.random.integers(4, 7))
+        yield from self.wait(CLOSED, int(self.random.integers(4, 7)))
         yield from self.rise(CLOSED)
         if np.linalg.norm(env.box(name) - env.hand) > 0.03:
             return
         yield from self.move(lambda: env.plane(name) + spot + above, CLOSED, 0.015)
         # It is the box that is to be there, not the hand.
         yield from self.move(lambda: env.hand + env.plane(name) + spot - env.box(name), CLOSED, 0.01, 0.7)
-        yield from self.wait(OPEN, self.random.integers(3, 6))
+        yield from self.wait(OPEN, int(self.random.integers(3, 6)))
         yield from self.rise(OPEN)
 
     def rise(self, gripper: float) -> Actions:
@@ -139,7 +139,7 @@ class MicrowaveOpener(Expert):
         yield from self.move(lambda: env.handle(0, behind) + grip + [0, 0, self.height], gripper, 0.015)
         yield from self.move(lambda: env.handle(0, behind) + grip, gripper, 0.01, 0.7)
         if not self.hooks:
-            yield from self.wait(CLOSED, self.random.integers(4, 7))
+            yield from self.wait(CLOSED, int(self.random.integers(4, 7)))
         while np.linalg.norm((env.handle(0, behind) - env.hand)[:2]) < 0.04:
             yield self.towards(env.handle(self.pull, behind) + grip, CLOSED, 0.8)
         up = env.hand + np.array([0, 0, self.height])

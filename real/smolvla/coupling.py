@@ -4,6 +4,7 @@ See there for the reasons. Actions and noise are chunks with padded steps, flatt
 """
 
 import math
+from typing import Any
 
 import ot
 import torch
@@ -82,7 +83,7 @@ def couple(
     probs: Tensor,
     random: torch.Generator,
     action_mask: Tensor,
-    **settings: float,
+    **settings: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Pairs each noise with an action, so that the actions follow `probs` (paper §3.1).
 

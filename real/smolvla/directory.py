@@ -3,9 +3,8 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lerobot.configs.policies import PreTrainedConfig
@@ -22,7 +21,15 @@ from real.smolvla.data import ACTION, STATE
 from utils.errors import UserError
 from utils.files import disk_errors
 
-Processor = Callable[[Any], Any]
+
+class Processor(Protocol):
+    """What LeRobot does to the inputs or the outputs of a policy."""
+
+    def __call__(self, data: Any, /) -> Any: ...
+
+    def save_pretrained(self, directory: Path, /) -> Any: ...
+
+
 _LORA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

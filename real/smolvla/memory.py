@@ -31,7 +31,8 @@ class Allocated(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.peak, self._known = 0, 0, weakref.WeakSet()
+        self.now, self.peak = 0, 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
@@ -65,7 +66,8 @@ def update_peak(policy: SmolVLAPolicy, settings: Settings) -> dict[str, int]:
     tokens = policy.get_parameter("model.vlm_with_expert.vlm.model.text_model.norm.weight").dtype
     width = config.output_features["action"].shape[0]
     rows = Rows(*(torch.zeros(1, 6), torch.zeros(1, width), torch.zeros(1, 2), *torch.zeros(3, 1, dtype=torch.bool)))
-    learner = Sft(policy, rows, None, settings)
+    unread: Any = None
+    learner = Sft(policy, rows, unread, settings)
     shape = prefix_shape(policy)
     prefix = Prefix(torch.zeros(m, *shape, dtype=tokens), torch.ones(m, shape[0], dtype=torch.bool))
     window = {"actions": torch.zeros(m, config.chunk_size, width), "action_mask": torch.ones(m, config.chunk_size)}

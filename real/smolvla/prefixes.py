@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from envs.files import read_json, write_json
 from real.smolvla.data import STATE
+from real.smolvla.directory import Processor
 from real.smolvla.expert import Prefix, encode
 from utils.errors import UserError
 from utils.files import disk_errors
@@ -45,7 +45,7 @@ class Encoder:
     """
 
     policy: SmolVLAPolicy
-    preprocess: Callable[[dict[str, Any]], dict[str, Any]]
+    preprocess: Processor
     language_length: int
     bf16: bool = False
 
@@ -69,7 +69,7 @@ class Encoder:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         with tempfile.TemporaryDirectory() as folder:
-            self.preprocess.save_pretrained(folder)
+            self.preprocess.save_pretrained(Path(folder))
             for path in sorted(Path(folder).iterdir()):
                 digest.update(path.read_bytes())
         for path in sorted(path for part in ("meta", "data", "videos", "images") for path in (root / part).rglob("*")):
@@ -96,7 +96,8 @@ class Prefixes:
     """
 
     def __init__(self, encoder: Encoder, dataset: LeRobotDataset, mode: str, directory: Path):
-        self._encoder, self._dataset, self._tokens = encoder, dataset, None
+        self._encoder, self._dataset = encoder, dataset
+        self._tokens: np.ndarray | None = None
         if mode == "disk":
             self._folder = directory / f"{dataset.root.name}-{encoder.fingerprint(dataset.root)}"
             with disk_errors(self._folder):
@@ -127,13 +128,14 @@ class Prefixes:
                     self._dtype = tokens.dtype
                     shape, kind = (count, *tokens.shape[1:]), _numbers(tokens).dtype
                     self._tokens = _reserve(temporary / _TOKENS, shape, kind) if temporary else np.empty(shape, kind)
-                if keep:
+                if self._tokens is not None:
                     self._tokens[start : start + len(frames)] = _numbers(tokens)
                 pooled.append(features.cpu())
                 masks.append(prefix.mask.cpu().numpy())
                 bar.update(len(frames))
         self.pooled, self._mask = torch.cat(pooled), np.concatenate(masks)
-        if temporary:
+        if folder and temporary:
+            assert isinstance(self._tokens, np.memmap)  # From `_reserve`.
             self._tokens.flush()
             np.save(temporary / _MASK, self._mask)
             np.save(temporary / _POOLED, self.pooled.numpy())

@@ -43,7 +43,7 @@ _OWN = ("output_dir", "device", "cache", "cache_dir", "save_interval", "log_inte
 
 
 class Interrupted(Exception):
-    """A signal came, and the checkpoint is written."""
+    """A signal, whose number this holds, came, and the checkpoint is written."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -246,7 +246,7 @@ class Run:
                     about = {"step": str(step), "position": str(log.position())}
                     atomic_write_bytes(self.checkpoint(name), safetensors.torch.save(tensors, about))
                 if self.signal:
-                    raise Interrupted
+                    raise Interrupted(self.signal)
         log.close()
 
 
@@ -273,7 +273,6 @@ def nested(items: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line; a mistake ends in one line and exit code 2, a signal in 128 + its number."""
-    run = None
     try:
         run = Run(parse(argv))
         with only_one(run.root / ".lock"):
@@ -281,9 +280,9 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted:
+    except Interrupted as interrupted:
         print("interrupted and saved; start the same command again to go on", file=sys.stderr)
-        sys.exit(128 + run.signal)
+        sys.exit(128 + interrupted.args[0])
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -196,6 +196,12 @@ def test_an_adaptation_goes_on_with_its_own_settings(tmp_path: Path, change: dic
     adapt.check_begun(tmp_path, BEGUN)
 
 
+def test_a_number_that_an_older_adaptation_lacks_is_another_setting(tmp_path: Path) -> None:
+    adapt.check_begun(tmp_path, {name: value for name, value in BEGUN.items() if name != "final_rollouts"})
+    with pytest.raises(UserError, match=r"begun with --final_rollouts=None, not 7; give that"):
+        adapt.check_begun(tmp_path, BEGUN | {"final_rollouts": 7})
+
+
 def test_rounds_are_added_to_whole_ones_only(tmp_path: Path) -> None:
     """And not where another policy's last rollouts are there."""
     adapt.check_begun(tmp_path / "part", BEGUN | {"total_rollouts": 45})

@@ -233,6 +233,15 @@ def test_ctrl_c_ends_in_one_line_and_keeps_the_parts(early, tmp_path):
     assert early or list(parts.glob("train-*"))
 
 
+def test_ctrl_c_without_a_message_still_says_stopped(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("envs.collect.collect", interrupt)
+    assert main(["collect", f"--env_name={MAZE}"]) == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
 def test_workers_do_not_import_the_callers_main_module(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(  # No __main__ guard, on purpose.

@@ -109,3 +109,10 @@ def test_a_directory_is_searched_last_and_once(tmp_path, monkeypatch):
     for spelling in (tmp_path, tmp_path / "x" / ".."):
         find_modules_in(spelling)
     assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
+
+
+def test_a_file_whose_name_is_not_a_python_files_is_refused(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text(START)
+    with pytest.raises(UserError, match=r"^agent file .*own\.txt does not import: its name must end in \.py$"):
+        runs.load_agent(str(path))

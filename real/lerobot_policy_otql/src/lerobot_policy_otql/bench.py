@@ -8,6 +8,7 @@ on the machine disturbs little; read the ratios.
 import argparse
 import itertools
 import time
+from typing import Any
 
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -15,14 +16,16 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot_policy_otql.configuration_otql import OtqlConfig
 from lerobot_policy_otql.modeling_otql import OtqlPolicy
 
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "4×512, K 10, H 5": {"width": 512, "num_qs": 10, "chunk_size": 5, "action_dim": 5},
     "4×256, K 2, H 10": {"width": 256, "num_qs": 2, "chunk_size": 10, "action_dim": 4},
 }
 OBSERVATION_DIM = 40
 
 
-def make_policy(nfe: int, n: int, compiled: bool, device: str, *, width: int, action_dim: int, **sizes: int):
+def make_policy(
+    nfe: int, n: int, compiled: bool, device: str, *, width: int, action_dim: int, **sizes: Any
+) -> OtqlPolicy:
     """A policy of one of NETWORKS."""
     config = OtqlConfig(
         device=device,
@@ -45,7 +48,8 @@ def make_policy(nfe: int, n: int, compiled: bool, device: str, *, width: int, ac
 
 def measure(policies: dict, device: str, rounds: int, calls: int) -> dict:
     """Least milliseconds of a chunk by key, a block of calls at a time in turn."""
-    batch, times = {"observation.state": torch.randn(1, OBSERVATION_DIM, device=device)}, {key: [] for key in policies}
+    batch = {"observation.state": torch.randn(1, OBSERVATION_DIM, device=device)}
+    times: dict[tuple, list[float]] = {key: [] for key in policies}
     for _ in range(rounds):
         for key, policy in policies.items():
             for _ in range(calls):

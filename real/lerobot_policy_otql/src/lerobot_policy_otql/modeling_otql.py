@@ -142,11 +142,12 @@ class OtqlPolicy(PreTrainedPolicy):
         """Real-time chunking's guidance towards what is left of the chunk before; LeRobot's time runs from 1 to 0."""
         if previous is not None and previous.ndim == 2:
             previous = previous[None]
+        processor: Any = self.rtc_processor
 
         def guide(velocity: Velocity, x: Tensor, t: float) -> Tensor:
             chunks = x.reshape(-1, self.config.chunk_size, self.config.action_dim)
             left = None if previous is None else previous.repeat(len(chunks) // len(previous), 1, 1)
-            backwards = self.rtc_processor.denoise_step(
+            backwards = processor.denoise_step(
                 chunks, left, delay, 1 - t, lambda y: -velocity(y.reshape(x.shape)).reshape(y.shape), execution_horizon
             )
             return -backwards.reshape(x.shape)

@@ -1,6 +1,6 @@
 """Pre- and post-processing: normalisation with the stored statistics; those of an exported directory are loaded."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lerobot.processor import (
@@ -17,8 +17,8 @@ from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PR
 
 from lerobot_policy_otql.configuration_otql import OtqlConfig
 
-Preprocessor = PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
-Postprocessor = PolicyProcessorPipeline[PolicyAction, PolicyAction]
+Preprocessor: TypeAlias = PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
+Postprocessor: TypeAlias = PolicyProcessorPipeline[PolicyAction, PolicyAction]
 
 
 def make_otql_pre_post_processors(

@@ -50,6 +50,7 @@ class OtqlExpert(Teleoperator):
     def get_action(self) -> dict[str, float]:
         """The expert's next action; during a reset, none."""
         recording = current()
+        assert recording is not None  # `connect` refuses any other use.
         if recording.resetting:
             return dict.fromkeys(ACTIONS, 0.0)
         if recording.robot.episode != self._episode:

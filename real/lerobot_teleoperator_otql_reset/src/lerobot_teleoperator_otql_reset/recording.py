@@ -9,6 +9,7 @@ import dataclasses
 import math
 import sys
 import time
+from types import FrameType
 from typing import Any, NoReturn
 
 _MARGIN = 1.0  # Seconds; what is left of a frame after a plugin's call takes less.
@@ -56,7 +57,8 @@ class Recording:
 
 def current() -> Recording | None:
     """The recording that the caller is called from; None if it is another program."""
-    frame, resetting, deadline = sys._getframe(1), False, math.inf
+    frame: FrameType | None = sys._getframe(1)
+    resetting, deadline = False, math.inf
     while frame is not None:
         if frame.f_code.co_filename.endswith("lerobot_record.py"):
             found = frame.f_locals

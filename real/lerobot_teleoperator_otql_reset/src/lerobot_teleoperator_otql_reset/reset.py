@@ -63,6 +63,7 @@ class OtqlReset(Teleoperator):
     def get_action(self) -> dict[str, float]:
         """Waits until the scene is reset, then ends the phase; returns an action that keeps the robot still."""
         recording = current()
+        assert recording is not None  # `connect` refuses any other use.
         if _resets_itself(recording):
             return dict.fromkeys(recording.robot.action_features, 0.0)
         index, again = recording.saved, False
