@@ -186,7 +186,7 @@ def numbered(first, episodes=6, length=7):
     size = episodes * length
     arrays = {"observations": np.repeat(first + np.arange(size)[:, None], 3, 1), "actions": np.zeros((size, 2))}
     arrays |= {"rewards": np.zeros(size), "masks": np.ones(size), "terminals": np.arange(size) % length == length - 1}
-    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, HORIZON, True)
+    return prepare({k: v.astype(np.float32) for k, v in arrays.items()}, True)
 
 
 @pytest.mark.parametrize("mode", ["offline", "balanced", "uniform"])
