@@ -20,7 +20,7 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,7 @@ def run_tests(tree: Path, tests: Iterable[str], compiled: Path, limit: float | N
         **os.environ,
         "PYTHONPATH": str(tree),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "COLUMNS": "160",
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(compiled)),
     }
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
@@ -108,17 +109,10 @@ def run_tests(tree: Path, tests: Iterable[str], compiled: Path, limit: float | N
             output, code = process.communicate(timeout=limit)[0], process.returncode
         except subprocess.TimeoutExpired:
             output, code = "", None
-        finally:  # With all that it has started.
-            with_group(process.pid)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # What it started and left.
     return code, "\n".join(output.splitlines()[-15:])
-
-
-def with_group(pid: int) -> None:
-    """Ends what is left of a process group."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 @contextmanager
@@ -133,16 +127,20 @@ def planted(mutant: Mutant, tree: Path) -> Iterator[None]:
         path.write_text(source, encoding="utf-8")
 
 
-def outcome_of(mutant: Mutant, tree: Path, compiled: Path, limit: float = LIMIT) -> tuple[str, str]:
+def outcome_of(mutant: Mutant, tree: Path, compiled: Path) -> tuple[str, str]:
     """Plants one fault; returns one of CAUGHT, SURVIVED and ERROR, and why."""
     try:
         with planted(mutant, tree):
-            code, said = run_tests(tree, mutant.tests, compiled, limit)
+            code, said = run_tests(tree, mutant.tests, compiled, LIMIT)
     except (ValueError, OSError) as error:
         return ERROR, str(error)
     if code == 0:
         return SURVIVED, f"{mutant.path}: '{mutant.text}' → '{mutant.replacement}' is not seen by {mutant.tests}"
-    return (CAUGHT, "hangs" if code is None else "") if code in (1, None) else (ERROR, f"exit code {code}: {said}")
+    if code is None:
+        return CAUGHT, f"more than {LIMIT:g} s"
+    if code != 1:
+        return ERROR, f"exit code {code}: {said}"
+    return CAUGHT, next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
 
 
 def main(arguments: Sequence[str], root: Path = ROOT, file: Path = ROOT / "tests/mutants.toml") -> int:
@@ -179,10 +177,13 @@ def main(arguments: Sequence[str], root: Path = ROOT, file: Path = ROOT / "tests
             finally:
                 trees.put(tree)
 
-        with ThreadPoolExecutor(max(asked.jobs, 1)) as pool:
+        pool = ThreadPoolExecutor(max(asked.jobs, 1))
+        try:
             for mutant, (outcome, why, seconds) in zip(mutants, pool.map(plant, mutants), strict=True):
-                print(f"{outcome:8} {seconds:5.1f} s  {mutant.name}{f' ({why})' if why else ''}", flush=True)
+                print(f"{outcome:8} {seconds:5.1f} s  {mutant.name}\n    {why}", flush=True)
                 failures += [f"{outcome}: {mutant.name}"] if outcome != CAUGHT else []
+        finally:  # Ctrl-C, too, ends after the faults under way.
+            pool.shutdown(cancel_futures=True)
     print(f"{len(mutants)} faults, {len(failures)} not caught, {time.monotonic() - clock:.0f} s", *failures, sep="\n")
     return 1 if failures else 0
 

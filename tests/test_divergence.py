@@ -105,6 +105,15 @@ def test_resumed_with_those_that_have_not_diverged(flags, interrupt_at, tmp_path
     assert_same_run(found["breaks_at=1000"], next((tmp_path / "alone").rglob("flags.json")).parent)
 
 
+def test_a_signal_saves_no_broken_parameters(flags, interrupt_at, tmp_path):
+    """What the last update before it broke no loss has shown yet."""
+    interrupt_at(150)
+    flags = (*flags, "--agent.at=149", "--agent.hidden=True", "--save_interval=1000")
+    assert call(*flags).code == 128 + 15
+    (directory,) = directories(tmp_path).values()
+    assert not checkpoints.saved_steps(directory / "checkpoints")
+
+
 def test_online(flags, tmp_path):
     """Nothing is acted or logged by what has diverged, and the other run is what it would be alone."""
     online = ("--offline_steps=20", "--online_steps=60", "--start_training=10", "--eval_episodes=0")
