@@ -1,11 +1,13 @@
 """Runs whose losses or parameters become NaN or infinite."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_runs import POINTMAZE, TINY, assert_same_run, call, run_main
 
+from experiments import sweep
 from experiments.report_groups import group_runs
 from experiments.report_runs import find_runs
 from experiments.sweep_jobs import Job
@@ -167,8 +169,11 @@ def test_a_seed_that_diverged_is_told_beside_the_others(flags, tmp_path):
     assert "without seed 1, which diverged" in sound.notes
 
 
-def test_sweeps_do_not_start_it_again(flags, tmp_path):
+def test_sweeps_do_not_start_it_again(flags, tmp_path, monkeypatch, capsys):
     assert call(*flags, "--agent.at=10").code == 1
     (directory,) = directories(tmp_path).values()
     job = Job("one", (), tmp_path, (directory,), 300, ({},))
     assert job.state() == ("diverged", f"{directory}: flow/loss at step 50")
+    monkeypatch.setattr(sweep, "FLAGS", SimpleNamespace(dry_run=True))
+    sweep.start([job], tmp_path)
+    assert capsys.readouterr() == ("", "1 diverged; 0 to start\n")
