@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 RUN ?=
 
-.PHONY: quickstart test test-real lint types setup
+.PHONY: quickstart test test-real mutants lint types setup
 
 setup: .venv/ready
 
@@ -24,6 +24,10 @@ test: .venv/ready
 # The robot bridge: LeRobot, torch and JAX side by side, which LeRobot's versions allow and `constraints.txt` does not.
 test-real: real/.venv/ready
 	real/.venv/bin/python -m pytest -q -x --durations=10 real/tests
+
+# Faults planted one at a time, each of which must make its tests fall: make mutants RUN='coupling --jobs=2'
+mutants: .venv/ready
+	$(BIN)/python tests/mutants.py --baseline $(RUN)
 
 PLUGINS = real/lerobot_policy_otql real/lerobot_teleoperator_otql_reset real/lerobot_robot_otql_sim
 

@@ -1,11 +1,13 @@
 """Runs whose losses or parameters become NaN or infinite."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_runs import POINTMAZE, TINY, assert_same_run, call, run_main
 
+from experiments import sweep
 from experiments.report_groups import group_runs
 from experiments.report_runs import find_runs
 from experiments.sweep_jobs import Job
@@ -105,6 +107,15 @@ def test_resumed_with_those_that_have_not_diverged(flags, interrupt_at, tmp_path
     assert_same_run(found["breaks_at=1000"], next((tmp_path / "alone").rglob("flags.json")).parent)
 
 
+def test_a_signal_saves_no_broken_parameters(flags, interrupt_at, tmp_path):
+    """What the last update before it broke no loss has shown yet."""
+    interrupt_at(150)
+    flags = (*flags, "--agent.at=149", "--agent.broken=gradient", "--save_interval=1000")
+    assert call(*flags).code == 128 + 15
+    (directory,) = directories(tmp_path).values()
+    assert not checkpoints.saved_steps(directory / "checkpoints")
+
+
 def test_online(flags, tmp_path):
     """Nothing is acted or logged by what has diverged, and the other run is what it would be alone."""
     online = ("--offline_steps=20", "--online_steps=60", "--start_training=10", "--eval_episodes=0")
@@ -158,8 +169,11 @@ def test_a_seed_that_diverged_is_told_beside_the_others(flags, tmp_path):
     assert "without seed 1, which diverged" in sound.notes
 
 
-def test_sweeps_do_not_start_it_again(flags, tmp_path):
+def test_sweeps_do_not_start_it_again(flags, tmp_path, monkeypatch, capsys):
     assert call(*flags, "--agent.at=10").code == 1
     (directory,) = directories(tmp_path).values()
     job = Job("one", (), tmp_path, (directory,), 300, ({},))
     assert job.state() == ("diverged", f"{directory}: flow/loss at step 50")
+    monkeypatch.setattr(sweep, "FLAGS", SimpleNamespace(dry_run=True))
+    sweep.start([job], tmp_path)
+    assert capsys.readouterr() == ("", "1 diverged; 0 to start\n")

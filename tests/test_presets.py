@@ -129,6 +129,12 @@ def test_presets_say_what_they_did():
         resolve_config(otql, "scene", "papier", {})
 
 
+def test_an_agents_own_settings_win_over_those_of_the_domain():
+    settings = base.presets({"scene": {"rho": 0.25, "num_qs": 4}})
+    assert (settings["scene"]["rho"], settings["scene"]["num_qs"]) == (0.25, 4)
+    assert settings["cube-double"]["rho"] == 0.5 and settings["scene"]["sparse"] is True
+
+
 def test_domains_that_the_paper_leaves_out_take_their_nearest():
     """Each domain ends, over NEAREST, at one with settings of its own."""
     settings = base.presets({"antmaze-large": {"lam": 7.0}, "puzzle-3x3": {"lam": 8.0}})

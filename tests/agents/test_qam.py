@@ -180,6 +180,17 @@ def test_the_two_flows_start_apart():
     assert max(np.abs(a - b).max() for a, b in zip(*flows, strict=True)) > 0.1
 
 
+def test_a_pre_trained_flow_takes_the_place_of_both():
+    """And of their averages: without Q the policy then is what it was."""
+    agent = make("qam")
+    flow = jax.tree.map(lambda leaf: leaf + 1, agent.params["flow"])
+    begun = agent.with_flow(flow)
+    for flows in (begun.params, begun.targets):
+        for name in ("flow", "slow"):
+            jax.tree.map(np.testing.assert_array_equal, flows[name], flow)
+        jax.tree.map(np.testing.assert_array_equal, begun.params["critic"], agent.params["critic"])
+
+
 def test_gradients_of_all_networks_are_clipped_together():
     """Adam sees the gradient scaled to a global norm of 1, or as it is below that."""
     for scale, expected in ((10.0, [0.6, 0.8]), (0.1, [0.3, 0.4])):

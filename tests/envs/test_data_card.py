@@ -120,6 +120,12 @@ def test_sparse_rewards_of_rewards_that_are_never_0(load):
     assert "all rewards" in "".join(load(sparse=True, **arrays)[1].warnings)
 
 
+def test_sparse_rewards_are_0_where_they_were(load):
+    rewards = np.array([0, 2, -3, 0.5, 0, 1, 0, 0, -1, 4, 0, 7])
+    dataset, _ = load(sparse=True, **loop([1.0, 2.0]) | {"rewards": rewards})
+    np.testing.assert_array_equal(dataset["rewards"][dataset["terminals"] == 0], -1.0 * (rewards != 0))
+
+
 def test_lines_are_few_and_aligned(load):
     lines = load(**loop([1.0, 0.0]))[1].lines()
     assert len(lines) <= 8 and len({len(line) - len(line[11:]) for line in lines}) == 1

@@ -3,10 +3,12 @@
 import runpy
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from real.acting import acting_part
+from utils.errors import UserError
 from utils.networks import TanhGaussian
 
 make_agent = runpy.run_path(str(Path(__file__).parents[2] / "real/tests/random_agents.py"))["make_agent"]
@@ -62,6 +64,13 @@ def test_squashed_gaussians(name, network, exported, scale):
     others = {"latent_scale", "edit_scale"} - {scale}
     np.testing.assert_allclose(fields[scale], 0.45, rtol=1e-6)
     assert all(fields[other] == 0 for other in others)
+
+
+def test_a_run_that_has_diverged_is_not_exported():
+    agent = make_agent("bc")
+    broken = jax.tree.map(lambda leaf: leaf * np.inf, agent.targets["flow"])
+    with pytest.raises(UserError, match="not finite: the run has diverged; export an earlier --step"):
+        acting_part(agent.replace(targets=agent.targets | {"flow": broken}))
 
 
 def test_deviations_are_bounded():

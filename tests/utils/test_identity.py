@@ -32,6 +32,10 @@ SAME = {
     "a setting that is gone": OLD | {"config": {"lr": 0.1}},
 }
 OTHER = {
+    "env_name = gym:Own-v0, not gym:Other-v0": OLD | {"env_name": "gym:Other-v0"},
+    "agent = bc, not fql": OLD | {"agent": "fql"},
+    "seed = 0, not 1": OLD | {"seed": 1},
+    "sparse = False, not True": OLD | {"sparse": True},
     "config.lr = 0.1, not 0.2": changed("config", lr=0.2),
     "config.alpha = 2.0, not 3.0": changed("config", alpha=3.0),
     "config.dims = [4, 4], not [4]": changed("config", dims=(4,)),
@@ -54,6 +58,15 @@ def test_the_same_run(name):
 @pytest.mark.parametrize("text", OTHER)
 def test_another_run(text):
     assert difference(OLD, OTHER[text], {"alpha": 2.0}).endswith(text)
+
+
+def test_what_was_learnt_before_may_have_moved():
+    """Its directory is no part of it; what is in it is."""
+    start, moved = ({"start": {"checksum": 1, "path": path}} for path in ("/a", "/b"))
+    assert difference(changed("dataset", **start), changed("dataset", **moved)) == ""
+    moved["start"]["checksum"] = 2
+    text = "dataset.start.checksum = 1, not 2"
+    assert difference(changed("dataset", **start), changed("dataset", **moved)).endswith(text)
 
 
 def test_online_flags_do_not_act_before_there_is_an_online_phase():

@@ -200,12 +200,21 @@ def test_restore_finds_the_way_back(steps):
         np.testing.assert_array_equal(replay.arrays[name][0, used], other_replay.arrays[name][0, used], err_msg=name)
 
 
-def test_an_environment_that_cannot_come_back():
-    """The episode is cut as by a time limit and a new one begins: no transition is lost, none doubled."""
+@pytest.mark.parametrize("longer", [False, True])
+def test_an_environment_that_cannot_come_back(longer):
+    """It ends before, or is in another state: the episode is cut as by a time limit and a new one begins.
+
+    No transition is lost, none doubled.
+    """
     explorer, _, _, _ = explore([30])
     state = jax.device_get(explorer.state())
-    other, _, replay, _ = explore([3])
-    other.seed_by(lambda episode: 555 + episode)
+    other, env, replay, _ = explore([3])
+    taken, lengths = state["row"] - state["first_row"], {}
+    for seed in range(555, 655):
+        env.unwrapped.reset(seed=seed)
+        lengths[seed] = env.unwrapped.length
+    wrong = next(seed for seed, length in lengths.items() if (length > taken) == longer)
+    other.seed_by(lambda episode: wrong + episode - state["episode"])
     transitions = state["transitions"]
     assert not other.restore(state)
     assert other.transitions == transitions and other.episode == state["episode"] + 1
