@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 RUN ?=
 
-.PHONY: quickstart test test-real mutants lint types setup
+.PHONY: quickstart test test-real mutants faults lint types setup
 
 setup: .venv/ready
 
@@ -28,6 +28,11 @@ test-real: real/.venv/ready
 # Faults planted one at a time, each of which must make its tests fall: make mutants RUN='coupling --jobs=2'
 mutants: .venv/ready
 	$(BIN)/python tests/mutants.py --baseline $(RUN)
+
+# Runs disturbed at random moments (killed, interrupted, a full disk, a simulator that hangs or crashes) must end in the
+# numbers of undisturbed ones: make faults RUN='--trials=8'. A full disk takes root, to mount a small one.
+faults: .venv/ready
+	$(BIN)/python tests/faults.py $(RUN)
 
 PLUGINS = real/lerobot_policy_otql real/lerobot_teleoperator_otql_reset real/lerobot_robot_otql_sim
 

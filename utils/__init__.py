@@ -7,11 +7,13 @@ the environment's sake end in a line.
 
 import io
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from contextlib import suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 
 try:
     from jaxlib.version import __version_info__ as jaxlib_version
@@ -59,6 +61,19 @@ def _end_failed_imports(kind: type[BaseException], error: BaseException, trace: 
     sys.__excepthook__(kind, error, trace)
 
 
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, as Python's own handler does; where it would be ignored, a moment later."""
+    while frame is not None:
+        # Python only prints exceptions of these: JAX's part of a garbage collection, and finalisers.
+        if frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
+            again = threading.Timer(0.05, signal.raise_signal, (signum,))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def _take_any_text() -> None:
     """Lets print write what the encoding of the output lacks as \\u03b5: a name or a Greek letter is no error."""
     for stream in (sys.stdout, sys.stderr):
@@ -85,6 +100,9 @@ def _find_home() -> None:
 _open_streams()
 if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _end_failed_imports
+_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _default and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, _interrupt)
 _set_xla_flags()
 _take_any_text()
 _find_home()

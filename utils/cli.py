@@ -189,6 +189,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(128 + interruption.signum)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        if main is getattr(sys.modules["__main__"], "main", None):
+            # XLA may be compiling, and would crash in the interpreter's teardown.
+            sys.stderr.flush()
+            os._exit(130)
         sys.exit(130)
     except BrokenPipeError:
         discard_output()  # Who reads it, such as `head`, has seen enough.

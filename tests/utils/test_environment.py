@@ -49,3 +49,43 @@ def test_interrupted_imports(tmp_path):
     (tmp_path / "slow.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     outcome = run('exec "$@"', "-c", f"import sys, utils; sys.path.append({str(tmp_path)!r}); import slow")
     assert outcome.returncode == -signal.SIGINT and outcome.stderr == "interrupted\n"
+
+
+LOST = """
+import gc, os, signal, sys, time
+import utils
+
+def _xla_gc_callback(*_):
+    if not told:
+        told.append(1)
+        signal.raise_signal(signal.SIGINT)
+
+told = []
+gc.callbacks.append(_xla_gc_callback)
+try:
+    gc.collect()
+    time.sleep(5)
+    print("lost")
+except KeyboardInterrupt:
+    print("raised")
+"""
+
+
+def test_an_interrupt_in_a_garbage_collection_is_not_lost():
+    outcome = run('"$@"', "-c", LOST)
+    assert outcome.stdout == "raised\n" and outcome.stderr == "", outcome
+
+
+def test_an_interrupt_while_xla_compiles_is_an_exit_code(tmp_path):
+    """Not a crash of the interpreter's teardown."""
+    (tmp_path / "program.py").write_text(
+        "import os, signal, threading, time, jax\n"
+        "from utils import cli\n"
+        "def main(argv):\n"
+        "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    while True:\n"
+        "        jax.jit(lambda x, i=time.time(): x @ x + i).lower(jax.numpy.ones((64, 64))).compile()\n"
+        "cli.run(main)\n"
+    )
+    outcome = run('"$@"', str(tmp_path / "program.py"), PYTHONPATH=str(ROOT))
+    assert outcome.returncode == 130 and outcome.stderr.endswith("interrupted\n"), outcome
