@@ -156,7 +156,8 @@ def _show_warning(message: Warning | str, *arguments: Any, **keywords: Any) -> N
 
 @functools.cache
 def _say_uncached(directory: str, reason: str) -> None:
-    print(f"compiled anew, as {directory} is damaged or cannot be written ({reason}); JAX_COMPILATION_CACHE_DIR names another place", file=sys.stderr)
+    advice = "JAX_COMPILATION_CACHE_DIR names another place"
+    print(f"compiled anew, as {directory} is damaged or cannot be written ({reason}); {advice}", file=sys.stderr)
 
 
 def discard_output() -> None:
