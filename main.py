@@ -102,7 +102,7 @@ def start_from(program: Program, agents: Any, observation: Any) -> tuple[Any, di
 
 
 def start_of(program: Program, data: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What the record of finished runs says of --start_from, as the entry 'start'."""
+    """Returns the entry 'start' that finished runs have recorded of --start_from."""
     if not FLAGS.start_from:
         return {}
     path, width = Path(FLAGS.start_from).expanduser().resolve(), data["actions"].shape[1]

@@ -30,7 +30,7 @@ from utils.networks import TanhGaussian, Temperature, sample_tanh_gaussian
 
 
 class Editing(base.Agent):
-    """What edits actions: the network 'edit_actor' and its losses, with the network 'temperature'."""
+    """Edit policy: the network 'edit_actor' and its losses, with the network 'temperature'."""
 
     def edit_loss(
         self, params: dict[str, Any], batch: base.Batch, actions: jax.Array, key: jax.Array

@@ -25,7 +25,7 @@ from utils.networks import OneStepPolicy
 
 
 class OneStep(base.Agent):
-    """What distils the flow into the network 'one_step'."""
+    """Distillation of the flow into the network 'one_step'."""
 
     def one_step_loss(
         self, params: dict[str, Any], batch: base.Batch, key: jax.Array, alpha: jax.Array

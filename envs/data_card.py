@@ -14,7 +14,7 @@ _OF_SUCCESS = ((-1.0, 0.0), (0.0, 1.0))  # Sparse rewards, each without and with
 
 @dataclasses.dataclass(frozen=True)
 class DataCard:
-    """What a dataset holds.
+    """Summary of a dataset.
 
     Attributes:
         episodes, transitions: how many.

@@ -106,7 +106,7 @@ def diagnose_samples(agent: Any, samples: np.ndarray, reference: np.ndarray, bat
 
 
 def reach(samples: np.ndarray, reference: np.ndarray) -> float:
-    """How far the mean of samples [n, m, d] goes over the m states, over how far the reference's goes."""
+    """Returns the spread of the mean of samples [n, m, d] over the m states, relative to the reference's."""
     own, whole = (np.linalg.norm(x.mean(axis=0) - x.mean(axis=(0, 1))) for x in (samples, reference))
     return float(own / whole)
 

@@ -1,4 +1,4 @@
-"""What users are told to do: nobody is told to delete a file or folder."""
+"""Advice in messages: nobody is told to delete a file or folder."""
 
 import ast
 import re

@@ -108,7 +108,7 @@ def test_resumed_with_those_that_have_not_diverged(flags, interrupt_at, tmp_path
 
 
 def test_a_signal_saves_no_broken_parameters(flags, interrupt_at, tmp_path):
-    """What the last update before it broke no loss has shown yet."""
+    """Parameters that broke in the last update, which no loss has shown yet."""
     interrupt_at(150)
     flags = (*flags, "--agent.at=149", "--agent.broken=gradient", "--save_interval=1000")
     assert call(*flags).code == 128 + 15

@@ -1,4 +1,4 @@
-"""What the seeds of a run change and what it acts and is trained on, in the files that tiny runs leave."""
+"""Effects of seeds, and what a run acts and is trained on, in the files that tiny runs leave."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def test_sparse_rewards_are_those_not_solved(online):
 
 
 def test_global_generator_goes_on_from_step_to_step(online):
-    """What NumPy's generator gives is new in every step of every episode of both seeds."""
+    """NumPy's generator gives new numbers in every step of every episode of both seeds."""
     draws = np.concatenate([rows["observations"][:, 3] for _, state in online for rows in episodes(state)])
     assert len(draws) > 80 and len(np.unique(draws)) == len(draws)
 

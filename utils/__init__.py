@@ -1,8 +1,8 @@
-"""What programs and agents share.
+"""Modules that programs and agents share.
 
 Importing it sets how XLA compiles for a processor, unless XLA_FLAGS says so; lets output that is closed or not UTF-8
 take any text; gives this process and its children a home directory if they have none; and lets imports that fail for
-the environment's sake end in a line.
+the environment's sake end in a line. No Ctrl-C is lost in a garbage collection.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What makes a run the run it is: two records (flags.json) compared, whatever names and paths their files have."""
+"""Identity of a run: compares two records (flags.json), whatever names and paths their files have."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the environment's variables ask of JAX and XLA: refused in a line where it cannot be, kept off the numbers."""
+"""Environment variables of JAX and XLA: rejected in a line where they cannot be followed, kept off the numbers."""
 
 import os
 import subprocess

@@ -25,7 +25,7 @@ NAMES = 2**31  # the first number of a name below a key; steps, episodes and par
 
 
 class Stream(enum.IntEnum):
-    """What draws; in brackets what it is counted by. Numbers are part of every result: a new name gets a new one."""
+    """Streams, with their counters in brackets. Numbers are part of every result: a new name gets a new one."""
 
     INITIALISATION = 1  # parameters of the networks (network)
     TRAINING = 2  # all updates of main.py

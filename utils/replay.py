@@ -1,4 +1,4 @@
-"""What agents do online: the replay buffer on the device, and the episodes of one lane that fill it."""
+"""Replay buffer on the device, and the episodes of one lane that fill it."""
 
 import copy
 import math

@@ -23,7 +23,7 @@ from utils.files import disk_errors
 
 
 class Processor(Protocol):
-    """What LeRobot does to the inputs or the outputs of a policy."""
+    """Processing steps that LeRobot applies to the inputs or the outputs of a policy."""
 
     def __call__(self, data: Any, /) -> Any: ...
 

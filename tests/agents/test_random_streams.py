@@ -83,7 +83,7 @@ def acting_keys():
 
 
 def distilling_keys(agent, root):
-    """What the agent and the trainer draw below while a one-step policy is distilled."""
+    """Keys that the agent and the trainer draw from while a one-step policy is distilled."""
     used = []
 
     class Trainer:

@@ -1,4 +1,4 @@
-"""What the studies of couplings and of runs refuse."""
+"""Invalid input of the studies of couplings and of runs."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What of an agent is exported: parameters by their torch names, and the settings that they act with."""
+"""Exported parameters by their torch names, and the settings that they act with."""
 
 import runpy
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_run_that_has_diverged_is_not_exported():
 
 
 def test_deviations_are_bounded():
-    """What the policy does to an exported network's output, the agent's own network does."""
+    """The exported policy treats a network's output as the agent's own network does."""
     params = {"params": {"MLP_0": {"Dense_0": {"kernel": np.eye(2), "bias": np.zeros(2)}}}}
     for asked, given in ((-25, -20), (-19, -19), (1.9, 1.9), (2.5, 2), (9, 2)):
         _, log_std = TanhGaussian((), 1).apply(params, np.float32([0, asked]))

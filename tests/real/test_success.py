@@ -1,4 +1,4 @@
-"""Which recorded episodes count as solved: what labels say, in whatever way it was written, and what was recorded."""
+"""Solved episodes: labels, in whatever way they are written, and recorded rewards."""
 
 from pathlib import Path
 

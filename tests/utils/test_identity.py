@@ -1,4 +1,4 @@
-"""Which differences between two records of runs count."""
+"""Differences between two records of runs that count, and those that do not."""
 
 import os
 

@@ -28,7 +28,7 @@ def run(*command, **environment):
 
 @pytest.fixture(scope="module")
 def expected():
-    """What the program prints where nothing is set."""
+    """Output of the program where nothing is set."""
     done = run("-c", PROGRAM)
     assert done.returncode == 0 and done.stdout.startswith("float32")
     return done.stdout

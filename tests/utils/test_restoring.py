@@ -1,4 +1,4 @@
-"""What does not fit a checkpoint is named."""
+"""Parameters that do not fit a checkpoint are named."""
 
 import flax
 import numpy as np
