@@ -12,6 +12,10 @@ from tiny_runs import BC, POINTMAZE
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+# Where the tests themselves run in the background, a child would ignore it.
+HEEDS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
 def run(script: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess:
     """Runs a shell script in which "$@" is a Python program with arguments."""
     command = ["bash", "-c", script, "bash", sys.executable, *arguments]
@@ -47,12 +51,13 @@ def test_variables_that_jax_cannot_read(name, value, program):
 def test_interrupted_imports(tmp_path):
     """Ctrl-C while modules are imported."""
     (tmp_path / "slow.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
-    outcome = run('exec "$@"', "-c", f"import sys, utils; sys.path.append({str(tmp_path)!r}); import slow")
+    outcome = run('exec "$@"', "-c", f"{HEEDS}\nimport sys, utils; sys.path.append({str(tmp_path)!r}); import slow")
     assert outcome.returncode == -signal.SIGINT and outcome.stderr == "interrupted\n"
 
 
-LOST = """
-import gc, os, signal, sys, time
+LOST = f"""
+{HEEDS}
+import gc, time
 import utils
 
 def _xla_gc_callback(*_):
@@ -79,7 +84,7 @@ def test_an_interrupt_in_a_garbage_collection_is_not_lost():
 def test_an_interrupt_while_xla_compiles_is_an_exit_code(tmp_path):
     """Not a crash of the interpreter's teardown."""
     (tmp_path / "program.py").write_text(
-        "import os, signal, threading, time, jax\n"
+        f"{HEEDS}\nimport os, threading, time, jax\n"
         "from utils import cli\n"
         "def main(argv):\n"
         "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
