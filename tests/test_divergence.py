@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_runs import POINTMAZE, TINY, assert_same_run, call, run_main
+from tiny_runs import POINTMAZE, TINY, assert_same_run, call, refused, run_main
 
 from experiments import sweep
 from experiments.report_groups import group_runs
@@ -81,6 +81,16 @@ def test_a_run_that_diverges_ends_with_the_last_sound_checkpoint(flags, hidden, 
     again = call(*flags)
     assert again.code == 1 and again.err.startswith(f"diverged before: {directory}") and again.err.count("\n") == 1
     assert list(read_csv(directory / "train.csv")["step"]) == [50, 100, 150, 200]
+
+
+def test_a_diverged_run_is_told_of_for_its_own_data_alone(flags, pointmaze, write_data, tmp_path):
+    flags = (*flags, "--agent.at=10")
+    assert call(*flags).code == 1
+    (tmp_path / "copy.npz").write_bytes(pointmaze.read_bytes())
+    same = call(*flags, f"--dataset={tmp_path / 'copy.npz'}")
+    assert same.code == 1 and same.err.startswith("diverged before"), same
+    assert "dataset.checksum" in refused(*flags, f"--dataset={write_data(rows=100)}")
+    assert "nowhere.npz" in refused(*flags, f"--dataset={tmp_path / 'nowhere.npz'}")
 
 
 def test_the_other_runs_go_on_as_if_alone(flags, tmp_path):

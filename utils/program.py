@@ -209,8 +209,9 @@ class Program:
         diverged = [run for run in lanes if run.files.diverged()]
         self.lanes = [run for run in lanes if run not in self.finished + diverged]
         self._divergences = [f"diverged before: {run.divergence()}" for run in diverged]
-        # Finished on files that may be others: `confirm` compares what is in them.
-        self.unconfirmed = [run for run in self.finished if not run.files.same_sources(settings["flags"])]
+        # Ended on files that may be others: `confirm` compares what is in them.
+        ended = self.finished + diverged
+        self.unconfirmed = [run for run in ended if not run.files.same_sources(settings["flags"])]
         if not self.unconfirmed:
             self._say_finished()
         if diverged and not (self.lanes or self.unconfirmed):
@@ -230,7 +231,7 @@ class Program:
             run.files.check(dataset)
 
     def confirm(self, dataset: dict[str, Any]) -> None:
-        """Checks that finished runs are of these data, where their files are not known to be the same.
+        """Checks that ended runs are of these data, where their files are not known to be the same.
 
         Raises:
             UserError: they are of others.
