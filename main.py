@@ -1,4 +1,7 @@
-"""Offline RL, then online: python main.py --agent=agents/otql.py --env_name=cube-double-play-singletask-task2-v0"""
+"""Offline RL, then online.
+
+For example: python main.py --agent=agents/otql.py --env_name=cube-double-play-singletask-task2-v0
+"""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""Post-trains a pre-trained flow online: python online_main.py --agent=agents/otql.py --env_name=OpenMicrowave-v0
+"""Post-trains a pre-trained flow online.
+
+    python online_main.py --agent=agents/otql.py --env_name=OpenMicrowave-v0
 
     base        a BC flow of the demonstrations, trained here first, or that of --base_checkpoint (the run of any agent
                 with a flow); the agent's flow starts from its averaged parameters

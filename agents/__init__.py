@@ -1,0 +1,1 @@
+"""Algorithms, one file each; `base` holds what they share."""

@@ -251,7 +251,7 @@ class Agent(flax.struct.PyTreeNode):
 
     def with_flow(self, params: Any) -> "Agent":
         """The agent with the parameters of a pre-trained flow in its own flow and that one's average (θ ← θ̄)."""
-        flows = {name: params for name in self.FLOWS}
+        flows = dict.fromkeys(self.FLOWS, params)
         averages = {name: params for name in self.FLOWS if name in self.TARGETS}
         # A copy for each: a donated buffer must stand once.
         copied = jax.tree.map(jnp.copy, {"params": self.params | flows, "targets": self.targets | averages})
@@ -315,7 +315,7 @@ class Agent(flax.struct.PyTreeNode):
         return self.pessimistic_q(observations, self.sample_actions(observations, key))
 
     def pessimistic_q(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        """mean − ρ · population deviation of the target critics: observations [..., o], actions [..., d] → [...]."""
+        """Returns mean − ρ · population deviation of the target critics: [..., o], [..., d] → [...]."""
         qs = self.apply("critic", observations, actions, params=self.targets["critic"])
         return qs.mean(axis=0) - self.hyper["rho"] * qs.std(axis=0)
 
@@ -339,7 +339,7 @@ class Agent(flax.struct.PyTreeNode):
         return self.flow_actions(observations, noise)
 
     def candidates(self, observations: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-        """n proposals for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d].
+        """Returns n proposals for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d].
 
         Images are not repeated: they are encoded once.
         """

@@ -48,7 +48,7 @@ class Agent(base.Agent):
         return critic_loss + flow_loss + latent_loss + actor_loss, info
 
     def distillation_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> jax.Array:
-        """mean over ensemble and batch of valid · (Q^z_k(s, z) − Q_k(s, Euler_v̄(s, z)))², online Q_k: a scalar."""
+        """Returns the mean over ensemble and batch of valid · (Q^z_k(s, z) − Q_k(s, Euler_v̄(s, z)))², online Q_k."""
         observations = batch["observations"]
         latents = jax.random.normal(key, batch["actions"].shape)
         qs = self.apply("critic", observations, self.flow_actions(observations, latents))
@@ -65,7 +65,7 @@ class Agent(base.Agent):
         return soft_loss(temperature, log_probs, q, target_entropy, batch["valid"])
 
     def latents(self, observations: jax.Array, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
-        """b z, z ~ π(·|s), and log π(z|s): observations [..., o] → [..., d] in [−b, b], [...]."""
+        """Returns b z, z ~ π(·|s), and log π(z|s): observations [..., o] → [..., d] in [−b, b], [...]."""
         latents, log_probs = sample_tanh_gaussian(key, *self.apply("latent_actor", observations, params=params))
         return self.hyper["noise_scale"] * latents, log_probs
 

@@ -38,7 +38,7 @@ class OneStep(base.Agent):
         return alpha * distill_loss - jnp.mean(batch["valid"] * q), info
 
     def distillation(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """mean (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
+        """Returns the mean of (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
         noise = jax.random.normal(key, batch["actions"].shape)
         actions = self.apply("one_step", batch["observations"], noise, params=params["one_step"])
         errors = jnp.square(actions - self.flow_actions(batch["observations"], noise))
@@ -66,7 +66,7 @@ class Agent(OneStep):
         return 1
 
     def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """clip μ_ω(s, z), z ~ N(0, I): [..., o] → [..., d]."""
+        """Returns clip μ_ω(s, z), z ~ N(0, I): [..., o] → [..., d]."""
         noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
         return jnp.clip(self.apply("one_step", observations, noise), -1.0, 1.0)
 

@@ -76,7 +76,7 @@ class Agent(fedit.Editing, fql.OneStep):
         return 1 if self.config.one_step else self.config.flow_steps + self.config.edits
 
     def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """clip μ(s, z), or a sample of v̄_fast, edited or not: [..., o] → [..., d] in [−1, 1]."""
+        """Returns clip μ(s, z), or a sample of v̄_fast, edited or not: [..., o] → [..., d] in [−1, 1]."""
         sample_key, edit_key = jax.random.split(key)
         if self.config.one_step:
             noise = jax.random.normal(sample_key, (*observations.shape[:-1], self.config.action_dim))
@@ -97,7 +97,7 @@ class Agent(fedit.Editing, fql.OneStep):
         return loss + sum(part for part, _ in parts), info | {k: v for _, own in parts for k, v in own.items()}
 
     def adjoint_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
-        """mean of valid · Σ_i ‖(v_fast − v̄_slow) 2/σ_i + σ_i g_i‖², and what to log."""
+        """Returns the mean of valid · Σ_i ‖(v_fast − v̄_slow) 2/σ_i + σ_i g_i‖², and what to log."""
         observations, (times, sigmas) = batch["observations"], schedule(self.config.flow_steps)
         path = self.rollout(observations, key)
         fast = self.velocity("flow", params["flow"], observations, path, times)

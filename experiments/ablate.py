@@ -1,4 +1,6 @@
-"""What each setting of OTQL does: python -m experiments.ablate --study=lam --scale=laptop [status | report]
+"""What each setting of OTQL does.
+
+    python -m experiments.ablate --study=lam --scale=laptop [status | report]
 
 A study varies one setting and keeps the others; 'coupling' pairs noise and action by optimal transport or at random,
 for each number of Euler steps. Runs are those of a sweep (experiments/sweep.py, whose flags hold here too): start the

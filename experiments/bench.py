@@ -1,4 +1,6 @@
-"""Speed, as ratios taken side by side in one run: python -m experiments.bench --public=DIR --public_python=PYTHON
+"""Speed, as ratios taken side by side in one run.
+
+    python -m experiments.bench --public=DIR --public_python=PYTHON
 
 Updates: updates a second of every agent in agents/ with paper networks on made-up data, beside those of the public QAM
 code in DIR (a checkout of github.com/ColinQiyangLi/qam), where it has that agent. PYTHON is one that the checkout runs

@@ -1,4 +1,6 @@
-"""What makes a run's success swing, and how good its advantages are: python -m experiments.diagnose RUN_DIR…
+"""What makes a run's success swing, and how good its advantages are.
+
+    python -m experiments.diagnose RUN_DIR…
 
 For each run of an agent with a flow and a critic, from its two newest checkpoints:
 

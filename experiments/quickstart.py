@@ -1,4 +1,6 @@
-"""OTQL and the BC flow on one OGBench task at laptop scale, from nothing: make quickstart
+"""OTQL and the BC flow on one OGBench task at laptop scale, from nothing.
+
+    make quickstart
 
 Collects play data with OGBench's oracles (no download), trains both agents with main.py, and prints the success
 rates side by side. Start it again after an interruption and it goes on where it was.

@@ -1,4 +1,6 @@
-"""Runs side by side, and beside the published figures: python -m experiments.report exp/debug [more directories]
+"""Runs side by side, and beside the published figures.
+
+    python -m experiments.report exp/debug [more directories]
 
 Writes report.md (also printed), report.html (one file with everything in it), curves/<environment>.png and
 evaluations.csv. Only finished runs that share data, rewards and number of updates are compared, and only seeds of the

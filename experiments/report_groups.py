@@ -63,10 +63,12 @@ class Group:
 
     @property
     def mean(self) -> float:
+        """The mean over seeds, NaN if there is none."""
         return float(self.scores.mean()) if len(self.scores) else np.nan
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean over seeds, None for a single one."""
         return scalar_interval([self.scores], _mean)
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:

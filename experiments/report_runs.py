@@ -43,6 +43,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The run's seed."""
         return self.settings["seed"]
 
     @property

@@ -40,9 +40,11 @@ class Score:
     metric: str = "success_rate"
 
     def text(self, value: float) -> str:
+        """Formats a value of this metric."""
         return f"{value:.2f}" if self.metric == "success_rate" else f"{value:.4g}"
 
     def brackets(self) -> str:
+        """Formats the interval, empty if there is none."""
         return " [{}, {}]".format(*map(self.text, self.interval)) if self.interval else ""
 
 

@@ -1,4 +1,6 @@
-"""A sweep of runs, here or on Slurm: python -m experiments.sweep --grid=table1 --backend=slurm [status | report]
+"""A sweep of runs, here or on Slurm.
+
+    python -m experiments.sweep --grid=table1 --backend=slurm [status | report]
 
 Grids are declared in experiments/grids.py, or in a file of your own that defines GRID. Start the same command again at
 any time: what is finished is left out, what is half done goes on, and nothing runs twice at once. `status` lists what

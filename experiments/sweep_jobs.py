@@ -42,10 +42,12 @@ class Job:
 
     @property
     def log(self) -> Path:
+        """The file of the job's output."""
         return self.folder / f"{self.name}.log"
 
     @property
     def outcome(self) -> Path:
+        """The file of its exit code and last line."""
         return self.folder / f"{self.name}.json"
 
     def progress(self) -> float:

@@ -1,4 +1,6 @@
-"""Fig. 1 of the paper, and what α and ε do: python -m experiments.toy --output=exp/toy
+"""Fig. 1 of the paper, and what α and ε do.
+
+    python -m experiments.toy --output=exp/toy
 
 Flows from eight Gaussians to conditional two moons a ~ π(a|c), tilted by an energy E that is 1 inside four circles and
 0 outside, or the reverse: the target is π(a|c) e^{−λE}. wCOT-CFM (§3.1, by this project's coupling) against

@@ -37,8 +37,11 @@ BEND = "Bend:\nextra path length, %"
 
 @dataclass(frozen=True, order=True)
 class Job:
-    """One training. `condition`: moon or rotation; `energy`: where it is 1, inside or outside; `method`: wcot or ewfm,
-    or true for true samples in place of a flow's."""
+    """One training.
+
+    `condition`: moon or rotation; `energy`: where it is 1, inside or outside; `method`: wcot or ewfm, or true for true
+    samples in place of a flow's.
+    """
 
     condition: str
     energy: str

@@ -1,4 +1,6 @@
-"""Adapts a policy on a robot in rounds (paper §4.3): python -m real.adapt --name=pick_cube --demos=DATASET --robot='…'
+"""Adapts a policy on a robot in rounds (paper §4.3).
+
+    python -m real.adapt --name=pick_cube --demos=DATASET --robot='…'
 
     base      a BC flow is trained on the demonstrations, and exported
     round r   the newest policy acts for --rollouts episodes on the robot; demonstrations and all rollouts so far are

@@ -14,4 +14,5 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        """Raises a UserError."""
         raise UserError(message)

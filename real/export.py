@@ -1,4 +1,6 @@
-"""A run as a LeRobot policy: python -m real.export RUN_DIR OUT_DIR --features=observation.state:39
+"""A run as a LeRobot policy.
+
+    python -m real.export RUN_DIR OUT_DIR --features=observation.state:39
 
 Writes a directory that `lerobot-record --policy.path=OUT_DIR` and LeRobot's other programs load once
 real/lerobot_policy_otql is installed beside LeRobot. Needs neither torch nor LeRobot itself. Only what acts is

@@ -1,4 +1,6 @@
-"""Disturbs runs at random moments and compares what they end in with undisturbed ones: python tests/faults.py
+"""Disturbs runs at random moments and compares what they end in with undisturbed ones.
+
+    python tests/faults.py
 
 Each trial starts a command, lets something happen to it at one or two random moments, reruns the same command to its
 end, and compares CSV files and final checkpoint with those of an undisturbed run, bit for bit. A table of all trials is

@@ -75,7 +75,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _take_any_text() -> None:
-    """Lets print write what the encoding of the output lacks as \\u03b5: a name or a Greek letter is no error."""
+    r"""Lets print write what the encoding of the output lacks as \u03b5: a name or a Greek letter is no error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Else replaced by something else.
             with suppress(ValueError):  # Closed.

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill, a full disk and a damaged file.
+r"""Checkpoints that survive a kill, a full disk and a damaged file.
 
 A file `step_0000012345.ckpt` is
 
-    header   b"OTQL-CHECKPOINT 0001 <sha256 of the payload, 64 hex digits>\\n"
+    header   b"OTQL-CHECKPOINT 0001 <sha256 of the payload, 64 hex digits>\n"
     payload  uint64 (little endian) length of the tree | tree (msgpack) | raw bytes of the arrays, one after another
 
 The tree is the state with each array replaced by the list [dtype, shape, offset into the raw bytes]; the state itself

@@ -82,6 +82,7 @@ class CsvLogger:
             return self._file.tell()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -154,6 +155,7 @@ class ProgressBar:
         self._bar.update(count)
 
     def close(self) -> None:
+        """Leaves the bar as it stands."""
         self._bar.close()
 
     def __enter__(self) -> Self:
@@ -204,6 +206,7 @@ class WandbLogger:
             self._guard(lambda: self._run.log({"step": step, **{name: float(value) for name, value in row.items()}}))
 
     def close(self) -> None:
+        """Finishes the run on the server, if there is one."""
         if self._run is not None:
             self._guard(lambda: self._run.finish())
 

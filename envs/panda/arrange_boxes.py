@@ -49,6 +49,7 @@ class ArrangeBoxes(PandaEnv):
             self.data.joint(name).qpos[:] = *spot, HALF, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
 
     def observe_objects(self) -> np.ndarray:
+        """Returns this task's part of the observation, in the units of `arm`'s."""
         parts = []
         for name in COLOURS:
             position, body = self.box(name), self.data.body(name)
@@ -59,6 +60,7 @@ class ArrangeBoxes(PandaEnv):
         return np.concatenate(parts)
 
     def solved(self) -> bool:
+        """True if each box lies on its plane, untouched by the gripper."""
         return not self._touched() and all(map(self.placed, COLOURS))
 
     def box(self, name: str) -> np.ndarray:

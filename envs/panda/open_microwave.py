@@ -75,11 +75,13 @@ class OpenMicrowave(PandaEnv):
         self.data.mocap_quat[0] = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
 
     def observe_objects(self) -> np.ndarray:
+        """Returns this task's part of the observation, in the units of `arm`'s."""
         door, handle, quaternion = self.data.joint("door"), self.handle(), self.data.mocap_quat[0]
         oven, yaw = place(self.data.mocap_pos[0, :2]), 2 * np.arctan2(quaternion[3], quaternion[0])
         return np.concatenate([door.qpos, door.qvel, place(handle), DECIMETRES * (handle - self.hand), oven, [yaw]])
 
     def solved(self) -> bool:
+        """True if the door is open by OPEN."""
         return self.angle >= OPEN
 
     @property

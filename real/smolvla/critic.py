@@ -38,7 +38,7 @@ class Critic(nn.Module):
 
 
 def pessimistic(qs: Tensor, rho: float) -> Tensor:
-    """mean − ρ · population deviation over the ensemble: [K, m] → [m]."""
+    """Returns mean − ρ · population deviation over the ensemble: [K, m] → [m]."""
     return qs.mean(dim=0) - rho * qs.std(dim=0, correction=0)
 
 

@@ -25,9 +25,11 @@ from utils.files import disk_errors
 class Processor(Protocol):
     """Processing steps that LeRobot applies to the inputs or the outputs of a policy."""
 
-    def __call__(self, data: Any, /) -> Any: ...
+    def __call__(self, data: Any, /) -> Any:
+        """Processes a batch."""
 
-    def save_pretrained(self, directory: Path, /) -> Any: ...
+    def save_pretrained(self, directory: Path, /) -> Any:
+        """Writes the steps and their state."""
 
 
 _LORA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -34,6 +34,7 @@ class Prefix:
         return Prefix(self.tokens[rows], self.mask[rows])
 
     def to(self, device: torch.device) -> "Prefix":
+        """Copies it to a device."""
         return Prefix(self.tokens.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
 
 
@@ -155,5 +156,5 @@ def matching_error(
 
 
 def sample_times(count: int, random: torch.Generator) -> Tensor:
-    """t ~ 0.001 + 0.999 Beta(1.5, 1), which SmolVLA was trained with: u^(1/1.5) of a uniform u is that Beta."""
+    """Draws t ~ 0.001 + 0.999 Beta(1.5, 1), which SmolVLA was trained with: u^(1/1.5) of a uniform u is that Beta."""
     return 0.001 + 0.999 * torch.rand(count, generator=random) ** (1 / 1.5)

@@ -1,4 +1,6 @@
-"""How much memory training takes: python -m real.smolvla.memory [--batch_size=64] [--cameras=2]
+"""How much memory training takes.
+
+    python -m real.smolvla.memory [--batch_size=64] [--cameras=2]
 
 One update of the expert is run on tensors without content (PyTorch's FakeTensorMode), and what it allocates is counted,
 so nothing is estimated but the allocator's waste. Counted for lerobot/smolvla_base, by its sizes.

@@ -125,9 +125,11 @@ class Sft:
         return torch.randn(shape, generator=random).to(self.device)
 
     def times(self, random: torch.Generator) -> Tensor:
+        """Draws flow times as SmolVLA does, [m]."""
         return sample_times(self.settings.batch_size, random).to(self.device)
 
     def autocast(self) -> Any:
+        """Computes in bfloat16 within, where the settings say so."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
     def parts(self) -> list[slice]:
@@ -269,10 +271,12 @@ class Otql(Sft):
         return torch.stack(values).mean(dim=0)
 
     def state(self) -> dict[str, Any]:
+        """Returns the state for a checkpoint."""
         own = {"critic": self.critic.state_dict(), "target": self.target.state_dict()}
         return super().state() | own | {"critic_optimiser": self.critic_optimiser.state_dict()["state"]}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Takes the state of a checkpoint."""
         super().load(state)
         self.critic.load_state_dict(state["critic"])
         self.target.load_state_dict(state["target"])

@@ -214,6 +214,7 @@ class Run:
         return rows, AllPrefixes([Prefixes(encoder, each, args.cache, cache) for each in used], rows.frames)
 
     def checkpoint(self, name: str) -> Path:
+        """The file of a phase's checkpoint."""
         return self.root / f"{name}.checkpoint.safetensors"
 
     def loop(self, name: str, learner: Sft, steps: int) -> None:

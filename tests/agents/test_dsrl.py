@@ -62,7 +62,7 @@ def test_networks(agent):
 
 
 def test_critic_bootstraps_from_a_steered_action(agent, params, results):
-    """y = R + γ^H mask (mean − ρ std) of the target critics at Euler_v̄(s', b z'), v̄ the AVERAGED flow, z' ~ π."""
+    """Target: y = R + γ^H mask (mean − ρ std) of the target critics at Euler_v̄(s', b z'), v̄ AVERAGED, z' ~ π."""
     loss, *_, (noise,) = results["critic"]
     batch = as_float64(BATCH)
     latents, _ = draw(agent.params["latent_actor"], batch["next_observations"], noise[0])

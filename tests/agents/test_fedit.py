@@ -76,7 +76,7 @@ def test_networks(agent):
 
 
 def test_critic_bootstraps_from_an_edited_action(agent, params, results):
-    """y = R + γ^H mask (mean − ρ std) of the target critics at edit(s', Euler_v(s', z'))."""
+    """Target y = R + γ^H mask (mean − ρ std) of the target critics at edit(s', Euler_v(s', z'))."""
     loss, *_, draws = results["critic"]
     batch = as_float64(BATCH)
     sampled = sample(agent, batch["next_observations"], draws[0][0])

@@ -92,7 +92,7 @@ def test_loss_and_gradient_equal_numpy(monkeypatch, inv_temp, alpha):
 
 
 def test_steps_are_drawn_from_one_to_the_last(monkeypatch):
-    """t ~ U{1, …, T}, one for each row, apart from the noise."""
+    """Times t ~ U{1, …, T}, one for each row, apart from the noise."""
     agent, randint, calls = make_agent(qsm, BATCH, flow_steps=7), jax.random.randint, []
     monkeypatch.setattr(jax.random, "randint", lambda *args: calls.append(args) or randint(*args))
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: calls.append((key, shape)) or jnp.zeros(shape))

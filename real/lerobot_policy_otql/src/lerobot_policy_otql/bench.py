@@ -1,4 +1,6 @@
-"""Milliseconds per chunk on this machine, with made-up parameters: python -m lerobot_policy_otql.bench [--compile]
+"""Milliseconds per chunk on this machine, with made-up parameters.
+
+    python -m lerobot_policy_otql.bench [--compile]
 
 For the paper's networks (offline: 4×512, ten critics, chunks of 5; online: 4×256, two critics, chunks of 10), Euler
 steps (NFE) and candidates (N). Settings take turns within one run and the least time of each counts, so that other work
