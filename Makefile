@@ -1,17 +1,20 @@
 # Each target sets up .venv when there is none (or when the pinned versions changed) and is quick when there is one.
 PYTHON ?= python3
 BIN = .venv/bin
+PIP = -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %)
 RUN ?=
 
-.PHONY: quickstart test test-real mutants faults lint types setup
+.PHONY: setup quickstart check lint types test test-real mutants faults
 
 setup: .venv/ready
 
+# Pinned versions; CONSTRAINTS= takes the newest.
+.venv/ready: CONSTRAINTS ?= constraints.txt
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP) -e '.[dev]'
 	# Only its model of the arm is used; what it depends on is neither needed nor compatible with the newest MuJoCo.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gym-hil
+	$(BIN)/python $(PIP) --no-deps gym-hil
 	touch $@
 
 # OTQL and the plain BC flow on OGBench's scene task 1: collects data, trains, evaluates, draws, films, compares.
@@ -19,7 +22,7 @@ quickstart: .venv/ready
 	$(BIN)/python -m experiments.quickstart $(RUN)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q -x -n 2 --dist=loadfile --durations=10
+	$(BIN)/python -m pytest -q -x -n 2 --dist=loadfile --durations=10 $(RUN)
 
 # The robot bridge: LeRobot, torch and JAX side by side, which LeRobot's versions allow and `constraints.txt` does not.
 test-real: real/.venv/ready
@@ -36,16 +39,19 @@ faults: .venv/ready
 
 PLUGINS = real/lerobot_policy_otql real/lerobot_teleoperator_otql_reset real/lerobot_robot_otql_sim
 
+real/.venv/ready: CONSTRAINTS ?= real/constraints.txt
 real/.venv/ready: pyproject.toml real/constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -m venv real/.venv
-	real/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c real/constraints.txt \
-		$(PLUGINS:%=-e %) -e '.[robot,smolvla]' pytest
-	real/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c real/constraints.txt --no-deps gym-hil
+	real/.venv/bin/python $(PIP) $(PLUGINS:%=-e %) -e '.[robot,smolvla]' pytest
+	real/.venv/bin/python $(PIP) --no-deps gym-hil
 	touch $@
 
+# What to run before a commit: a minute or two.
+check: lint types
+	$(BIN)/python -m pytest -q -x -n 2 -m check
+
 lint: .venv/ready
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 types: .venv/ready
 	$(BIN)/mypy

@@ -8,15 +8,23 @@ import tempfile
 import time
 from pathlib import Path
 
+import costs
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    """Adds --costs."""
+    parser.addoption("--costs", action="store_true", help="print what each test file costs")
+
+
 def pytest_configure(config):
     """Lets all tests, and the processes they start, share what is compiled. JAX reads these when it is imported."""
     assert "jax" not in sys.modules
+    if config.getoption("--costs"):
+        config.pluginmanager.register(costs.Costs())
     config.compiled = tempfile.TemporaryDirectory(prefix="otql-compiled-", ignore_cleanup_errors=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", config.compiled.name)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

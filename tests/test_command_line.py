@@ -62,7 +62,7 @@ WRONG = {
     "--wandb=on": "wandb",
     "--preset=papre": "unknown preset 'papre'; use one of paper, cpu, none",
     "offline_steps=10": "stray argument 'offline_steps=10'; flags are written --name=value",
-    "--vary=agent.lamda=1,2": "--vary=agent.lamda=1,2 cannot be read",
+    "--vary=agent.lamb=1,2": "--vary=agent.lamb=1,2 cannot be read",
     "--vary=agent.lr": "cannot be read; write for example",
     "--vary=agent.batch_size=8,16": "batch_size changes the program",
     "--vary=agent.lr=1e-3,high": "1e-3,high is not a list of numbers",
@@ -73,6 +73,7 @@ WRONG = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("flag", WRONG)
 def test_wrong_flag(flag, flags):
     assert WRONG[flag] in refused(*flags, flag)
@@ -93,6 +94,7 @@ AGENTS = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", AGENTS)
 def test_broken_agent_file(name, flags, tmp_path):
     text, message = AGENTS[name]

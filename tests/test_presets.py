@@ -52,6 +52,7 @@ ONLINE = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("domain", BASELINES)
 def test_baselines_have_their_published_settings(domain):
     """What QAM's authors tuned to on each domain."""
@@ -95,6 +96,7 @@ def test_there_are_40_tasks():
     assert {parse_task(name).domain for name in TABLE1_TASKS} == set(TABLE_3)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", TABLE1_TASKS)
 @pytest.mark.parametrize("module", MODULES)
 def test_resolved_settings_are_published(name, module):
@@ -111,6 +113,7 @@ def test_resolved_settings_are_published(name, module):
         assert (config.best_of_n, config.flow_steps) == (32 if module in (qc, ifql) else 1, 10)
 
 
+@pytest.mark.check
 def test_a_flag_wins_over_the_preset():
     """Text from the command line takes the type of the field."""
     overrides = {"lam": "3", "sparse": False, "horizon_length": "2", "value_hidden_dims": "(64, 32)"}

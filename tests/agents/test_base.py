@@ -32,6 +32,7 @@ def expected_loss(agent, params, next_actions, discount, rho):
     return np.sum(batch["valid"] * (qs - target) ** 2) / (count * len(target)), qs, target
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("discount", "rho"), [(0.9, 0.5), (0.7, 0.0), (0.99, 2.0)])
 def test_critic_loss_equals_numpy(discount, rho):
     """The TD loss, Q and what is logged, with invalid rows, masks, γ^H, pessimism and target networks."""
@@ -46,6 +47,7 @@ def test_critic_loss_equals_numpy(discount, rho):
     np.testing.assert_allclose(info["critic/target_max"], target.max(), rtol=1e-4)
 
 
+@pytest.mark.check
 def test_critic_gradient_equals_differences():
     """The gradient is that of the squared error with a fixed target: differences of the NumPy loss along directions."""
     agent = fixed_policy(make_agent(base, BATCH, discount=0.9, rho=0.5), CORNER)
@@ -65,6 +67,7 @@ def test_critic_gradient_equals_differences():
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-3)
 
 
+@pytest.mark.check
 def test_td_target_uses_best_of_n_of_the_online_critic():
     """The next action is what `sample_actions` gives for s', valued by the target networks."""
     agent = make_agent(base, BATCH, discount=0.9, rho=0.5, best_of_n=6, flow_steps=2)
@@ -91,6 +94,7 @@ def test_best_of_n_takes_the_argmax():
     assert np.array_equal(agent.sample_actions(observations, key), expected)
 
 
+@pytest.mark.check
 def test_flow_actions_equal_numpy():
     """Euler steps of the averaged vector field written by hand, clipped to [−1, 1]."""
     agent = make_agent(base, BATCH, flow_steps=3)
@@ -129,6 +133,7 @@ class Plain(base.Agent):
         return loss + jnp.mean((velocity - batch["actions"]) ** 2), info
 
 
+@pytest.mark.check
 def test_update_takes_adam_and_polyak_steps():
     """Two updates equal Adam at rate lr and Polyak averaging at rate τ of the parameters after the step."""
     agent = make_agent(SimpleNamespace(Agent=Plain, get_config=base.get_config), BATCH, lr=0.01, tau=0.1, flow_tau=0.5)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from numpy_networks import make_agent, make_batch, velocity
 
 from agents import base, bc
@@ -9,6 +10,7 @@ from agents import base, bc
 BATCH = make_batch()
 
 
+@pytest.mark.check
 def test_loss_equals_numpy(monkeypatch):
     """Flow matching from fresh noise to the row's own action at its own observation; invalid and padded parts out."""
     agent, seen = make_agent(bc, BATCH), {}

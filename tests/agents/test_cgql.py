@@ -30,6 +30,7 @@ def guided_sample(agent, observations, noise, tau, coefficient):
     return np.clip(x, -1, 1)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("tau", "coefficient"), [(4.0, 0.3), (10.0, 0.1)])
 def test_loss_and_gradient_equal_numpy(tau, coefficient):
     """TD, on guided actions that carry no gradient, and BC: critic and flow learn from their own loss alone."""

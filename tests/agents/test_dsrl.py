@@ -82,6 +82,7 @@ def test_acting_is_stochastic(agent):
     assert len(np.unique(actions.reshape(10, 4), axis=0)) == 10
 
 
+@pytest.mark.check
 def test_distillation_equals_numpy(agent, params, results):
     """Member by member from the ONLINE critics at the steered action, at z ~ N(0, I); value and gradient."""
     loss, gradient, _, (noise,) = results["latent"]
@@ -96,6 +97,7 @@ def test_distillation_equals_numpy(agent, params, results):
     np.testing.assert_allclose(results["whole"][2]["latent_critic/loss"], loss, rtol=1e-5)
 
 
+@pytest.mark.check
 def test_actor_and_temperature_equal_numpy(agent, params, results):
     """sg(α) log π(z|s) − mean_k Q^z_k(s, b z), and α (−sg log π − H̄), H̄ = −0.7 · 4; values and gradients."""
     loss, gradient, info, (noise,) = results["actor"]

@@ -17,6 +17,7 @@ BATCH = make_batch()
 SETTINGS = {"value_samples": 4, "flow_steps": 3}
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("lam", "w_max"), [(0.7, 1.5), (2.0, 3.0)])
 def test_loss_and_gradient_equal_numpy(lam, w_max):
     """TD plus flow matching weighted by min(exp(λ (Q − V̂)), w_max) over its mean on valid rows, a fixed weight."""

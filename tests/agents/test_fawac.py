@@ -13,6 +13,7 @@ from utils.flow import euler
 BATCH = make_batch()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("inv_temp", [0.8, 6.4])
 def test_loss_and_gradient_equal_numpy(inv_temp):
     """TD + (V − mean of target Q)² + flow matching weighted by min(exp(τ_inv (Q − V)), 100), a fixed weight."""

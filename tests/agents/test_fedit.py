@@ -99,6 +99,7 @@ def test_acting_is_stochastic(agent):
     assert len(np.unique(edits.reshape(10, 4), axis=0)) == 10
 
 
+@pytest.mark.check
 def test_edit_and_temperature_equal_numpy(agent, params, results):
     """sg(α) log π(e) − mean_k Q_k(s, edit), and α (−sg log π − H̄), H̄ = −0.7 · 4; values and gradients."""
     loss, gradient, info, (flow_noise, noise) = results["edit"]

@@ -13,6 +13,7 @@ from utils.flow import euler
 BATCH = make_batch()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("alpha", [0.5, 20.0])
 def test_loss_and_gradient_equal_numpy(alpha):
     """TD + flow matching + α · mean (μ − Euler v̄)² − q(clip μ): only the one-step policy learns from the last two."""

@@ -15,6 +15,7 @@ from utils.runs import resolve_config
 BATCH = make_batch()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("kappa", [0.9, 0.2])
 def test_loss_and_gradient_equal_numpy(kappa):
     """TD on R + γ^H mask V(s') without pessimism, expectile loss of V on pessimistic target Q, and flow matching."""

@@ -16,6 +16,7 @@ BATCH = make_batch()
 INDEX = np.array([3, 3, 1, 10, 2, 7, 4, 11, 5, 6, 9, 2])
 
 
+@pytest.mark.check
 def test_value_is_the_mean_over_samples():
     """V̂(s) = mean over samples of the ensemble mean of the online critic, at s and the policy's own actions."""
     agent, key = make_agent(otql, BATCH, value_samples=5, best_of_n=3), jax.random.key(2)
@@ -44,6 +45,7 @@ def spied(monkeypatch):
     return seen
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("lam", "w_max"), [(0.3, 10.0), (2.0, 3.0), (0.0, 10.0)])
 def test_advantages_weights_and_pairs(spied, lam, w_max):
     """The coupling gets min(exp(λ (Q − V̂)), w_max) · valid, and the flow learns a_j − z_i at the TARGET's s_j."""
@@ -116,6 +118,7 @@ def gradients(agent, batch):
     return jax.jacrev(losses, has_aux=True)(agent.params)
 
 
+@pytest.mark.check
 def test_gradients_stay_with_their_own_network():
     """The critic's gradient is the TD loss's alone and the flow's is the flow loss's alone."""
     tree, values = gradients(make_agent(otql, BATCH, max_iterations=10), BATCH)

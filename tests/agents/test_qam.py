@@ -72,6 +72,7 @@ def test_adjoints_are_gradients_along_the_linearised_path():
     np.testing.assert_allclose(adjoints, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_and_gradient_equal_numpy(variant):
     """TD, BC of v_slow, adjoint matching and the variant's loss; each network learns from its own loss alone."""

@@ -14,6 +14,7 @@ from utils.runs import resolve_config
 BATCH = make_batch()
 
 
+@pytest.mark.check
 def test_loss_and_gradient_equal_numpy():
     """TD on the target value of the best of N flow samples by the online critic, plus flow matching."""
     agent, batch = make_agent(qc, BATCH, discount=0.9, rho=0.5, best_of_n=5, flow_steps=3), as_float64(BATCH)

@@ -64,6 +64,7 @@ class Cornered(qsm.Agent):
         return jnp.broadcast_to(jnp.float32(CORNER), (*observations.shape[:-1], 4))
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("inv_temp", "alpha"), [(3.0, 2.0), (0.5, 0.0)])
 def test_loss_and_gradient_equal_numpy(monkeypatch, inv_temp, alpha):
     """TD + mean of weight · ((ε_θ + τ ∇Q̄)² + α (ε_θ − ε)²), x = sqrt(ᾱ_t) a + sqrt(1 − ᾱ_t) ε, Q̄ the targets' mean."""

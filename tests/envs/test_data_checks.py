@@ -58,6 +58,7 @@ def refusal(read):
 SWINGS = swings()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("dropped", [(), ("next_observations",)])
 def test_sound_files_pass(dropped, read):
     file = read(**without(SWINGS, *dropped))
@@ -103,6 +104,7 @@ def test_what_float32_cannot_tell_apart(read):
 # ---- masks
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("dropped", [(), ("next_observations",)])
 def test_inverse_masks(dropped, read, refusal):
     arrays, ends = without(SWINGS, *dropped), SWINGS["terminals"]

@@ -34,6 +34,7 @@ def check(dataset, **expected):
         assert dataset[name].dtype == np.float32
 
 
+@pytest.mark.check
 def test_with_next_observations(tmp_path):
     # Truly terminated at state 12; cut by time at 22; and a jump from 31 to 40 that no flag marks.
     dataset = load(
@@ -85,6 +86,7 @@ def test_ogbenchs_convention(tmp_path):
         assert not load_dataset(TASK, dataset_path=tmp_path / "data.npz")[2].card.warnings
 
 
+@pytest.mark.check
 def test_masks_win_over_terminals(tmp_path):
     dataset = load(
         tmp_path,

@@ -125,6 +125,7 @@ def test_the_command_stays_near_the_hand_and_in_the_workspace(microwave):
         assert (microwave.target <= microwave.BOUNDS[1] + 0.06).all()
 
 
+@pytest.mark.check
 @needs_model
 def test_observations(boxes, microwave):
     observation, info = boxes.reset(seed=3)

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.observations import Observation
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("name", "domain", "kind", "env_id", "dataset"),
     [
@@ -63,6 +64,7 @@ def test_parse_task(name, domain, kind, env_id, dataset):
     assert (task.name, task.domain, task.kind, task.env_id, task.dataset) == (name, domain, kind, env_id, dataset)
 
 
+@pytest.mark.check
 def test_table1_is_forty_tasks_of_eight_domains():
     assert len(set(TABLE1_TASKS)) == 40
     assert len({parse_task(name).domain for name in TABLE1_TASKS}) == 8
@@ -79,6 +81,7 @@ def test_names_are_ogbenchs():
     assert {id for id in registered - ids if "humanoidmaze-teleport" not in id} == set()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

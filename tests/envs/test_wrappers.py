@@ -63,6 +63,7 @@ def rejected(call, *arguments):
     return str(caught.value)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("first", [STATE, [0.0, 0.0], None, (STATE, None), (STATE, {}, {}), (1.0, 2.0)])
 def test_resets_of_another_interface(first):
     line = rejected(Checked(Odd(first)).reset)
@@ -70,12 +71,14 @@ def test_resets_of_another_interface(first):
     assert "reset(*, seed=None, options=None) must return (observation, info)" in line
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("kind", "name"), [(NoSeed, "seed"), (NoOptions, "options")])
 def test_resets_without_a_parameter(kind, name):
     line = rejected(Checked(kind()).reset)
     assert line.startswith(f"reset failed at {line_of(kind.reset)}") and f"'{name}'; reset(*, seed=None" in line
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("place", "value", "hint"),
     [
@@ -99,6 +102,7 @@ def test_steps_that_give_something_else(place, value, hint):
     assert line.startswith(f"step failed at {line_of(Odd.step)}") and hint in line
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("limit", [None, 5])
 def test_a_step_of_four_values(limit):
     """Gym 0.21's, with and without the time limit that Gymnasium adds, in whose code it fails."""
@@ -109,6 +113,7 @@ def test_a_step_of_four_values(limit):
     assert line.startswith(f"step failed at {line_of(Odd.step)}") and "terminated, truncated, info)" in line
 
 
+@pytest.mark.check
 def test_numbers_in_other_clothes_are_taken_silently(recwarn):
     steps = [
         (np.zeros(2), np.array([0.5]), np.array([False]), np.array([[True]]), {}),
@@ -123,6 +128,7 @@ def test_numbers_in_other_clothes_are_taken_silently(recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.check
 def test_an_exception_is_in_a_file_that_the_line_names():
     line = rejected(Checked(Odd(step=KeyError("joint_7"))).step, ACTION)
     raising = line_of(Odd.step).rpartition(" ")[0].rpartition("line ")[2].rstrip(":")
@@ -133,6 +139,7 @@ def test_an_exception_is_in_a_file_that_the_line_names():
     assert rejected(Checked(Odd()).render).startswith(f"render failed at {__file__}, line")
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("observation", "hint"),
     [
@@ -153,6 +160,7 @@ class Refuses(Odd):
         raise error
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("error", [AssertionError(["human"]), TypeError("no robot"), OSError("no port"), KeyError("x")])
 def test_constructors_that_fail(error):
     gymnasium.register("Refuses-v0", entry_point=Refuses, kwargs={"error": error})
@@ -165,6 +173,7 @@ def test_constructors_that_fail(error):
     Path(line.rpartition("(traceback: ")[2].removesuffix(")")).unlink()
 
 
+@pytest.mark.check
 def test_own_environments_are_checked_and_the_projects_are_not():
     assert isinstance(make_env("gym:Pendulum-v1").env, Checked)
     env = make_env("pointmaze-medium-navigate-singletask-task1-v0")

@@ -140,7 +140,7 @@ def test_nothing_to_compare_yet(tmp_path, monkeypatch):
     "flags,message",
     [
         ([], "--study is missing; it is one of lam, best_of_n"),
-        (["--study=lamda"], "study"),
+        (["--study=lamb"], "study"),
         (["--study=lam", "--scale=huge"], "scale"),
         (["--study=lam", "draw"], "'draw' is none of start, status, report"),
         (["--study=lam", "--grid=fig6"], "grid"),

@@ -80,7 +80,7 @@ def test_damaged_runs_are_left_out_by_name(tmp_path, monkeypatch, capsys):
         ([], "give one or more directories"),
         (["{}/none"], "there is no directory"),
         (["{}"], "no runs in"),
-        (["{}", "--lsat=2"], "lsat"),
+        (["{}", "--lasst=2"], "lasst"),
         (["{}", "--last=0"], "last"),
     ],
 )
@@ -121,6 +121,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+@pytest.mark.check
 def test_page_is_one_file_with_everything_escaped(tmp_path, monkeypatch, capsys):
     evil = "<script>alert('1')</script> & | `x` *y*"
     for seed in range(3):

@@ -162,6 +162,7 @@ def test_refusals(write_grid, tmp_path):
         assert text in refused(f"--grid={tmp_path / 'wrong.py'}", "--dry_run", program=sweep)
 
 
+@pytest.mark.check
 def test_dry_run_waits_for_nobody_and_can_be_pasted(write_grid, tmp_path):
     grid, _ = write_grid()
     flags = grid, f"--save_dir={tmp_path / 'my runs'}", "--dry_run"

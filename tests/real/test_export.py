@@ -30,6 +30,7 @@ def directory(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
+@pytest.mark.check
 def test_a_finished_run(trained, tmp_path):
     """Settings, parameters and a card; the same command again changes nothing."""
     out = tmp_path / "policies" / "policy"

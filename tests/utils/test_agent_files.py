@@ -72,12 +72,14 @@ def load(tmp_path: Path, text: str):
     return runs.load_agent(str(path))
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("message", MODULE)
 def test_what_a_file_defines(message, tmp_path):
     with pytest.raises(UserError, match=message):
         runs.resolve_config(load(tmp_path, MODULE[message]), "scene", "paper", {})
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", METHODS)
 def test_what_its_agent_does(name, tmp_path):
     code, message = METHODS[name]
@@ -98,12 +100,14 @@ def check(module):
     check_agent(module, ml_collections.ConfigDict(config), example, "own.py")
 
 
+@pytest.mark.check
 def test_a_good_one_passes_and_imports_its_neighbours(tmp_path):
     (tmp_path / "my_losses.py").write_text("SCALE = 2")
     (tmp_path / "utils.py").write_text("raise ImportError('this is not the project')")
     check(load(tmp_path, "import my_losses\nfrom utils import flow\nassert my_losses.SCALE == 2"))
 
 
+@pytest.mark.check
 def test_a_directory_is_searched_last_and_once(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     for spelling in (tmp_path, tmp_path / "x" / ".."):
@@ -111,6 +115,7 @@ def test_a_directory_is_searched_last_and_once(tmp_path, monkeypatch):
     assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
 
 
+@pytest.mark.check
 def test_a_file_whose_name_is_not_a_python_files_is_refused(tmp_path):
     path = tmp_path / "own.txt"
     path.write_text(START)

@@ -39,6 +39,7 @@ def damage(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.check
 def test_round_trip_keeps_types_dtypes_and_bits(tmp_path):
     dtypes = ["f2", "f4", "f8", ">f4", "i1", "i8", "u4", "u8", "?", "c8", "U3", "M8[s]"]
     state = {
@@ -68,6 +69,7 @@ def test_other_leaves_are_refused_and_nothing_is_written(tmp_path, leaf):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.check
 def test_any_damage_is_detected(tmp_path):
     rng = np.random.default_rng(0)
     path = checkpoints.save(tmp_path, 1, STATE)

@@ -12,6 +12,7 @@ from utils.coupling import SOURCE_CONDITIONS, couple, systematic_resample
 VARIANTS = [("ot", source) for source in SOURCE_CONDITIONS] + [("independent", "iid")]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("kind", "source"), VARIANTS)
 def test_pairs_have_the_right_marginals(kind, source):
     """Actions follow p and noise stays N(0, I), for every way to choose the source conditions; OT shortens the way."""

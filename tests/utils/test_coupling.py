@@ -27,6 +27,7 @@ def costs(noise, source, actions, conditions):
 # ---- the tilted marginal
 
 
+@pytest.mark.check
 def test_tilted_marginal_equals_the_formula():
     """p_j = min(exp(λ A_j), w_max) valid_j / Σ, where nothing overflows."""
     rng = np.random.default_rng(0)
@@ -74,6 +75,7 @@ def test_invalid_rows_have_no_mass():
 # ---- the plan
 
 
+@pytest.mark.check
 def test_squared_distances():
     """Against a direct computation, with and without a mask on the second argument."""
     rng = np.random.default_rng(0)
@@ -83,6 +85,7 @@ def test_squared_distances():
     np.testing.assert_allclose(squared_distances(x, y, mask), (difference * mask[None]).sum(-1), atol=1e-5)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("size", "width", "marginal", "alpha", "epsilon"),
     [
@@ -197,6 +200,7 @@ def test_padding_has_no_say_in_the_plan():
 # ---- sampling
 
 
+@pytest.mark.check
 def test_sample_conditional_draws_from_the_rows():
     """Frequencies follow each row, whatever its total; a column without mass is never drawn."""
     rng = np.random.default_rng(0)

@@ -66,6 +66,7 @@ def images_and_params(shape):
     return images, jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("on_processor", [True, False])
 def test_encoder_equals_numpy(on_processor, monkeypatch):
     """Of every camera by its own parameters, for even and odd sides; the features come in the cameras' order."""

@@ -37,6 +37,7 @@ def caught(function, *args) -> Exception:
     return info.value
 
 
+@pytest.mark.check
 def test_names_the_users_line_not_the_librarys_or_ours(module):
     """The innermost frame is json's; the one to look at is the user's."""
     line = failure_line(caught(module.fails, "{"), "the reward function", "return a number")
@@ -44,6 +45,7 @@ def test_names_the_users_line_not_the_librarys_or_ours(module):
     assert line.endswith("; return a number") and "\n" not in line
 
 
+@pytest.mark.check
 def test_a_call_that_does_not_fit_is_placed_at_the_definition(module):
     error = caught(lambda: module.needs(1))
     error.__traceback__ = None  # As where the call stands in the project's own code.
@@ -51,6 +53,7 @@ def test_a_call_that_does_not_fit_is_placed_at_the_definition(module):
     assert "step failed: TypeError" in failure_line(error, "step", source=json.loads.__class__)
 
 
+@pytest.mark.check
 def test_the_whole_traceback_is_in_the_file_that_the_line_names(module):
     error = failure(caught(module.fails, "{"), "the reward function")
     assert isinstance(error, UserError)
@@ -59,6 +62,7 @@ def test_the_whole_traceback_is_in_the_file_that_the_line_names(module):
     path.unlink()
 
 
+@pytest.mark.check
 def test_long_and_many_lined_reasons_stay_one_short_line():
     line = failure_line(ValueError("a\nb " * 1000), "reset")
     assert "\n" not in line and len(line) < 350

@@ -51,6 +51,7 @@ def evaluator():
         yield evaluator
 
 
+@pytest.mark.check
 def test_agrees_with_a_serial_loop(evaluator):
     progress = []
     result = evaluator.evaluate(policy, 25, seed=7, progress=lambda done, total: progress.append((done, total)))

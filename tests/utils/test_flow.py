@@ -8,6 +8,7 @@ import pytest
 from utils.flow import euler, flow_matching_loss
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
 def test_euler_equals_a_loop(num_steps):
     """Steps are taken at t = 0, 1/n, …, 1 − 1/n with a velocity that depends on x and on t."""
@@ -33,6 +34,7 @@ def test_euler_is_exact_on_straight_fields(num_steps):
     np.testing.assert_allclose(euler(velocity, noise, num_steps), action, atol=1e-5)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("shape", [(6,), (6, 4)])
 def test_loss_equals_numpy(shape):
     """Mean over m·d of weight · (v − (a − z))² at x_t = t a + (1 − t) z, with weights a row or a component."""

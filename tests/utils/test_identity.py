@@ -50,16 +50,19 @@ OTHER = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_run(name):
     assert difference(OLD, SAME[name], {"alpha": 2.0}) == ""
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("text", OTHER)
 def test_another_run(text):
     assert difference(OLD, OTHER[text], {"alpha": 2.0}).endswith(text)
 
 
+@pytest.mark.check
 def test_what_was_learnt_before_may_have_moved():
     """Its directory is no part of it; what is in it is."""
     start, moved = ({"start": {"checksum": 1, "path": path}} for path in ("/a", "/b"))
@@ -69,12 +72,14 @@ def test_what_was_learnt_before_may_have_moved():
     assert difference(changed("dataset", **start), changed("dataset", **moved)).endswith(text)
 
 
+@pytest.mark.check
 def test_online_flags_do_not_act_before_there_is_an_online_phase():
     offline = changed("flags", online_steps=0)
     assert difference(offline, changed("flags", utd_ratio=4)) == ""
     assert "phase" in difference(offline, changed("flags", offline_steps=5))  # As many steps in all.
 
 
+@pytest.mark.check
 def test_flags_of_the_base_and_of_the_demonstrations_act_where_these_are_made():
     flags = {"online_steps": 5, "rollout_steps": 2, "base_steps": 3, "base_checkpoint": None, "tremor": 1.0}
     for values, text in (
@@ -87,6 +92,7 @@ def test_flags_of_the_base_and_of_the_demonstrations_act_where_these_are_made():
     assert difference({"flags": given}, {"flags": given | {"base_steps": 4, "tremor": 2.0}}) == ""
 
 
+@pytest.mark.check
 def test_another_spelling_of_the_agents_file(tmp_path):
     (tmp_path / "own.py").touch()
     (tmp_path / "link.py").symlink_to(tmp_path / "own.py")
@@ -95,6 +101,7 @@ def test_another_spelling_of_the_agents_file(tmp_path):
     assert difference(old, {"agent_module": str(tmp_path / "other.py")})
 
 
+@pytest.mark.check
 def test_content_is_what_the_arrays_hold(tmp_path):
     arrays = {"a": np.arange(4.0), "b": np.zeros(2)}
     np.savez(tmp_path / "one.npz", **arrays)
@@ -108,6 +115,7 @@ def test_content_is_what_the_arrays_hold(tmp_path):
         content(tmp_path / "gone.npz")
 
 
+@pytest.mark.check
 def test_sources_by_other_spellings_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

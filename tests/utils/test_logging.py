@@ -28,6 +28,7 @@ def test_csv_reads_back_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(table[name], [float(row(step)[name]) for step in range(6)])
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("saved,killed", [(1, 1), (1, 9), (4, 5), (7, 10)])
 def test_csv_resumed_equals_unbroken(tmp_path, saved, killed):
     unbroken, broken = CsvLogger(tmp_path / "a.csv"), CsvLogger(tmp_path / "b.csv")

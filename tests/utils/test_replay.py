@@ -117,6 +117,7 @@ def expected_windows(episodes, discount):
     return windows
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("ticks", [[3] * 40, [1] * 90, [5, 2, 7, 1, 3] * 9, [100]])
 def test_windows_are_what_happened(ticks):
     """Windows from the buffer equal those of the log: none crosses a reset, none is missing, whatever the ticks."""
@@ -183,6 +184,7 @@ def test_chunks_are_open_loop():
     assert asked == due
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("steps", [1, 7, 23, 60])
 def test_restore_finds_the_way_back(steps):
     """A run that is restored in the middle of an episode goes on as if nothing had happened."""

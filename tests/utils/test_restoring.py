@@ -23,11 +23,13 @@ def agent(widths, **hyper):
 SAVED = {"params": {"flow": {"kernel": np.ones((2, 3))}}, "hyper": {"lr": 0.5, "gone": 1.0}, "opt_state": {}}
 
 
+@pytest.mark.check
 def test_restores_and_keeps_new_settings():
     restored = restore(agent({"flow": 3}, lr=0.1, new=2.0), SAVED, "exp/run", "own.py")
     assert restored.hyper == {"lr": 0.5, "new": 2.0} and (restored.params["flow"]["kernel"] == 1).all()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "widths,misfit",
     [

@@ -59,6 +59,7 @@ class Recorder(flax.struct.PyTreeNode):
         return self.replace(batches=batches, step=self.step + 1), {"step": self.step, "sum": batch["rewards"].sum()}
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("placement", ["device", "host"])
 def test_batches_are_a_function_of_key_and_step(data, placement):
     """Every update of every lane sees the windows drawn by its key at its step, with its own discount."""

@@ -62,6 +62,7 @@ def reference(data, start, horizon, terminates, rule):
     }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("horizon", [1, 3, 5, 8])
 @pytest.mark.parametrize("rule", ["pad", "drop"])
 @pytest.mark.parametrize(("data", "terminates"), [(PLAY, False), (ONLINE, True)], ids=["play", "online"])
