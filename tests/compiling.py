@@ -10,7 +10,7 @@ FLAG = "jax_disable_most_optimizations"
 
 @contextlib.contextmanager
 def optimised() -> Iterator[None]:
-    """What is compiled within is optimised as in users' runs."""
+    """What is compiled within is optimised, less than in users' runs."""
     before = jax.config.read(FLAG)
     jax.config.update(FLAG, False)
     try:

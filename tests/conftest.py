@@ -1,5 +1,6 @@
 """Small datasets and processes for the tests of the command line."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,6 +13,13 @@ import costs
 import numpy as np
 import pytest
 
+import utils
+
+# XLA's older emitters take a third of the time of the newer ones. The level is that of `compiling.optimised`.
+QUICK_TO_COMPILE = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
+)
+MEMORY = 1.5e9  # bytes that a test process may hold at the end of a file before it drops compiled programs
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,14 +35,34 @@ def pytest_configure(config):
         config.pluginmanager.register(costs.Costs())
     config.compiled = tempfile.TemporaryDirectory(prefix="otql-compiled-", ignore_cleanup_errors=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", config.compiled.name)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
     # Most tests compile much and compute little; for the others there is compiling.optimised.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if utils.jaxlib_version >= (0, 10, 2):  # Older ones may not know the flags.
+        os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {QUICK_TO_COMPILE}"
+    os.environ["OTQL_XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")  # Child processes need not try them.
 
 
 def pytest_unconfigure(config):
     """Removes it."""
     config.compiled.cleanup()
+
+
+def resident() -> float:
+    """Bytes of memory that this process holds, 0 where that is not known."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Drops what JAX has compiled after a file at which a process has grown large."""
+    yield
+    if "jax" in sys.modules and resident() > MEMORY:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

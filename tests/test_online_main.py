@@ -1,6 +1,7 @@
 """Online post-training: the base, what every agent starts from, and what it learns."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import jax
@@ -37,6 +38,8 @@ SHORT = (
     *("--base_steps=5", "--distill_steps=5", "--eval_interval=10", "--eval_episodes=2", "--eval_workers=1"),
     *("--log_interval=10", "--save_interval=20"),
 )
+FQL = ("--agent=agents/fql.py", "--num_seeds=2")
+QAM = ("--agent=agents/qam.py",)
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +89,28 @@ def test_better_way_is_learnt(agent, own, base, fork, tmp_path):
     assert end > 0.9
 
 
-def test_base_is_trained_once_and_shared(fork, tmp_path):
+@pytest.fixture(scope="module")
+def short(demonstrations, tmp_path_factory):
+    """Where runs of FQL (two seeds) and QAM with a base of their own ended, and what they printed."""
+    save_dir = tmp_path_factory.mktemp("short")
+    flags = (*SHORT, f"--env_name={FORK}", f"--dataset={demonstrations}", f"--save_dir={save_dir}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        outputs = [run_online(*flags, *own).out for own in (FQL, QAM)]
+    return save_dir, outputs
+
+
+def test_base_is_trained_once_and_shared(short):
     """The base's run stands beside the agents', and they begin with its averaged flow and its rollouts."""
-    outputs = [run_online(*fork, *SHORT, f"--agent=agents/{agent}.py").out for agent in ("fql", "qam")]
+    save_dir, outputs = short
     assert all("base: " in out for out in outputs)
-    directories = {directory.parent.name: directory for directory in run_dirs(tmp_path)}
-    assert sorted(directories) == ["bc", "fql", "qam"]
+    assert [f"{one.parent.name}/{one.name}" for one in run_dirs(save_dir)] == [
+        "bc/sd0",
+        "fql/sd0",
+        "fql/sd1",
+        "qam/sd0",
+    ]
+    directories = {directory.parent.name: directory for directory in run_dirs(save_dir) if directory.name == "sd0"}
     assert read_csv(directories["bc"] / "train.csv")["step"].tolist() == [1, 2, 3, 4, 5]
     rows = {}
     for name in ("fql", "qam"):
@@ -120,7 +139,8 @@ def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     agents = stack([agent.with_flow(flow.targets["flow"])])
     trainer = Trainer(jax.random.PRNGKey(1)[None], "device")
     trainer.set_data(data)
-    distilled = online_main.distil(agents, trainer, 1500)
+    with optimised():
+        distilled = online_main.distil(agents, trainer, 1500)
     noise = jax.random.normal(jax.random.PRNGKey(2), (200, 4))
     observations = np.tile(data["observations"][:1], (200, 1))
 
@@ -137,26 +157,28 @@ def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
 
 
 @pytest.mark.parametrize(("at", "of", "extra"), [(10, "eval", ""), (30, "eval", ""), (12, "online", "--eval_overlap")])
-def test_resumes_exactly(at, of, extra, fork, tmp_path, interrupt_at, slow_evaluation):
+def test_resumes_exactly(at, of, extra, short, fork, tmp_path, interrupt_at, slow_evaluation):
     """Interrupted while the base acts or while the agent learns, the run ends in the same agent, rows and buffer.
 
-    Also if an evaluation of the base is owed.
+    Also if an evaluation of the base is owed. The base is trained again, or that of the other run.
     """
-    flags = (*fork[:2], *SHORT, "--agent=agents/fql.py", "--num_seeds=2")
-    run_online(*flags, f"--save_dir={tmp_path / 'unbroken'}")
+    unbroken = [directory for directory in run_dirs(short[0]) if directory.parent.name != "qam"]
+    broken = (*fork, *SHORT, *FQL, *([extra] if extra else []))
+    if at == 30:
+        broken += (f"--base_checkpoint={unbroken.pop(0)}",)
     interrupt_at(at, of=of)
-    broken = (*flags, f"--save_dir={tmp_path / 'broken'}", *([extra] if extra else []))
     if extra:
         slow_evaluation()
     assert call(*broken, program=online_main).code == 143
-    owing = [checkpoints.load_latest(d / "checkpoints")[1].get("owed") for d in run_dirs(tmp_path / "broken")[1:]]
+    runs_of_fql = [directory for directory in run_dirs(tmp_path) if directory.parent.name == "fql"]
+    owing = [checkpoints.load_latest(directory / "checkpoints")[1].get("owed") for directory in runs_of_fql]
     assert [bool(owed) for owed in owing] == [bool(extra)] * 2
     run_online(*broken)
-    pairs = list(zip(run_dirs(tmp_path / "unbroken"), run_dirs(tmp_path / "broken"), strict=True))
-    assert [one.parent.name + one.name for one, _ in pairs] == ["bcsd0", "fqlsd0", "fqlsd1"]
+    pairs = list(zip(unbroken, run_dirs(tmp_path), strict=True))
     for one, other in pairs:
+        assert (one.parent.name, one.name) == (other.parent.name, other.name)
         assert_same_run(one, other)
-    for one, other in pairs[1:]:
+    for one, other in pairs[-2:]:
         states = [checkpoints.load_latest(d / "checkpoints")[1]["explorer"] for d in (one, other)]
         assert_same_tree(*({"explorer": state["rows"]} for state in states))
         assert states[0]["transitions"] == states[1]["transitions"] == 40
@@ -187,9 +209,9 @@ def test_refusals(fork, base, tmp_path):
     assert "give demonstrations by --dataset" in line(f"--env_name={FORK}", f"--save_dir={tmp_path}", *SHORT)
 
 
-def test_a_finished_run_is_of_its_demonstrations_base_and_flags(fork, demonstrations, tmp_path):
-    flags = (*SHORT, "--agent=agents/qam.py", f"--save_dir={tmp_path}", f"--env_name={FORK}")
-    run_online(*flags, f"--dataset={demonstrations}")
+def test_a_finished_run_is_of_its_demonstrations_base_and_flags(short, demonstrations, tmp_path):
+    shutil.copytree(short[0], tmp_path, dirs_exist_ok=True)
+    flags = (*SHORT, *QAM, f"--save_dir={tmp_path}", f"--env_name={FORK}")
     again = run_online(*flags, f"--dataset={demonstrations.parent / '..' / demonstrations.parent.name / 'fork.npz'}")
     assert again.out.startswith("finished before: ")
     own = (*flags, f"--dataset={demonstrations}")
