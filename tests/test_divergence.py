@@ -43,11 +43,17 @@ PRESETS = bc.PRESETS
 """
 
 
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    """The file of the agent above."""
+    path = tmp_path_factory.mktemp("agent") / "breaks.py"
+    path.write_text(AGENT)
+    return path
+
+
 @pytest.fixture
-def flags(pointmaze, tmp_path):
-    """Flags of a run of the agent above: a checkpoint every 50 updates, an evaluation every 100."""
-    agent = tmp_path / "breaks.py"
-    agent.write_text(AGENT)
+def flags(agent, pointmaze, tmp_path):
+    """Flags of a run of it: a checkpoint every 50 updates, an evaluation every 100."""
     intervals = ("--offline_steps=300", "--log_interval=50", "--save_interval=50", "--eval_interval=100")
     task = (f"--env_name={POINTMAZE}", f"--dataset={pointmaze}")
     return (*TINY, f"--agent={agent}", *task, *intervals, f"--save_dir={tmp_path / 'exp'}")

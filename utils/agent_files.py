@@ -29,8 +29,13 @@ def find_modules_in(directory: str | Path) -> None:
         sys.path.append(path)
 
 
+_versions: dict[str, tuple[str, int, int]] = {}  # name of a module → its file as it was imported
+
+
 def import_file(file: Path, name: str, what: str) -> ModuleType:
     """Imports a Python file as the module `name`; one of the project is imported as what it is.
+
+    A file that has not changed since is not imported again, so that what was compiled for its classes is used again.
 
     Raises:
         UserError: `what` does not import.
@@ -42,9 +47,14 @@ def import_file(file: Path, name: str, what: str) -> ModuleType:
         if name.startswith("agents."):
             return importlib.import_module(name)
         find_modules_in(file.resolve().parent)
+        status = file.stat()
+        version = (str(file.resolve()), status.st_mtime_ns, status.st_size)
+        if _versions.get(name) == version and name in sys.modules:
+            return sys.modules[name]
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
+        _versions[name] = version
     except (Exception, SystemExit) as error:  # Whatever a user's file may raise.
         where = "" if isinstance(error, SyntaxError) else f" ({place(error)})"
         reason = " ".join(f"{type(error).__name__}: {error}{where}".split())
