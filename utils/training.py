@@ -19,11 +19,13 @@ CAPPED_SHARE = 0.05  # of the couplings; where more do not converge, a run warns
 HOST_BLOCK = 10  # updates whose batches are gathered at once when the data stay on the host
 
 
+@jax.jit
 def stack(trees: list[Any]) -> Any:
     """Joins pytrees of equal structure along a new leading lane axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+@jax.jit
 def lane(tree: Any, index: int | jax.Array) -> Any:
     """The pytree of one lane."""
     return jax.tree.map(lambda leaf: leaf[index], tree)

@@ -4,11 +4,15 @@ Contexts are s ~ U[−1, 1]². The data take one of four actions, at angles that
 mode k is worth VALUES[k], so the best mode is the rarest. One step, no bootstrap.
 """
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from compiling import optimised
 
 from utils import datasets, training
+from utils.flow import euler
 
 VALUES = np.array([0.0, 0.3, 0.6, 1.0], np.float32)
 SHARES = np.array([0.35, 0.3, 0.2, 0.15])
@@ -44,17 +48,40 @@ def make_data(size: int = 20_000, seed: int = 0) -> dict[str, np.ndarray]:
 def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> list:
     """Trains one agent of `module` for each of the values in `lanes` (name → list), all from the same seed."""
     count = max([len(v) for v in lanes.values()], default=1)
+    config = module.get_config()
+    config.update(SMALL)
+    config.update({k: v[0] for k, v in lanes.items()})
+    create = jax.jit(lambda example: module.Agent.create(jax.random.key(0), example, config))
+    first = create(datasets.example_batch(data, 1))
+    assert all(k in first.hyper or len(set(v)) == 1 for k, v in lanes.items())
     agents = []
     for i in range(count):
-        config = module.get_config()
-        config.update(SMALL)
-        config.update({k: v[i] for k, v in lanes.items()})
-        agents.append(module.Agent.create(jax.random.key(0), datasets.example_batch(data, 1), config))
+        varied = {k: jnp.float32(v[i]) for k, v in lanes.items() if k in first.hyper}
+        agents.append(first.replace(hyper=first.hyper | varied))
     trainer = training.Trainer(jax.random.split(jax.random.PRNGKey(1), count))
     trainer.set_data(data)
+    agents = training.stack(agents)
     with optimised():
-        stacked, _ = trainer.train(training.stack(agents), 0, num_updates)
+        stacked, _ = trainer.train(agents, 0, num_updates)
     return [training.lane(stacked, i) for i in range(count)]
+
+
+@jax.jit
+def act(agent, contexts: jax.Array) -> jax.Array:
+    """Actions of an agent, [n, 2]."""
+    return agent.sample_actions(contexts, jax.random.key(3))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def flow_samples(agent, contexts: jax.Array, noise: jax.Array, num_steps: int) -> jax.Array:
+    """Samples of the trained flow, [n, 2]."""
+    return euler(lambda x, t: agent.apply("flow", contexts, x, t), noise, num_steps)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def evaluate(agent, name: str, *inputs: jax.Array) -> jax.Array:
+    """Outputs of one of an agent's networks."""
+    return agent.apply(name, *inputs)
 
 
 def fresh_contexts(size: int = 2000) -> np.ndarray:

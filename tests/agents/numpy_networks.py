@@ -72,5 +72,5 @@ def make_agent(module, batch, seed=0, **changes):
     config = module.get_config()
     config.update({"actor_hidden_dims": (8, 8), "value_hidden_dims": (8, 8), "num_qs": 3, "horizon_length": 2})
     config.update(changes)
-    agent = module.Agent.create(jax.random.key(seed), batch, config)
+    agent = jax.jit(lambda key, example: module.Agent.create(key, example, config))(jax.random.key(seed), batch)
     return agent.replace(params=random_params(agent.params, seed), targets=random_params(agent.targets, seed + 1))

@@ -199,7 +199,7 @@ def test_steered_policy_takes_the_best_action(learned):
     contexts = bandit.fresh_contexts()
     chosen = bandit.mode_shares(contexts, jax.jit(learned.sample_actions)(contexts, KEY), radius=0.4)
     noise = jax.random.normal(KEY, contexts.shape)
-    cloned = bandit.mode_shares(contexts, learned.flow_actions(contexts, noise))
+    cloned = bandit.mode_shares(contexts, jax.jit(learned.flow_actions)(contexts, noise))
     print("DSRL:", chosen.round(3), "its flow:", cloned.round(3))
     assert chosen[3] >= 0.9
     np.testing.assert_allclose(cloned, bandit.SHARES, atol=0.1)
@@ -209,7 +209,7 @@ def test_latent_critic_knows_the_steered_values(learned):
     """Q^z(s, z) is Q(s, Euler(s, z)) on N(0, I)."""
     contexts = bandit.fresh_contexts()
     noise = jax.random.normal(KEY, contexts.shape)
-    latent = np.asarray(learned.apply("latent_critic", contexts, noise).mean(0))
-    q = np.asarray(learned.apply("critic", contexts, learned.flow_actions(contexts, noise)).mean(0))
+    latent = np.asarray(bandit.evaluate(learned, "latent_critic", contexts, noise).mean(0))
+    q = np.asarray(bandit.evaluate(learned, "critic", contexts, jax.jit(learned.flow_actions)(contexts, noise)).mean(0))
     print("correlation:", np.corrcoef(latent, q)[0, 1].round(3), "error:", np.mean((latent - q) ** 2).round(4))
     assert np.mean((latent - q) ** 2) < 0.25 * np.var(q)

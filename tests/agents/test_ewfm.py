@@ -9,7 +9,6 @@ from loss_checks import check_loss_and_gradient, flow_error, flow_sample, loss_a
 from numpy_networks import as_float64, critic, make_agent, make_batch
 
 from agents import ewfm, otql
-from utils.flow import euler
 from utils.runs import resolve_config
 
 BATCH = make_batch()
@@ -95,7 +94,7 @@ def learned():
     agents = bandit.train(ewfm, bandit.make_data(), 2000, **settings)
     contexts = bandit.fresh_contexts()
     noise = jax.random.normal(jax.random.key(9), contexts.shape)
-    samples = [np.asarray(euler(lambda x, t, a=a: a.apply("flow", contexts, x, t), noise, 100)) for a in agents]
+    samples = [np.asarray(bandit.flow_samples(agent, contexts, noise, 100)) for agent in agents]
     return [bandit.mode_shares(contexts, actions) for actions in samples], agents, contexts
 
 
@@ -106,6 +105,6 @@ def test_tilt_is_the_exponential_one(learned):
         expected = bandit.SHARES * np.exp(lam * bandit.VALUES)
         print("λ", lam, "shares", share.round(3), "expected", (expected / expected.sum()).round(3))
         np.testing.assert_allclose(share, expected / expected.sum(), atol=0.1)
-    acted = bandit.mode_shares(contexts, agents[1].sample_actions(contexts, jax.random.key(3)))
+    acted = bandit.mode_shares(contexts, bandit.act(agents[1], contexts))
     print("5 steps:", acted.round(3))
     assert acted[3] >= 0.65

@@ -8,7 +8,6 @@ from loss_checks import check_loss_and_gradient, flow_error, flow_sample, loss_a
 from numpy_networks import as_float64, critic, make_agent, make_batch
 
 from agents import fawac
-from utils.flow import euler
 
 BATCH = make_batch()
 
@@ -66,7 +65,7 @@ def learned():
 def test_value_is_that_of_the_data(learned):
     """V is the mean value of the data's actions, not of the policy's: the same 0.36 at both temperatures."""
     agents, contexts = learned
-    values = np.stack([agent.apply("value", contexts) for agent in agents])
+    values = np.stack([bandit.evaluate(agent, "value", contexts) for agent in agents])
     print("V:", values.mean(1).round(3), "±", values.std(1).round(3))
     np.testing.assert_allclose(values.mean(1), bandit.SHARES @ bandit.VALUES, atol=0.1)
     assert values.std(1).max() < 0.12
@@ -77,7 +76,7 @@ def test_tilt_is_the_exponential_one(learned):
     agents, contexts = learned
     noise = jax.random.normal(jax.random.key(9), contexts.shape)
     for inv_temp, agent in zip((0.0, 5.0), agents, strict=True):
-        actions = np.asarray(euler(lambda x, t, a=agent: a.apply("flow", contexts, x, t), noise, 100))
+        actions = np.asarray(bandit.flow_samples(agent, contexts, noise, 100))
         share, expected = bandit.mode_shares(contexts, actions), bandit.SHARES * np.exp(inv_temp * bandit.VALUES)
         print("τ_inv", inv_temp, "shares", share.round(3), "expected", (expected / expected.sum()).round(3))
         np.testing.assert_allclose(share, expected / expected.sum(), atol=0.1)

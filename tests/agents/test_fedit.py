@@ -1,5 +1,7 @@
 """FEdit: its losses and their gradients against NumPy, its entropy, and what it learns on a bandit."""
 
+import functools
+
 import bandit
 import jax
 import jax.numpy as jnp
@@ -208,8 +210,8 @@ def test_edits_raise_the_value(learned):
     """The critic rates edited samples above those that they were."""
     contexts = bandit.fresh_contexts()
     for agent in learned:
-        sampled = base.Agent.propose(agent, contexts, KEY)
-        edited, _ = agent.edit(contexts, sampled, KEY)
-        before, after = (float(agent.apply("critic", contexts, a).mean()) for a in (sampled, edited))
+        sampled = jax.jit(functools.partial(base.Agent.propose, agent))(contexts, KEY)
+        edited, _ = jax.jit(agent.edit)(contexts, sampled, KEY)
+        before, after = (float(bandit.evaluate(agent, "critic", contexts, a).mean()) for a in (sampled, edited))
         print("Q before and after:", round(before, 3), round(after, 3))
         assert after > before + 0.02

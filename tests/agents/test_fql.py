@@ -8,7 +8,6 @@ from loss_checks import check_loss_and_gradient, flow_error, flow_sample, one_st
 from numpy_networks import as_float64, critic, make_agent, make_batch
 
 from agents import fql
-from utils.flow import euler
 
 BATCH = make_batch()
 
@@ -72,7 +71,7 @@ def learned():
 def test_weak_distillation_maximises_the_value(learned):
     """With α = 0.3 leaving any mode for the best one pays, and the one-step policy takes it."""
     agents, contexts = learned
-    actions = agents["greedy"].sample_actions(contexts, jax.random.key(3))
+    actions = bandit.act(agents["greedy"], contexts)
     shares = bandit.mode_shares(contexts, actions, radius=0.4)
     print("α = 0.3:", shares.round(3))
     assert shares[3] >= 0.9
@@ -82,10 +81,10 @@ def test_strong_distillation_imitates_the_flow(learned):
     """With α = 300 the one-step policy maps noise to where 5 steps of the flow do, which is the data."""
     agents, contexts = learned
     agent, key = agents["clone"], jax.random.key(3)
-    shares = bandit.mode_shares(contexts, agent.sample_actions(contexts, key))
+    shares = bandit.mode_shares(contexts, bandit.act(agent, contexts))
     noise = jax.random.normal(key, (1, *contexts.shape))[0]
-    flow = np.asarray(euler(lambda x, t: agent.apply("flow", contexts, x, t), noise, 5))
-    gap = np.linalg.norm(agent.apply("one_step", contexts, noise) - flow, axis=1).mean()
+    flow = np.asarray(bandit.flow_samples(agent, contexts, noise, 5))
+    gap = np.linalg.norm(bandit.evaluate(agent, "one_step", contexts, noise) - flow, axis=1).mean()
     print("α = 300:", shares.round(3), "gap:", gap.round(3))
     np.testing.assert_allclose(shares, bandit.SHARES, atol=0.08)
     assert gap < 0.25

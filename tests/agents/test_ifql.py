@@ -100,7 +100,7 @@ def test_value_is_the_expectile_of_the_data(learned):
     """V is the κ-expectile of the modes' values at the data's shares: their mean 0.36, and 0.70."""
     agents, contexts = learned
     expected = [expectile(bandit.VALUES, kappa, weights=bandit.SHARES) for kappa in (0.5, 0.9)]
-    values = np.stack([agent.apply("value", contexts) for agent in agents])
+    values = np.stack([bandit.evaluate(agent, "value", contexts) for agent in agents])
     print("V:", values.mean(1).round(3), "±", values.std(1).round(3), "expected", np.round(expected, 3))
     np.testing.assert_allclose(values.mean(1), expected, atol=0.1)
 
@@ -108,8 +108,8 @@ def test_value_is_the_expectile_of_the_data(learned):
 def test_acting_takes_the_best_of_the_data(learned):
     """One of 32 samples lies on the best mode wherever the flow, which stays at the data's shares, gives it 15 %."""
     agents, contexts = learned
-    shares = bandit.mode_shares(contexts, agents[1].sample_actions(contexts, jax.random.key(3)))
-    cloned = bandit.mode_shares(contexts, agents[1].propose(contexts, jax.random.key(3)))
+    shares = bandit.mode_shares(contexts, bandit.act(agents[1], contexts))
+    cloned = bandit.mode_shares(contexts, jax.jit(agents[1].propose)(contexts, jax.random.key(3)))
     print("IFQL:", shares.round(3), "its flow:", cloned.round(3))
     assert shares[3] >= 0.95
     np.testing.assert_allclose(cloned, bandit.SHARES, atol=0.08)

@@ -9,7 +9,6 @@ from numpy_networks import critic, fixed_policy, make_agent, make_batch, velocit
 
 from agents import bc, otql
 from utils.coupling import couple
-from utils.flow import euler
 
 CORNER = np.array([1.0, -1.0, -1.0, 1.0])
 BATCH = make_batch()
@@ -151,7 +150,7 @@ def learned():
     noise = jax.random.normal(jax.random.key(9), contexts.shape)
 
     def samples(agent, num_steps):
-        return np.asarray(euler(lambda x, t: agent.apply("flow", contexts, x, t), noise, num_steps))
+        return np.asarray(bandit.flow_samples(agent, contexts, noise, num_steps))
 
     return {"bc": clone, "plain": plain, "tilted": tilted}, contexts, samples
 
@@ -160,7 +159,7 @@ def test_tilted_policy_takes_the_best_action(learned):
     """With two steps OTQL puts at least 90 % of its actions near the best mode, which the data take in 15 %."""
     agents, contexts, _ = learned
     assert agents["tilted"].config.flow_steps == 2
-    actions = agents["tilted"].sample_actions(contexts, jax.random.key(3))
+    actions = bandit.act(agents["tilted"], contexts)
     shares = bandit.mode_shares(contexts, actions, radius=0.4)
     print("OTQL, 2 steps:", shares.round(3))
     assert shares[3] >= 0.9
@@ -199,5 +198,5 @@ def test_critic_knows_the_values(learned):
     agents, contexts, _ = learned
     centres = bandit.modes(contexts)
     observations = np.repeat(contexts[:, None], 4, axis=1)
-    values = np.asarray(agents["tilted"].apply("critic", observations, centres).mean(0))
+    values = np.asarray(bandit.evaluate(agents["tilted"], "critic", observations, centres).mean(0))
     np.testing.assert_allclose(values.mean(0), bandit.VALUES, atol=0.1)

@@ -55,7 +55,7 @@ def test_best_of_n_on_the_bandit():
     contexts, shares = bandit.fresh_contexts(), {}
     for n in (1, 4, 32):
         config = ml_collections.FrozenConfigDict(dict(agent.config) | {"best_of_n": n})
-        actions = agent.replace(config=config).sample_actions(contexts, jax.random.key(3))
+        actions = bandit.act(agent.replace(config=config), contexts)
         shares[n] = bandit.mode_shares(contexts, actions)
     print("shares:", {n: share.round(3) for n, share in shares.items()})
     np.testing.assert_allclose(shares[1], bandit.SHARES, atol=0.08)
