@@ -113,6 +113,7 @@ def test_diagnose_takes_ends_as_training_does(task, kept, monkeypatch):
     assert np.all(np.asarray(batch["valid"])[cut] == kept)
 
 
+@pytest.mark.check
 def test_reach():
     """A mean that goes 0.9 times as far from state to state has reach 0.9, wherever it is and however it spreads."""
     rng = np.random.default_rng(0)
@@ -121,6 +122,7 @@ def test_reach():
     np.testing.assert_allclose(diagnose.reach(5 + 0.9 * means + 2 * spread, means + spread), 0.9)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("epsilon", [1.0, 2.0])
 def test_foreseen_reach(epsilon):
     """Normal actions, of two covariances in two kinds of states: the plan's own noise gives the same reach."""

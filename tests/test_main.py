@@ -203,8 +203,7 @@ def online_flags(pointmaze):
     return (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", *steps, "--save_interval=70", "--num_seeds=2")
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("balanced", [(), ("--balanced_sampling",)])
+@pytest.mark.parametrize("balanced", [pytest.param((), marks=pytest.mark.check), ("--balanced_sampling",)])
 def test_online_resumes_exactly(balanced, online_flags, interrupt_at, tmp_path):
     """Interrupted in an episode and between two, the run ends in the same agent, rows and experience."""
     flags = (*online_flags, *balanced)

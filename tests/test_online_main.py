@@ -185,6 +185,7 @@ def test_resumes_exactly(at, of, extra, short, fork, tmp_path, interrupt_at, slo
         assert (one / "online.csv").read_bytes() == (other / "online.csv").read_bytes()
 
 
+@pytest.mark.check
 def test_demonstrators_are_as_asked(monkeypatch):
     monkeypatch.setattr(online_main, "demonstrate", lambda name, **asked: (name, asked))
     flags = ("--env_name=OpenMicrowave-v0", "--dataset=", "--demonstrations=4", "--tremor=3", "--dataset_dir=there")

@@ -130,6 +130,7 @@ def test_a_new_agent_draws_below_its_key():
     assert np.array_equal(agent.key, stream_key(root, Stream.UPDATE))
 
 
+@pytest.mark.check
 def test_no_two_streams_meet():
     """Whatever the seeds, names and counters; and a name is no counter, nor a part of a split."""
     counters = [(), *itertools.product(range(4)), *itertools.product(range(4), range(4))]

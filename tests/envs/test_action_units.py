@@ -10,6 +10,8 @@ from envs.datasets import load_dataset, load_validation
 from envs.tasks import make_env, parse_task
 from utils.errors import UserError
 
+pytestmark = pytest.mark.check
+
 BOUNDS = {
     "small": ([-0.4], [0.4]),
     "positive": ([0.0], [1.0]),

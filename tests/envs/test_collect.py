@@ -89,6 +89,7 @@ def test_scene_health(xyz, fine):
     assert oracles._cube_stays_visible(list(qpos)) == fine
 
 
+@pytest.mark.check
 @pytest.mark.filterwarnings("ignore:.*precision lowered")
 @pytest.mark.parametrize("name", ["scene-play-v0", "cube-double-noisy-v0", "puzzle-3x3-play-v0", MAZE])
 def test_format_is_ogbenchs(name, collected, raw_arrays):
@@ -127,6 +128,7 @@ def test_the_oracles_do_their_task():
     assert len(np.unique(np.round(maze["qpos"] / 4), axis=0)) >= 8  # Cells of 4 m visited.
 
 
+@pytest.mark.check
 def test_settings_are_those_of_the_released_datasets():
     sizes = {name: (r.episodes, r.max_steps) for name, r in RECIPES.items()}
     assert len(RECIPES) == 44

@@ -6,6 +6,8 @@ import pytest
 from envs.datasets import load_dataset
 from envs.tasks import parse_task
 
+pytestmark = pytest.mark.check
+
 ROBOT = parse_task("robot:arm")
 
 

@@ -16,6 +16,8 @@ from envs.gym_data import read_gym_dataset
 from envs.tasks import parse_task
 from utils.errors import UserError
 
+pytestmark = pytest.mark.check
+
 ARRAYS = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 1)), "terminals": np.array([0, 0, 0, 1])}
 HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(600)
 PARQUET = b"PAR1" + bytes(80) + b"PAR1"

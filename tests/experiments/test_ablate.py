@@ -136,6 +136,7 @@ def test_nothing_to_compare_yet(tmp_path, monkeypatch):
     assert "there is no directory" in refused("--study=alpha", f"--save_dir={tmp_path}", "report", program=ablate)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "flags,message",
     [

@@ -171,6 +171,7 @@ def test_timed_counts_by_speed(monkeypatch):
     assert calls == [2, 2, 4] and result["updates"] == 4 and result["losses"] == {"loss": 4}
 
 
+@pytest.mark.check
 def test_report_means_are_geometric():
     versions = {"versions": {"jax": "0"}}
     floor = {"gflop": 10.0, "matmul_rate": 40.0}
@@ -183,6 +184,7 @@ def test_report_means_are_geometric():
     assert "geometric mean 1.41**\nover 2 agents, least 1.00 (b); 4.00 at the floor." in text
 
 
+@pytest.mark.check
 def test_matrix_products_are_counted():
     """Loops by their length, the backward pass twice, and nothing but products."""
     x, w = jnp.ones((4, 3)), jnp.ones((3, 3))

@@ -24,6 +24,7 @@ def test_score_is_the_mean_of_the_last_evaluations_and_then_of_the_seeds(tmp_pat
     assert group.notes == ["4 evaluations, not 9"]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "other,reason",
     [
@@ -144,6 +145,7 @@ def test_marks():
     assert marked({"a": Score(0.8, (0.7, 0.9))})["a"].mark == ""
 
 
+@pytest.mark.check
 def test_aggregate_is_the_iqm_over_the_tasks_that_all_methods_have(tmp_path):
     generator, scores = np.random.default_rng(0), {}
     for task in (1, 2, 3):

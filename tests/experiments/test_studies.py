@@ -7,12 +7,14 @@ from experiments import coupling, diagnose
 from utils.errors import UserError
 
 
+@pytest.mark.check
 def test_the_coupling_study_needs_a_validation_set(monkeypatch):
     monkeypatch.setattr(coupling, "load_dataset", lambda *_, **__: ({}, None, "no more"))
     with pytest.raises(UserError, match=r"^cube-single-play-singletask-task2-v0 has no validation set in /nowhere"):
         coupling.main(["coupling", "--env_name=cube-single-play-singletask-task2-v0", "--dataset_dir=/nowhere"])
 
 
+@pytest.mark.check
 def test_an_environment_without_success_cannot_be_diagnosed():
     class Evaluator:
         def evaluate(self, *_):

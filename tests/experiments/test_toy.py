@@ -68,6 +68,7 @@ def test_true_samples_are_the_tilted_conditional(problem):
         assert energies.mean() == pytest.approx(probs @ (np.asarray(toy.energy(points[own], problem))), abs=0.02)
 
 
+@pytest.mark.check
 def test_distance_is_pots():
     x, y = jax.random.normal(KEY, (2, 200, 2)), 0.5 + jax.random.uniform(KEY, (2, 200, 2))
     angle = np.pi * np.arange(32) / 32
@@ -236,6 +237,7 @@ def test_interrupted_study_keeps_what_is_finished(study, tmp_path, monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -11,6 +11,8 @@ from real.acting import acting_part
 from utils.errors import UserError
 from utils.networks import TanhGaussian
 
+pytestmark = pytest.mark.check
+
 make_agent = runpy.run_path(str(Path(__file__).parents[2] / "real/tests/random_agents.py"))["make_agent"]
 
 

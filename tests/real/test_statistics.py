@@ -12,6 +12,8 @@ from real.lerobot_files import Episode, Recording
 from real.statistics import offset_and_scale
 from utils.errors import UserError
 
+pytestmark = pytest.mark.check
+
 LENGTHS = [150] * 6
 TIME = np.concatenate([np.arange(length) for length in LENGTHS]) / 30
 RANDOM = np.random.default_rng(7)

@@ -9,6 +9,8 @@ from real.lerobot_files import Episode, Recording
 from real.success import read_labels, successes
 from utils.errors import UserError
 
+pytestmark = pytest.mark.check
+
 LENGTHS = [4, 6, 5]
 EXPECTED = {0: True, 1: False, 2: True}
 

@@ -58,6 +58,7 @@ def holder(tmp_path):
         process.stdout.close()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("code", [HOLD, WITHOUT + HOLD])
 def test_a_live_holder_is_named_and_a_killed_one_holds_nothing(code, holder, tmp_path, monkeypatch):
     path = tmp_path / "new" / ".lock"

@@ -84,6 +84,7 @@ def test_an_environment_that_cannot_be_rendered(tmp_path, any_backend, faults, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("shape", "kind"), [((3, 16, 20), "uint8"), ((16, 20, 3), "float64"), ((16, 20), "uint8")])
 def test_frames_that_are_no_pictures(shape, kind):
     env = video._FrameSaver(CountingEnv())

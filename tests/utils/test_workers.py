@@ -21,6 +21,7 @@ from utils.workers import Pool, Slot, WorkerError, converse, episode_success
 UP = np.ones((3, 1), np.float32)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("info", "success"),
     [
@@ -108,6 +109,7 @@ def receive(pool, requests, check=lambda: None):
     return replies
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("fault", "message", "rest"),
     [
