@@ -6,14 +6,16 @@ An agent file adds its policy loss and its sampler. See `agents/bc.py` for the s
 import functools
 import inspect
 from types import SimpleNamespace
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from utils.arrays import Info, Observations, Scalar
 from utils.encoders import Encoder, augmented, encoded
 from utils.flow import euler, flow_matching_loss
 from utils.networks import CriticEnsemble, VectorField
@@ -21,7 +23,8 @@ from utils.observations import Observation, state_of
 from utils.random_streams import Stream, stream_key
 
 Batch = dict[str, Any]
-Info = dict[str, jax.Array]
+# Of an agent as a tree: an array, of one lane or of all, or what JAX puts in its place.
+Leaf = Array | Any
 
 # What the paper fixes per domain for every agent (method §4.1, §D.1, Table 3).
 CHUNKED = {"horizon_length": 5, "discount": 0.99, "rho": 0.5}
@@ -144,10 +147,10 @@ class Agent(flax.struct.PyTreeNode):
     params: dict[str, Any]
     targets: dict[str, Any]
     opt_state: Any
-    key: jax.Array
-    step: jax.Array
-    hyper: dict[str, jax.Array]
-    condition_stats: tuple[jax.Array, jax.Array]
+    key: Leaf
+    step: Leaf
+    hyper: dict[str, Leaf]
+    condition_stats: tuple[Leaf, Leaf]
     config: ml_collections.FrozenConfigDict = flax.struct.field(pytree_node=False)
 
     # Networks that have a Polyak copy → the setting that is its rate.
@@ -166,7 +169,7 @@ class Agent(flax.struct.PyTreeNode):
         }
 
     @classmethod
-    def create(cls, key: jax.Array, example_batch: Batch, config: ml_collections.ConfigDict) -> Self:
+    def create(cls, key: PRNGKeyArray, example_batch: Batch, config: ml_collections.ConfigDict) -> "Agent":
         """Initialises an agent.
 
         Args:
@@ -216,7 +219,7 @@ class Agent(flax.struct.PyTreeNode):
         """
         return self.targets["flow"]
 
-    def apply(self, name: str, *inputs: Any, params: Any = None) -> jax.Array:
+    def apply(self, name: str, *inputs: Any, params: Any = None) -> Any:
         """Evaluates the network `name`, with `params` of that network or the agent's own.
 
         Observations with images are encoded first; give those that `encode` made where it is asked time and again.
@@ -225,8 +228,8 @@ class Agent(flax.struct.PyTreeNode):
         module = self.networks(self.config, self.config.action_dim)[name]
         return module.apply({"params": params}, *(self.encode(name, x, params) for x in inputs))
 
-    def encode(self, name: str, observations: Any, params: Any = None) -> jax.Array:
-        """What the network `name` sees of observations: the state joined with the features of the images, [..., o + f].
+    def encode(self, name: str, observations: Any, params: Any = None) -> Array:
+        """What the network `name` sees of observations: the state joined with the features of the images.
 
         What has no images is returned as it is.
         """
@@ -262,25 +265,27 @@ class Agent(flax.struct.PyTreeNode):
         """Networks that `distill_loss` fits to a pre-trained flow before the agent acts for the first time."""
         return ()
 
-    def distill_loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Info]:
+    def distill_loss(self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Info]:
         """What is minimised to that end, and what to log."""
         raise NotImplementedError
 
-    def loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Info]:
+    def loss(self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Info]:
         """The sum of all losses at `params`: here, the critics' TD loss and flow matching on the data; what to log."""
         critic_key, flow_key = jax.random.split(key)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
         return critic_loss + flow_loss, info | flow_info
 
-    def critic_loss(self, params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Info]:
+    def critic_loss(
+        self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Scalar, Float[Array, " K m"], Info]:
         """TD loss of the ensemble (paper Eq. 10, with target networks, mask and γ^H).
 
         y = R + γ^H · mask · V(s'), V from `next_value`; the loss is the mean over ensemble and batch of
         valid · (Q_k(s, a) − y)².
 
         Returns:
-            the loss, Q_k(s, a) [K, m] at `params`, and what to log.
+            the loss, Q_k(s, a) at `params`, and what to log.
         """
         cfg = self.cfg
         next_value = self.next_value(batch["next_observations"], key)
@@ -290,8 +295,8 @@ class Agent(flax.struct.PyTreeNode):
         return loss, qs, {"critic/loss": loss, "critic/q": qs.mean(), "critic/target_max": target.max()}
 
     def bc_loss(
-        self, params: dict[str, Any], batch: Batch, key: jax.Array, name: str = "flow"
-    ) -> tuple[jax.Array, Info]:
+        self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray, name: str = "flow"
+    ) -> tuple[Scalar, Info]:
         """Behaviour cloning of the flow `name` (Eq. 1, q(z, a) = q(z) q(a)): fresh noise, the batch's actions.
 
         Returns:
@@ -307,20 +312,22 @@ class Agent(flax.struct.PyTreeNode):
         )
         return loss, {f"{name}/loss": loss}
 
-    def next_value(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """The value that the TD target bootstraps from: the pessimistic target Q of what the agent does, [m, o] → [m].
+    def next_value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
+        """The value that the TD target bootstraps from: the pessimistic target Q of what the agent does.
 
         mean_k Q̄_k(s', a') − ρ std_k Q̄_k(s', a'), a' from `sample_actions`, population deviation.
         """
         return self.pessimistic_q(observations, self.sample_actions(observations, key))
 
-    def pessimistic_q(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        """Returns mean − ρ · population deviation of the target critics: [..., o], [..., d] → [...]."""
+    def pessimistic_q(self, observations: Observations, actions: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+        """Returns mean − ρ · population deviation of the target critics."""
         qs = self.apply("critic", observations, actions, params=self.targets["critic"])
         return qs.mean(axis=0) - self.hyper["rho"] * qs.std(axis=0)
 
-    def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
-        """Euler samples of v̄, the flow that acts, clipped: observations [..., o], noise [..., d] → [..., d]."""
+    def flow_actions(
+        self, observations: Observations, noise: Float[Array, "*b d"], params: Any = None
+    ) -> Float[Array, "*b d"]:
+        """Euler samples of v̄, the flow that acts, clipped."""
         params = self.acting_flow if params is None else params
         observations = self.encode("flow", observations, params)
         actions = euler(
@@ -333,13 +340,15 @@ class Agent(flax.struct.PyTreeNode):
         """Network evaluations that a candidate action costs at acting."""
         return self.config.flow_steps
 
-    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """One action of the policy for each observation, before best-of-N: [..., o] → [..., d] in [−1, 1]."""
+    def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """One action of the policy for each observation, before best-of-N, in [−1, 1]."""
         noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
         return self.flow_actions(observations, noise)
 
-    def candidates(self, observations: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-        """Returns n proposals for each observation [..., o]: repeated observations [n, ..., o] and actions [n, ..., d].
+    def candidates(
+        self, observations: Observations, key: PRNGKeyArray, n: int
+    ) -> tuple[Float[Array, " {n} *b o"] | Observation, Float[Array, " {n} *b d"]]:
+        """Returns n proposals for each observation: the observations repeated, and actions.
 
         Images are not repeated: they are encoded once.
         """
@@ -347,19 +356,19 @@ class Agent(flax.struct.PyTreeNode):
         observations = observations._replace(state=states) if isinstance(observations, Observation) else states
         return observations, self.propose(observations, key)
 
-    def rank(self, qs: jax.Array) -> jax.Array:
-        """What best-of-N maximises, from the online critic's values [K, ...]: their mean."""
+    def rank(self, qs: Float[Array, " K *b"]) -> Float[Array, "*b"]:
+        """What best-of-N maximises, from the online critic's values: their mean."""
         return qs.mean(axis=0)
 
-    def sample_actions(self, observations: jax.Array, key: jax.Array) -> jax.Array:
+    def sample_actions(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
         """Acts: of N proposals the one that the online critic ranks first.
 
         Args:
-            observations: [..., o].
+            observations: of any number.
             key: draws the proposals.
 
         Returns:
-            action chunks in [−1, 1], [..., d].
+            action chunks in [−1, 1].
         """
         observations, actions = self.candidates(observations, key, self.config.best_of_n)
         if self.config.best_of_n == 1:
@@ -368,7 +377,7 @@ class Agent(flax.struct.PyTreeNode):
         return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]
 
 
-def init_network(key: jax.Array, module: Any, inputs: dict[str, Any], encoder: str) -> dict[str, Any]:
+def init_network(key: PRNGKeyArray, module: Any, inputs: dict[str, Any], encoder: str) -> dict[str, Any]:
     """Parameters of a network, initialised on those of `inputs` that its __call__ names, and of its encoder, if any."""
     own = {k: v for k, v in inputs.items() if k in inspect.signature(module.__call__).parameters}
     if not isinstance(own.get("observations"), Observation):

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import jax
 import ml_collections
+from jaxtyping import PRNGKeyArray
 
 from agents import base
+from utils.arrays import Scalar
 from utils.networks import VectorField
 
 
@@ -19,7 +20,7 @@ class Agent(base.Agent):
         """Name → module of every network."""
         return {"flow": VectorField(tuple(config.actor_hidden_dims), action_dim)}
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Flow matching on the batch's actions and fresh noise."""
         return self.bc_loss(params, batch, key)
 

@@ -18,25 +18,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Float
 
 from agents import base
+from utils.arrays import Number, Observations, Scalar
 
 
 class Agent(base.Agent):
     """CGQL."""
 
-    def flow_actions(self, observations: jax.Array, noise: jax.Array, params: Any = None) -> jax.Array:
-        """Guided Euler samples, clipped: observations [..., o], noise [..., d] → [..., d]."""
+    def flow_actions(
+        self, observations: Observations, noise: Float[Array, "*b d"], params: Any = None
+    ) -> Float[Array, "*b d"]:
+        """Guided Euler samples, clipped."""
         cfg, params = self.cfg, self.acting_flow if params is None else params
         states, valued = self.encode("flow", observations, params), self.encode("critic", observations)
 
-        def flow(x: jax.Array, t: float | jax.Array) -> jax.Array:
+        def flow(x: Float[Array, "*b d"], t: Number) -> Float[Array, "*b d"]:
             return self.apply("flow", states, x, jnp.full((*x.shape[:-1], 1), t), params=params)
 
-        def value(x: jax.Array) -> jax.Array:
+        def value(x: Float[Array, "*b d"]) -> Scalar:
             return self.apply("critic", valued, x).mean(axis=0).sum()
 
-        def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+        def step(x: Float[Array, "*b d"], t: Scalar) -> tuple[Float[Array, "*b d"], None]:
             guidance = (x + (1 - t) * cfg.inv_temp * jax.grad(value)(x)) / t
             return x + (flow(x, t) + cfg.guidance_coef * guidance) / cfg.flow_steps, None
 

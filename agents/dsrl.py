@@ -19,9 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base
 from agents.soft import soft_loss
+from utils.arrays import Observations, Scalar
 from utils.networks import CriticEnsemble, TanhGaussian, Temperature, sample_tanh_gaussian
 
 
@@ -37,7 +39,7 @@ class Agent(base.Agent):
             "temperature": Temperature(),
         }
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss, flow matching, distillation of the latent critic, and the latent actor's losses."""
         critic_key, flow_key, latent_key, actor_key = jax.random.split(key, 4)
         critic_loss, _, critic_info = self.critic_loss(params, batch, critic_key)
@@ -47,7 +49,7 @@ class Agent(base.Agent):
         info = critic_info | flow_info | {"latent_critic/loss": latent_loss} | actor_info
         return critic_loss + flow_loss + latent_loss + actor_loss, info
 
-    def distillation_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> jax.Array:
+    def distillation_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> Scalar:
         """Returns the mean over ensemble and batch of valid · (Q^z_k(s, z) − Q_k(s, Euler_v̄(s, z)))², online Q_k."""
         observations = batch["observations"]
         latents = jax.random.normal(key, batch["actions"].shape)
@@ -55,7 +57,7 @@ class Agent(base.Agent):
         latent_qs = self.apply("latent_critic", observations, latents, params=params["latent_critic"])
         return jnp.mean(batch["valid"] * jnp.square(latent_qs - qs))
 
-    def actor_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def actor_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Latent actor: ensemble mean of the latent critic, and entropy (the density before scaling); temperature."""
         observations = batch["observations"]
         latents, log_probs = self.latents(observations, key, params["latent_actor"])
@@ -64,8 +66,10 @@ class Agent(base.Agent):
         target_entropy = -self.hyper["target_entropy"] * self.config.action_dim
         return soft_loss(temperature, log_probs, q, target_entropy, batch["valid"])
 
-    def latents(self, observations: jax.Array, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
-        """Returns b z, z ~ π(·|s), and log π(z|s): observations [..., o] → [..., d] in [−b, b], [...]."""
+    def latents(
+        self, observations: Observations, key: PRNGKeyArray, params: Any = None
+    ) -> tuple[Float[Array, "*b d"], Float[Array, "*b"]]:
+        """Returns b z, z ~ π(·|s), in [−b, b], and log π(z|s)."""
         latents, log_probs = sample_tanh_gaussian(key, *self.apply("latent_actor", observations, params=params))
         return self.hyper["noise_scale"] * latents, log_probs
 
@@ -74,8 +78,8 @@ class Agent(base.Agent):
         """Network evaluations that a candidate action costs at acting: the latent actor's and the flow's."""
         return self.config.flow_steps + 1
 
-    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """Euler_v̄(s, b z), z ~ π(·|s): observations [..., o] → [..., d] in [−1, 1]."""
+    def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """Euler_v̄(s, b z), z ~ π(·|s), in [−1, 1]."""
         return self.flow_actions(observations, self.latents(observations, key)[0])
 
 

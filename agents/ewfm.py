@@ -20,8 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import PRNGKeyArray
 
 from agents import base, otql
+from utils.arrays import Scalar
 from utils.coupling import tilted_marginal
 from utils.flow import flow_matching_loss
 
@@ -29,7 +31,7 @@ from utils.flow import flow_matching_loss
 class Agent(otql.Agent):
     """EWFM: OTQL's V̂, another flow loss."""
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss of the critics plus weighted flow matching from independent noise."""
         cfg, valid = self.cfg, batch["valid"]
         critic_key, value_key, noise_key, time_key = jax.random.split(key, 4)

@@ -17,8 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import PRNGKeyArray
 
 from agents import base
+from utils.arrays import Scalar
 from utils.flow import flow_matching_loss
 from utils.networks import StateValue
 
@@ -33,7 +35,7 @@ class Agent(base.Agent):
         """Name → module of every network."""
         return super().networks(config, action_dim) | {"value": StateValue(tuple(config.value_hidden_dims))}
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss of the critics, regression of V, and weighted flow matching from independent noise."""
         critic_key, noise_key, time_key = jax.random.split(key, 3)
         observations, actions, valid = (batch[k] for k in ("observations", "actions", "valid"))

@@ -23,9 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base
 from agents.soft import soft_loss
+from utils.arrays import Observations, Scalar
 from utils.networks import TanhGaussian, Temperature, sample_tanh_gaussian
 
 
@@ -33,9 +35,9 @@ class Editing(base.Agent):
     """Edit policy: the network 'edit_actor' and its losses, with the network 'temperature'."""
 
     def edit_loss(
-        self, params: dict[str, Any], batch: base.Batch, actions: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, base.Info]:
-        """Edit policy, on the actions [m, d] of a frozen sampler: ensemble mean of Q, and entropy; temperature."""
+        self, params: dict[str, Any], batch: base.Batch, actions: Float[Array, "m d"], key: PRNGKeyArray
+    ) -> tuple[Scalar, base.Info]:
+        """Edit policy, on the actions of a frozen sampler: ensemble mean of Q, and entropy; temperature."""
         edited, log_probs = self.edit(batch["observations"], actions, key, params["edit_actor"])
         q = self.apply("critic", batch["observations"], edited).mean(axis=0)
         temperature = self.apply("temperature", params=params["temperature"])
@@ -43,9 +45,9 @@ class Editing(base.Agent):
         return soft_loss(temperature, log_probs, q, target_entropy, batch["valid"])
 
     def edit(
-        self, observations: jax.Array, actions: jax.Array, key: jax.Array, params: Any = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """clip(a + b e), e ~ π(·|s, a), and log π(e|s, a): [..., o] and [..., d] → [..., d] and [...]."""
+        self, observations: Observations, actions: Float[Array, "*b d"], key: PRNGKeyArray, params: Any = None
+    ) -> tuple[Float[Array, "*b d"], Float[Array, "*b"]]:
+        """clip(a + b e), e ~ π(·|s, a), and log π(e|s, a)."""
         edits, log_probs = sample_tanh_gaussian(key, *self.apply("edit_actor", observations, actions, params=params))
         return jnp.clip(actions + self.hyper["edit_scale"] * edits, -1.0, 1.0), log_probs
 
@@ -61,7 +63,7 @@ class Agent(Editing):
             "temperature": Temperature(),
         }
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss, flow matching, and the losses of the edit policy on samples of the flow."""
         critic_key, flow_key, sample_key, edit_key = jax.random.split(key, 4)
         critic_loss, _, critic_info = self.critic_loss(params, batch, critic_key)
@@ -75,8 +77,8 @@ class Agent(Editing):
         """Network evaluations that a candidate action costs at acting: the flow's and the edit policy's."""
         return self.config.flow_steps + 1
 
-    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """An edited sample of the flow for each observation: [..., o] → [..., d] in [−1, 1]."""
+    def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """An edited sample of the flow for each observation, in [−1, 1]."""
         sample_key, edit_key = jax.random.split(key)
         return self.edit(observations, super().propose(observations, sample_key), edit_key)[0]
 

@@ -19,8 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base
+from utils.arrays import Observations, Scalar
 from utils.networks import OneStepPolicy
 
 
@@ -28,8 +30,8 @@ class OneStep(base.Agent):
     """Distillation of the flow into the network 'one_step'."""
 
     def one_step_loss(
-        self, params: dict[str, Any], batch: base.Batch, key: jax.Array, alpha: jax.Array
-    ) -> tuple[jax.Array, base.Info]:
+        self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray, alpha: Scalar
+    ) -> tuple[Scalar, base.Info]:
         """α · mean (μ_ω(s, z) − b)² − mean Q_φ(s, clip μ_ω(s, z)), and what to log."""
         distill_loss, actions = self.distillation(params, batch, key)
         # The critic is not given `params`: the gradient reaches the one-step policy alone.
@@ -37,14 +39,16 @@ class OneStep(base.Agent):
         info = {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
         return alpha * distill_loss - jnp.mean(batch["valid"] * q), info
 
-    def distillation(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the mean of (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z), [m, d]."""
+    def distillation(
+        self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray
+    ) -> tuple[Scalar, Float[Array, "m d"]]:
+        """Returns the mean of (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z)."""
         noise = jax.random.normal(key, batch["actions"].shape)
         actions = self.apply("one_step", batch["observations"], noise, params=params["one_step"])
         errors = jnp.square(actions - self.flow_actions(batch["observations"], noise))
         return jnp.mean(batch["valid"][:, None] * errors), actions
 
-    def distill_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def distill_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """The one-step policy's distance to its flow."""
         loss, _ = self.distillation(params, batch, key)
         return loss, {"one_step/distill_loss": loss}
@@ -65,12 +69,12 @@ class Agent(OneStep):
         """Network evaluations that a candidate action costs at acting."""
         return 1
 
-    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """Returns clip μ_ω(s, z), z ~ N(0, I): [..., o] → [..., d]."""
+    def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """Returns clip μ_ω(s, z), z ~ N(0, I)."""
         noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
         return jnp.clip(self.apply("one_step", observations, noise), -1.0, 1.0)
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss of the critics, flow matching on the data, and the one-step policy's distillation and Q terms."""
         critic_key, flow_key, noise_key = jax.random.split(key, 3)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)

@@ -22,8 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base
+from utils.arrays import Observations, Scalar
 from utils.networks import StateValue
 
 
@@ -35,7 +37,7 @@ class Agent(base.Agent):
         """Name → module of every network."""
         return super().networks(config, action_dim) | {"value": StateValue(tuple(config.value_hidden_dims))}
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss of the critics, expectile loss of V and flow matching on the data."""
         critic_key, flow_key = jax.random.split(key)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
@@ -43,7 +45,7 @@ class Agent(base.Agent):
         flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
         return critic_loss + value_loss + flow_loss, info | value_info | flow_info
 
-    def value_loss(self, params: dict[str, Any], batch: base.Batch) -> tuple[jax.Array, base.Info]:
+    def value_loss(self, params: dict[str, Any], batch: base.Batch) -> tuple[Scalar, base.Info]:
         """Expectile loss of V at the data's actions: mean over the batch of valid · |κ − 1(u < 0)| u².
 
         Returns:
@@ -55,11 +57,11 @@ class Agent(base.Agent):
         loss = jnp.mean(batch["valid"] * weights * jnp.square(gap))
         return loss, {"value/loss": loss, "value/v": values.mean()}
 
-    def next_value(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """What the TD target bootstraps from: the online V(s'), [m, o] → [m]."""
+    def next_value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
+        """What the TD target bootstraps from: the online V(s')."""
         return self.apply("value", observations)
 
-    def rank(self, qs: jax.Array) -> jax.Array:
+    def rank(self, qs: Float[Array, " K *b"]) -> Float[Array, "*b"]:
         """What best-of-N maximises: the ensemble's minimum."""
         return qs.min(axis=0)
 

@@ -25,8 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base
+from utils.arrays import Observations, Scalar
 from utils.coupling import couple, principal_components, tilted_weights
 from utils.flow import flow_matching_loss
 from utils.observations import Observation, state_of
@@ -38,7 +40,7 @@ CONDITION_BOUND = 5.0
 class Agent(base.Agent):
     """OTQL."""
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss of the critics plus flow-matching loss on the weighted coupling (Algorithm 1)."""
         cfg = self.cfg
         critic_key, value_key, couple_key, time_key = jax.random.split(key, 4)
@@ -67,8 +69,8 @@ class Agent(base.Agent):
         info |= {"flow/loss": flow_loss, "advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         return critic_loss + flow_loss, info
 
-    def conditions(self, observations: jax.Array) -> jax.Array:
-        """Returns what the coupling's cost compares, without gradient: [m, o] standardised and bounded, [m, c].
+    def conditions(self, observations: Observations) -> Float[Array, "*b c"]:
+        """Returns what the coupling's cost compares, without gradient: observations standardised and bounded.
 
         Images add the leading principal components of their features in the flow that is sampled from.
         """
@@ -79,8 +81,8 @@ class Agent(base.Agent):
             states = jnp.concatenate([states, principal_components(features, self.config.image_components)], axis=1)
         return jnp.clip(states, -CONDITION_BOUND, CONDITION_BOUND)
 
-    def value(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """V̂(s) = mean over `value_samples` flow samples of the ensemble mean of Q_φ(s, â) (§3.2): [m, o] → [m]."""
+    def value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
+        """V̂(s) = mean over `value_samples` flow samples of the ensemble mean of Q_φ(s, â) (§3.2)."""
         observations, actions = self.candidates(observations, key, self.config.value_samples)
         return self.apply("critic", observations, actions).mean(axis=(0, 1))
 

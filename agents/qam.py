@@ -25,14 +25,16 @@ step i; the code takes the state before step i and the time after it. The code a
 invalid windows weigh in all but the first two losses; neither is done here.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base, fedit, fql
+from utils.arrays import Observations, Scalar
 from utils.errors import UserError
 from utils.networks import OneStepPolicy, TanhGaussian, Temperature, VectorField
 
@@ -45,7 +47,7 @@ class Agent(fedit.Editing, fql.OneStep):
     FLOWS = ("flow", "slow")
 
     @classmethod
-    def create(cls, key: jax.Array, example_batch: base.Batch, config: ml_collections.ConfigDict) -> Self:
+    def create(cls, key: PRNGKeyArray, example_batch: base.Batch, config: ml_collections.ConfigDict) -> base.Agent:
         """Initialises an agent; see the base. Which variant it is, is a part of the program, and no leaf."""
         config = ml_collections.ConfigDict(config)
         config.one_step, config.edits = config.fql_alpha > 0, config.edit_scale > 0
@@ -75,8 +77,8 @@ class Agent(fedit.Editing, fql.OneStep):
         """Network evaluations that a candidate action costs at acting."""
         return 1 if self.config.one_step else self.config.flow_steps + self.config.edits
 
-    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """Returns clip μ(s, z), or a sample of v̄_fast, edited or not: [..., o] → [..., d] in [−1, 1]."""
+    def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """Returns clip μ(s, z), or a sample of v̄_fast, edited or not, in [−1, 1]."""
         sample_key, edit_key = jax.random.split(key)
         if self.config.one_step:
             noise = jax.random.normal(sample_key, (*observations.shape[:-1], self.config.action_dim))
@@ -84,7 +86,7 @@ class Agent(fedit.Editing, fql.OneStep):
         actions = super().propose(observations, sample_key)
         return self.edit(observations, actions, edit_key)[0] if self.config.edits else actions
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss, flow matching of v_slow, adjoint matching of v_fast, and the loss of the variant."""
         critic_key, slow_key, path_key, sample_key, edit_key = jax.random.split(key, 5)
         loss, _, info = self.critic_loss(params, batch, critic_key)
@@ -96,7 +98,7 @@ class Agent(fedit.Editing, fql.OneStep):
             parts.append(self.edit_loss(params, batch, actions, edit_key))
         return loss + sum(part for part, _ in parts), info | {k: v for _, own in parts for k, v in own.items()}
 
-    def adjoint_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def adjoint_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Returns the mean of valid · Σ_i ‖(v_fast − v̄_slow) 2/σ_i + σ_i g_i‖², and what to log."""
         observations, (times, sigmas) = batch["observations"], schedule(self.config.flow_steps)
         path = self.rollout(observations, key)
@@ -107,13 +109,13 @@ class Agent(fedit.Editing, fql.OneStep):
         loss = jnp.mean(batch["valid"] * jnp.sum(jnp.square(errors), axis=(0, 2)))
         return loss, {"flow/loss": loss, "flow/adjoint": jnp.abs(adjoints).mean()}
 
-    def rollout(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """x_0 … x_{T−1} of the memoryless SDE of v_fast, without gradient: observations [m, o] → [T, m, d]."""
+    def rollout(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "T m d"]:
+        """x_0 … x_{T−1} of the memoryless SDE of v_fast, without gradient."""
         h, (times, sigmas) = 1 / self.config.flow_steps, schedule(self.config.flow_steps)
         observations = self.encode("flow", observations)
         noise = jax.random.normal(key, (self.config.flow_steps, len(observations), self.config.action_dim))
 
-        def step(x: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
+        def step(x: Float[Array, "m d"], inputs: Any) -> tuple[Float[Array, "m d"], Float[Array, "m d"]]:
             t, sigma, xi = inputs
             drift = 2 * self.velocity("flow", self.params["flow"], observations, x, t) - x / (t + h)
             x = x + h * drift + jnp.sqrt(h) * sigma * xi
@@ -122,19 +124,21 @@ class Agent(fedit.Editing, fql.OneStep):
         _, path = jax.lax.scan(step, noise[0], (times[:-1], sigmas[:-1], noise[1:]))
         return jnp.concatenate([noise[:1], path])
 
-    def adjoints(self, observations: jax.Array, path: jax.Array, last: jax.Array) -> jax.Array:
-        """g_0 … g_{T−1}, [T, m, d], at observations [m, o], along x_0 … x_{T−1} [T, m, d] and x_T [m, d]."""
+    def adjoints(
+        self, observations: Observations, path: Float[Array, "T m d"], last: Float[Array, "m d"]
+    ) -> Float[Array, "T m d"]:
+        """g_0 … g_{T−1} along the path x_0 … x_{T−1} and the last x_T."""
         h, (times, _) = 1 / self.config.flow_steps, schedule(self.config.flow_steps)
         states = self.encode("slow", observations, self.targets["slow"])
 
-        def value(x: jax.Array) -> jax.Array:
+        def value(x: Float[Array, "m d"]) -> Scalar:
             qs = self.apply("critic", observations, jnp.clip(x, -1.0, 1.0), params=self.targets["critic"])
             return qs.mean(axis=0).sum()
 
-        def step(adjoint: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
+        def step(adjoint: Float[Array, "m d"], inputs: Any) -> tuple[Float[Array, "m d"], Float[Array, "m d"]]:
             x, t = inputs
 
-            def drift(x: jax.Array) -> jax.Array:
+            def drift(x: Float[Array, "m d"]) -> Float[Array, "m d"]:
                 return 2 * self.velocity("slow", self.targets["slow"], states, x, t + h) - x / (t + h)
 
             adjoint = adjoint + h * jax.vjp(drift, x)[1](adjoint)[0]
@@ -143,15 +147,22 @@ class Agent(fedit.Editing, fql.OneStep):
         final = -self.hyper["inv_temp"] * jax.grad(value)(last)
         return jax.lax.scan(step, final, (path, times), reverse=True)[1]
 
-    def velocity(self, name: str, params: Any, observations: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """The flow `name` at observations [m, o] and points x [m, d] at a time [1, 1], or [T, m, d] at [T, 1, 1]."""
+    def velocity(
+        self,
+        name: str,
+        params: Any,
+        observations: Observations,
+        x: Float[Array, "*T m d"],
+        t: Float[Array, "*T 1 1"],
+    ) -> Float[Array, "*T m d"]:
+        """The flow `name` at observations [m, o] and points x at a time, or at points of T times."""
         observations = self.encode(name, observations, params)
         observations, t = (jnp.broadcast_to(y, (*x.shape[:-1], y.shape[-1])) for y in (observations, t))
         return self.apply(name, observations, x, t, params=params)
 
 
-def schedule(num_steps: int) -> tuple[jax.Array, jax.Array]:
-    """t_i and σ_i, each [T, 1, 1]."""
+def schedule(num_steps: int) -> tuple[Float[Array, "T 1 1"], Float[Array, "T 1 1"]]:
+    """t_i and σ_i for i = 0 … T − 1."""
     h = 1 / num_steps
     t = h * jnp.arange(num_steps)[:, None, None]
     return t, jnp.sqrt(2 * (1 - t + h) / (t + h))

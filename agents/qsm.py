@@ -31,21 +31,25 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base
+from utils.arrays import Observations, Scalar
 from utils.networks import CriticEnsemble, Denoiser
 
 BETA_MIN, BETA_MAX = 0.1, 10.0  # rates of the variance-preserving process
 
 
-def signal_powers(num_steps: int) -> np.ndarray:
-    """ᾱ_t = exp(−β_min u − (β_max − β_min) u² / 2) at u = t/T, t = 0 … T, [T + 1]; α_t = ᾱ_t / ᾱ_{t−1}."""
+def signal_powers(num_steps: int) -> Float[np.ndarray, " {num_steps}+1"]:
+    """ᾱ_t = exp(−β_min u − (β_max − β_min) u² / 2) at u = t/T, t = 0 … T; α_t = ᾱ_t / ᾱ_{t−1}."""
     u = np.arange(num_steps + 1) / num_steps
     return np.exp(-BETA_MIN * u - 0.5 * (BETA_MAX - BETA_MIN) * u**2)
 
 
-def reverse_weights(num_steps: int, sampler: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A_t, B_t and C_t of x_{t−1} = A_t x̂ + B_t x_t + C_t ξ, x̂ the clean estimate, ξ ~ N(0, I), t = 1 … T, [T]."""
+def reverse_weights(
+    num_steps: int, sampler: str
+) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
+    """A_t, B_t and C_t of x_{t−1} = A_t x̂ + B_t x_t + C_t ξ, x̂ the clean estimate, ξ ~ N(0, I), t = 1 … T."""
     power, before = signal_powers(num_steps)[1:], signal_powers(num_steps)[:-1]
     alpha = power / before
     if sampler == "estimate":
@@ -57,22 +61,26 @@ def reverse_weights(num_steps: int, sampler: str) -> tuple[np.ndarray, np.ndarra
 
 
 def denoise(
-    predict: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, key: jax.Array, num_steps: int, sampler: str
-) -> jax.Array:
+    predict: Callable[[Float[Array, "*b d"], Float[Array, "1"]], Float[Array, "*b d"]],
+    noise: Float[Array, "*b d"],
+    key: PRNGKeyArray,
+    num_steps: int,
+    sampler: str,
+) -> Float[Array, "*b d"]:
     """Runs the reverse process.
 
     Args:
-        predict: ε(·, ·), maps x [..., d] and the step t [1], from T to 1, to noise [..., d].
-        noise: x_T, [..., d].
+        predict: ε(·, ·), maps x and the step t, from T to 1, to noise.
+        noise: x_T.
         key: draws the noise of the steps.
         num_steps: T.
         sampler: 'estimate' or 'ddpm' (see the module's docstring).
 
     Returns:
-        x_0 in [−1, 1], [..., d].
+        x_0 in [−1, 1].
     """
 
-    def step(x: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    def step(x: Float[Array, "*b d"], inputs: tuple[Array, ...]) -> tuple[Float[Array, "*b d"], None]:
         t, power, of_clean, of_x, of_noise, key = inputs
         clean = (x - jnp.sqrt(1 - power) * predict(x, t[None])) / jnp.sqrt(power)
         if sampler == "ddpm":
@@ -100,14 +108,14 @@ class Agent(base.Agent):
             "denoiser": Denoiser(tuple(config.actor_hidden_dims), action_dim, config.time_dim),
         }
 
-    def loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """TD loss of the critics plus the two regressions of the denoiser."""
         critic_key, denoiser_key = jax.random.split(key)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         denoiser_loss, denoiser_info = self.denoiser_loss(params, batch, denoiser_key)
         return critic_loss + denoiser_loss, info | denoiser_info
 
-    def denoiser_loss(self, params: dict[str, Any], batch: base.Batch, key: jax.Array) -> tuple[jax.Array, base.Info]:
+    def denoiser_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Mean over all m · d components of weight · ((ε_θ + τ ∇Q̄)² + α (ε_θ − ε)²), one evaluation of ε_θ for both.
 
         The weight, valid · action_mask, stands on both terms: on one alone it would change their ratio.
@@ -135,8 +143,8 @@ class Agent(base.Agent):
             "denoiser/q_slope": jnp.sqrt(jnp.mean(jnp.square(slope))),
         }
 
-    def propose(self, observations: jax.Array, key: jax.Array) -> jax.Array:
-        """One action of the policy for each observation: [..., o] → [..., d] in [−1, 1]."""
+    def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """One action of the policy for each observation, in [−1, 1]."""
         noise_key, steps_key = jax.random.split(key)
         observations = self.encode("denoiser", observations, self.targets["denoiser"])
         return denoise(

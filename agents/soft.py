@@ -2,22 +2,27 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from agents.base import Info
+from utils.arrays import Info, Scalar
 
 
 def soft_loss(
-    temperature: jax.Array, log_probs: jax.Array, q: jax.Array, target_entropy: jax.Array, valid: jax.Array
-) -> tuple[jax.Array, Info]:
+    temperature: Scalar,
+    log_probs: Float[Array, " m"],
+    q: Float[Array, " m"],
+    target_entropy: Scalar,
+    valid: Float[Array, " m"],
+) -> tuple[Scalar, Info]:
     """Maximises value and entropy, and moves the temperature so that the entropy becomes `target_entropy`.
 
     mean of valid · (sg(α) log π − q), for the actor, plus mean of valid · α (−sg(log π) − target), for α.
 
     Args:
-        temperature: α at the parameters that are trained, a scalar.
-        log_probs: log π of the samples, [m].
-        q: their value, [m].
-        target_entropy: a scalar. valid: [m].
+        temperature: α at the parameters that are trained.
+        log_probs: log π of the samples.
+        q: their value.
+        target_entropy: of the policy, at which α rests. valid: 1 where the window is a sample, else 0.
 
     Returns:
         the sum of both losses, and what to log.

@@ -7,23 +7,26 @@ either; `recognise` tells by the range of its actions, and where that fits both 
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Real
 
 from utils.errors import UserError
 
 UNITS = ("auto", "scaled", "raw")
-Bounds = tuple[np.ndarray, np.ndarray]
+Bounds = tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]  # low, high
 _TOLERANCE = 1e-3  # Rounding of a normalisation, forgiven on either bound; in units of half the range.
 _REACH = 0.95  # Actions that come this near to ±1 and never go beyond were cut off there.
 _RANGES_SHOWN = 8
 
 
-def to_unit(path: Path, actions: np.ndarray, bounds: Bounds | None, units: str) -> tuple[np.ndarray, str]:
-    """Returns actions [N, a] in [-1, 1] up to rounding, and the units they were in, 'scaled' or 'raw'.
+def to_unit(
+    path: Path, actions: Real[np.ndarray, "N A"], bounds: Bounds | None, units: str
+) -> tuple[Real[np.ndarray, "N A"], str]:
+    """Returns actions in [-1, 1] up to rounding, and the units they were in, 'scaled' or 'raw'.
 
     Args:
         path: the file, for messages.
         actions: as in the file.
-        bounds: (low [a], high [a]) of the environment; None: there is no environment, only [-1, 1] fits.
+        bounds: of the environment; None: there is no environment, only [-1, 1] fits.
         units: one of UNITS.
 
     Raises:
@@ -46,7 +49,9 @@ def to_unit(path: Path, actions: np.ndarray, bounds: Bounds | None, units: str) 
     return actions, units
 
 
-def recognise(path: Path, actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+def recognise(
+    path: Path, actions: Real[np.ndarray, "N A"], low: Float[np.ndarray, " A"], high: Float[np.ndarray, " A"]
+) -> str:
     """Returns 'scaled' or 'raw', as the range of the actions says.
 
     Beyond one of the two boxes, [-1, 1] and the bounds, actions are in the units of the other. Within both, they are in
@@ -76,7 +81,9 @@ def recognise(path: Path, actions: np.ndarray, low: np.ndarray, high: np.ndarray
     )
 
 
-def _check_within(path: Path, actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+def _check_within(
+    path: Path, actions: Real[np.ndarray, "N A"], low: Float[np.ndarray, " A"], high: Float[np.ndarray, " A"]
+) -> None:
     """Checks that actions are within bounds.
 
     Raises:
@@ -95,7 +102,7 @@ def _check_within(path: Path, actions: np.ndarray, low: np.ndarray, high: np.nda
         )
 
 
-def ranges(low: np.ndarray, high: np.ndarray) -> str:
+def ranges(low: Real[np.ndarray, " A"], high: Real[np.ndarray, " A"]) -> str:
     """Returns '[low, high]' of each dimension, or of all where they agree."""
     pairs = [f"[{one:.4g}, {other:.4g}]" for one, other in zip(low, high, strict=True)]
     if len(set(pairs)) == 1:

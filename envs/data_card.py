@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from envs.action_units import ranges
 from envs.files import Arrays
@@ -20,7 +21,7 @@ class DataCard:
         episodes, transitions: how many.
         lengths, returns: least, median (lengths) or mean (returns), and most of an episode.
         solved: episodes that hold a solved state; None: rewards do not tell.
-        action_low, action_high: [a], as trained on.
+        action_low, action_high: of each dimension, as trained on.
         ends: kind of end → episodes that end so.
         unused: steps that cannot be used, as the observation after them is not recorded.
         unused_reward: sum of their rewards.
@@ -34,8 +35,8 @@ class DataCard:
     lengths: tuple[int, float, int]
     returns: tuple[float, float, float]
     solved: int | None
-    action_low: np.ndarray
-    action_high: np.ndarray
+    action_low: Float[np.ndarray, " A"]
+    action_high: Float[np.ndarray, " A"]
     ends: dict[str, int]
     unused: int
     unused_reward: float
@@ -110,8 +111,8 @@ def make_card(dataset: Arrays, masks_tell: bool, **of_the_file: Any) -> DataCard
     )
 
 
-def _solved(dataset: Arrays, followed: np.ndarray, masks_tell: bool) -> np.ndarray | None:
-    """Returns bool [N], rows that tell of success, or None where neither masks nor rewards do."""
+def _solved(dataset: Arrays, followed: Bool[np.ndarray, " N"], masks_tell: bool) -> Bool[np.ndarray, " N"] | None:
+    """Returns rows that tell of success, or None where neither masks nor rewards do."""
     masked = dataset["masks"] == 0
     if masks_tell:
         return masked

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from envs.files import Arrays
 from utils.errors import UserError
@@ -18,11 +19,11 @@ _FEW = 3  # Fewer rows than that are a coincidence.
 _NARROW = 0.1  # Actions that stay within this share of the bounds are likely not in their units.
 
 
-def check_masks(path: Path, masks: np.ndarray, ends: np.ndarray, one_row_each: bool) -> None:
+def check_masks(path: Path, masks: Float[np.ndarray, " N"], ends: Bool[np.ndarray, " N"], one_row_each: bool) -> None:
     """Checks that masks are not 0 wherever nothing ends.
 
     Args:
-        path: the file. masks: [N]. ends: bool [N], the last rows of episodes.
+        path: the file. masks: its masks. ends: the last rows of episodes.
         one_row_each: whether each row is a transition; else the last row of an episode may be none, so that in one of
             two rows the first is the last transition.
 
@@ -39,20 +40,25 @@ def check_masks(path: Path, masks: np.ndarray, ends: np.ndarray, one_row_each: b
         )
 
 
-def _starts(ends: np.ndarray) -> np.ndarray:
-    """Returns bool [N], the first rows of episodes."""
+def _starts(ends: Bool[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Returns the first rows of episodes."""
     return np.append(True, ends[:-1])
 
 
 def check_successors(
-    path: Path, name: str, rows: np.ndarray, following: np.ndarray, marked: np.ndarray, cut: np.ndarray
+    path: Path,
+    name: str,
+    rows: Shaped[np.ndarray, " N *s"],
+    following: Shaped[np.ndarray, " N *s"],
+    marked: Bool[np.ndarray, " N"],
+    cut: Bool[np.ndarray, " N"],
 ) -> list[str]:
     """Checks that the next observations are those of the next rows, but at ends.
 
     Args:
         path: the file. name: of the array `following`.
-        rows, following: what is observed in each row and after it, [N, …].
-        marked: bool [N], rows at which `terminals` or `timeouts` mark an end. cut: bool [N], those of them with mask 1.
+        rows, following: what is observed in each row and after it.
+        marked: rows at which `terminals` or `timeouts` mark an end. cut: those of them with mask 1.
 
     Returns:
         warnings.
@@ -94,7 +100,13 @@ def check_successors(
     return []
 
 
-def _check_lags(path: Path, name: str, rows: np.ndarray, following: np.ndarray, inner: np.ndarray) -> None:
+def _check_lags(
+    path: Path,
+    name: str,
+    rows: Shaped[np.ndarray, " N w"],
+    following: Shaped[np.ndarray, " N w"],
+    inner: Bool[np.ndarray, " N-1"],
+) -> None:
     """Checks that the next observations are not those of the same row or of later ones than the next."""
     for lag in (0, *range(2, min(_LAGS, len(rows)))):
         reach = max(lag, 1)
@@ -110,7 +122,9 @@ def _check_lags(path: Path, name: str, rows: np.ndarray, following: np.ndarray, 
             )
 
 
-def check_jumps(path: Path, rows: np.ndarray, marked: np.ndarray, complete: bool) -> list[str]:
+def check_jumps(
+    path: Path, rows: Float[np.ndarray, "N o"], marked: Bool[np.ndarray, " N"], complete: bool
+) -> list[str]:
     """Checks that no ends are missing where nothing but `terminals` and `timeouts` tells of them.
 
     An unmarked end is a jump, in most numbers at once, from one row to the next, much larger than the typical step. It
@@ -118,7 +132,7 @@ def check_jumps(path: Path, rows: np.ndarray, marked: np.ndarray, complete: bool
     of both kinds are marked, others that lead back are taken at the user's word.
 
     Args:
-        path: the file. rows: observations [N, o]. marked: bool [N], rows at which an end is marked.
+        path: the file. rows: observations. marked: rows at which an end is marked.
         complete: whether the file has `timeouts`, so that ends of both kinds could be marked.
 
     Returns:
@@ -160,13 +174,17 @@ def check_jumps(path: Path, rows: np.ndarray, marked: np.ndarray, complete: bool
     return []
 
 
-def _turns(steps: np.ndarray, rows: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Returns bool [o], columns that jump from one end of their range to the other alone, as angles do."""
+def _turns(
+    steps: Float[np.ndarray, "n o"], rows: Float[np.ndarray, "n+1 o"], inner: Bool[np.ndarray, " n"]
+) -> Bool[np.ndarray, " o"]:
+    """Returns columns that jump from one end of their range to the other alone, as angles do."""
     jumps, whole = (steps > _JUMP) & inner[:, None], np.ptp(rows, axis=0) - 2
     return jumps.any(axis=0) & ((jumps & (steps >= whole)).sum(axis=0) > _NEARLY_ALL * jumps.sum(axis=0))
 
 
-def _as_near_the_beginning(rows: np.ndarray, marked: np.ndarray, jumps: np.ndarray) -> float:
+def _as_near_the_beginning(
+    rows: Float[np.ndarray, "N o"], marked: Bool[np.ndarray, " N"], jumps: Int[np.ndarray, " j"]
+) -> float:
     """Returns the share of rows that are as near to where episodes begin as the rows that jumps lead to."""
     scale = rows.std(axis=0) + 1e-12
     beginnings = rows[np.flatnonzero(_starts(marked))]
@@ -174,10 +192,10 @@ def _as_near_the_beginning(rows: np.ndarray, marked: np.ndarray, jumps: np.ndarr
     return float((distance <= np.quantile(distance[jumps + 1], _NEARLY_ALL)).mean())
 
 
-def _equal_distances(jumps: np.ndarray) -> bool:
+def _equal_distances(jumps: Int[np.ndarray, " j"]) -> bool:
     """Returns whether jumps come every so many rows, perhaps not each time."""
     gaps = np.diff(jumps, prepend=-1)
-    return jumps.size >= _FEW and gaps.min() >= 5 and (gaps % gaps.min() == 0).mean() > _NEARLY_ALL
+    return bool(jumps.size >= _FEW and gaps.min() >= 5 and (gaps % gaps.min() == 0).mean() > _NEARLY_ALL)
 
 
 def check_precision(path: Path, arrays: Arrays) -> list[str]:

@@ -24,6 +24,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from envs.action_units import Bounds, to_unit
 from envs.data_checks import check_jumps, check_masks, check_precision, check_successors
@@ -79,7 +80,7 @@ def read_gym_file(
         observation_width: size of the environment's state; None: the file's own, with images if there are some.
         action_width: size of its actions; None: the file's own.
         image_shape: [C, h, w, 3] of its images; None: it has none, and the file's are left out.
-        bounds: (low [a], high [a]) of the environment's actions; None: there is no environment.
+        bounds: of the environment's actions; None: there is no environment.
         units: of the file's actions, one of action_units.UNITS.
 
     Returns:
@@ -150,8 +151,10 @@ def _complete_masks(path: Path, arrays: Arrays) -> list[str]:
     ]
 
 
-def _find_ends(path: Path, arrays: Arrays, parts: list[str], warnings: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns bool [N], the last rows of episodes, and those of them that the file marks."""
+def _find_ends(
+    path: Path, arrays: Arrays, parts: list[str], warnings: list[str]
+) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Returns the last rows of episodes, and those of them that the file marks."""
     marked = arrays["terminals"] > 0
     if "timeouts" in arrays:
         marked |= arrays["timeouts"] > 0
@@ -168,7 +171,7 @@ def _find_ends(path: Path, arrays: Arrays, parts: list[str], warnings: list[str]
     return ends, marked
 
 
-def _kinds_of_ends(compact: Arrays, ends: np.ndarray, marked: np.ndarray) -> dict[str, int]:
+def _kinds_of_ends(compact: Arrays, ends: Bool[np.ndarray, " N"], marked: Bool[np.ndarray, " N"]) -> dict[str, int]:
     """Returns kind of end → how many episodes end so."""
     last = np.flatnonzero(compact["terminals"])
     terminated = (compact["terminals"][last - 1] == 0) & (compact["masks"][last - 1] == 0)
@@ -181,11 +184,11 @@ def _kinds_of_ends(compact: Arrays, ends: np.ndarray, marked: np.ndarray) -> dic
     }
 
 
-def _to_compact(arrays: Arrays, ends: np.ndarray, recorded: bool) -> tuple[Arrays, np.ndarray]:
+def _to_compact(arrays: Arrays, ends: Bool[np.ndarray, " N"], recorded: bool) -> tuple[Arrays, Bool[np.ndarray, " N"]]:
     """Adds a state after each transition whose successor is no row; `recorded`: it is in the next observations.
 
     Returns:
-        the compact layout, and bool [N], rows that hold a step which has no place in it.
+        the compact layout, and rows that hold a step which has no place in it.
     """
     observed: Arrays = {name: arrays[name] for name in ("observations", "images") if name in arrays}
     append = np.flatnonzero(ends if recorded else ends & (arrays["masks"] == 0))

@@ -33,6 +33,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Float, Int32
 
 from envs.tasks import make_env, parse_task
 from envs.wrappers import action_box
@@ -83,7 +84,7 @@ def loop_one_environment(policy: Any, env: Any, horizon: int, num_episodes: int,
     successes = []
     for episode in range(first, first + num_episodes):
         observation, _ = env.reset(seed=episode)
-        queue: list[np.ndarray] = []
+        queue: list[Float[np.ndarray, " A"]] = []
         info: dict[str, Any] = {}
         done, step = False, 0
         while not done:
@@ -112,7 +113,7 @@ def evaluation(overrides: dict[str, str]) -> Part:
     (agents, make), key = evaluated_agent(), jax.random.PRNGKey(1)
     env, horizon = make(), agents.config.horizon_length
 
-    def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> Any:
+    def policy(observations: Any, episodes: Int32[np.ndarray, " B"], chunks: Int32[np.ndarray, " B"]) -> Any:
         return act(agents, 0, observations, key, episodes, chunks)
 
     seconds, counts = {"loop": 0.0, "batched": 0.0}, {"loop": max(1, FLAGS.episodes // 4), "batched": FLAGS.episodes}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from experiments.bench_updates import OURS, Side, clean_environment, floor_share, make_states
@@ -59,7 +60,7 @@ def compare(
     return "\n".join(lines), draw(lanes, ratios)
 
 
-def draw(lanes: list[int], ratios: np.ndarray) -> bytes:
+def draw(lanes: list[int], ratios: Float[np.ndarray, " lanes"]) -> bytes:
     """Summed updates/s over those step by step, against the number of agents side by side, as PNG."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
@@ -75,7 +76,7 @@ def draw(lanes: list[int], ratios: np.ndarray) -> bytes:
         return to_png(figure)
 
 
-def knee(lanes: list[int], ratios: np.ndarray) -> int:
+def knee(lanes: list[int], ratios: Float[np.ndarray, " lanes"]) -> int:
     """The most lanes to which doubling them still brought half as much again."""
     best = lanes[0]
     for few, many, low, high in zip(lanes, lanes[1:], ratios, ratios[1:], strict=False):

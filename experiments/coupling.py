@@ -23,10 +23,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import flags
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.datasets import DEFAULT_DATASET_DIR, load_dataset
 from envs.tasks import parse_task
 from utils import cli
+from utils.arrays import Info, Scalar
 from utils.coupling import couple, tilted_marginal, tilted_weights
 from utils.datasets import assemble, gather, prepare, sample_starts
 from utils.errors import UserError
@@ -67,7 +69,7 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
     params = net.init(stream_key(FLAGS.seed, Stream.INITIALISATION), *inputs)
     optimiser = optax.adam(1e-3)
 
-    def loss_fn(params: Any, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss_fn(params: Any, key: PRNGKeyArray) -> tuple[Scalar, Info]:
         rows, pair, time = jax.random.split(key, 3)
         start = data["starts"][sample_starts(rows, 0, 256, len(data["starts"]))]
         batch = assemble(gather(data, start, FLAGS.horizon_length), 1.0, "drop")
@@ -78,8 +80,8 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
         return flow_matching_loss(velocity, time, noise, batch["actions"][index], jnp.ones(256)), diagnostics
 
     @jax.jit
-    def segment(carry: Any, steps: jax.Array) -> Any:
-        def update(carry: Any, step: jax.Array) -> Any:
+    def segment(carry: Any, steps: Int[Array, " u"]) -> Any:
+        def update(carry: Any, step: Int[Array, ""]) -> Any:
             params, state = carry
             key = stream_key(FLAGS.seed, Stream.UPDATE, step)
             (_, diagnostics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, key)
@@ -96,13 +98,13 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
     return carry[0], jax.tree.map(lambda x: float(x.mean()), diagnostics)
 
 
-def advantage(actions: jax.Array, scale: dict[str, jax.Array]) -> jax.Array:
-    """The made-up advantage: the chunk's first component, standardised: [m, d] → [m]."""
+def advantage(actions: Float[Array, "m d"], scale: dict[str, Any]) -> Float[Array, " m"]:
+    """The made-up advantage: the chunk's first component, standardised."""
     return (actions[:, 0] - scale["action_mean"]) / scale["action_std"]
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def energy_score(net: VectorField, params: Any, batch: dict, weights: jax.Array, nfe: int) -> jax.Array:
+def energy_score(net: VectorField, params: Any, batch: dict, weights: Float[Array, " m"], nfe: int) -> Scalar:
     """Weighted mean of E‖X − a‖ − ½ E‖X − X'‖ over a batch, by 32 samples X a state."""
     observations = jnp.broadcast_to(batch["observations"], (32, *batch["observations"].shape))
     noise = jax.random.normal(stream_key(0, Stream.STUDY, 7), (32, *batch["actions"].shape))

@@ -28,10 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from envs.datasets import load_dataset
 from envs.tasks import make_env, parse_task
 from utils import checkpoints, cli, runs
+from utils.arrays import Number
 from utils.coupling import tilted_marginal
 from utils.datasets import assemble, gather, prepare, sample_starts
 from utils.errors import UserError
@@ -58,7 +60,7 @@ def success(agent: Any, evaluator: Evaluator) -> str:
     """Success rate over the episodes, with its 95 % Wilson interval."""
     agents, key = stack([agent]), stream_key(FLAGS.seed, Stream.EVALUATION_ACTING, 0)
 
-    def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> Any:
+    def policy(observations: Any, episodes: Int32[np.ndarray, " B"], chunks: Int32[np.ndarray, " B"]) -> Any:
         return act(agents, 0, observations, key, episodes, chunks)
 
     rate = evaluator.evaluate(policy, FLAGS.episodes, FLAGS.seed).get("success_rate")
@@ -95,25 +97,28 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
     horizon, cfg = settings["config"]["horizon_length"], agent.cfg
     data = prepare(raw, terminates=task.terminates)
     positions = np.asarray(sample_starts(stream_key(0, Stream.STUDY, 0), 0, 1024, len(data["starts"])))
-    return assemble(gather(data, data["starts"][positions], horizon), cfg.discount, cfg.window_rule)
+    rows = gather(data, data["starts"][positions], horizon)
+    return jax.tree.map(jnp.asarray, assemble(rows, cfg.discount, cfg.window_rule))
 
 
-def diagnose_samples(agent: Any, samples: np.ndarray, reference: np.ndarray, batch: dict[str, Any]) -> None:
+def diagnose_samples(
+    agent: Any, samples: Float[np.ndarray, "n m d"], reference: Float[np.ndarray, "n m d"], batch: dict[str, Any]
+) -> None:
     """Prints how far an agent's flow samples are from their mean, and how far that goes beside the reference's."""
     own_reach = reach(samples, reference)
     line = f"  flow samples: deviation {samples.std(axis=0).mean():.3f}, reach of their mean {own_reach:.3f}"
     if agent.config.get("coupling") == "ot":
-        line += f", foreseen {foreseen_reach(reference, batch['actions'], agent.cfg.epsilon):.3f}"
+        line += f", foreseen {foreseen_reach(reference, np.asarray(batch['actions']), agent.cfg.epsilon):.3f}"
     print(line)
 
 
-def reach(samples: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the spread of the mean of samples [n, m, d] over the m states, relative to the reference's."""
+def reach(samples: Float[np.ndarray, "n m d"], reference: Float[np.ndarray, "n m d"]) -> float:
+    """Returns the spread of the mean of samples over the m states, relative to the reference's."""
     own, whole = (np.linalg.norm(x.mean(axis=0) - x.mean(axis=(0, 1))) for x in (samples, reference))
     return float(own / whole)
 
 
-def foreseen_reach(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> float:
+def foreseen_reach(samples: Float[np.ndarray, "n m d"], actions: Float[np.ndarray, "m d"], epsilon: Number) -> float:
     """How much of the mean action is left, from state to state, when a plan over many states pairs a flow's noise.
 
     With M the mean of ‖z − a‖², the plan ∝ exp(2 z·a / (ε M)) makes noise follow the action with slope k = 2 / (ε M),
@@ -122,7 +127,7 @@ def foreseen_reach(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> 
     −k Σ^½ (μ − E μ). To first order in k, for normal actions, without the condition's term.
 
     Args:
-        samples: unbiased actions, n for each of m states [n, m, d]. actions: those of the data, [m, d].
+        samples: unbiased actions, n for each of m states. actions: those of the data.
         epsilon: relative to M, as in `utils.coupling.solve_plan`.
     """
     k = 2 / (epsilon * (actions.shape[1] + np.square(actions).sum(axis=1).mean()))
@@ -131,7 +136,7 @@ def foreseen_reach(samples: np.ndarray, actions: np.ndarray, epsilon: float) -> 
     values, vectors = np.linalg.eigh(np.einsum("nij,nik->ijk", spread, spread) / len(samples))
     means = means - means.mean(axis=0)
     along = np.einsum("ijk,ij->ik", vectors, means)  # in the directions of Σ
-    return 1 - k * np.sum(np.sqrt(np.maximum(values, 0)) * along**2) / np.sum(means**2)
+    return float(1 - k * np.sum(np.sqrt(np.maximum(values, 0)) * along**2) / np.sum(means**2))
 
 
 def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
@@ -140,11 +145,11 @@ def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
     q = agent.apply("critic", batch["observations"], batch["actions"]).mean(axis=0)
 
     @functools.partial(jax.jit, static_argnums=1)
-    def advantages(key: jax.Array, k: int) -> jax.Array:
+    def advantages(key: PRNGKeyArray, k: int) -> Float[Array, " m"]:
         observations, actions = agent.candidates(batch["observations"], key, k)
         return q - agent.apply("critic", observations, actions).mean(axis=(0, 1))
 
-    def marginal(a: jax.Array) -> jax.Array:
+    def marginal(a: Float[Array, " m"]) -> Float[Array, " m"]:
         return tilted_marginal(a, batch["valid"], cfg.lam, cfg.w_max)
 
     reference = advantages(stream_key(0, Stream.STUDY, 1), 64)

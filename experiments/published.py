@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Real
 
 from envs.tasks import TABLE1_TASKS
 from utils.runs import ROOT
@@ -36,12 +37,12 @@ class Curve:
     """Success rate over updates.
 
     Attributes:
-        steps, mean, std: each [points]; mean and population standard deviation over 12 seeds.
+        steps, mean, std: mean and population standard deviation over 12 seeds.
     """
 
-    steps: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    steps: Real[np.ndarray, " points"]
+    mean: Float[np.ndarray, " points"]
+    std: Float[np.ndarray, " points"]
 
     def at(self, steps: tuple[int, ...]) -> float | None:
         """Mean success at `steps`, between points by linear interpolation; None where the curve does not reach."""

@@ -51,7 +51,7 @@ def draw_curves(env_name: str, groups: list[Group], styles: dict[str, dict[str, 
     drawn = [group for group in drawn if group.condition.metric == metric]
     curves = published.curves().get(env_name, {}) if metric == "success_rate" else {}
     end = max(group.curve()[0][-1] for group in drawn)
-    split = bool(curves) and end < SHARE * published.STEPS
+    split = bool(curves) and bool(end < SHARE * published.STEPS)
     with matplotlib.rc_context(STYLE | {"figure.dpi": 200, "savefig.dpi": 200}):
         figure = Figure(figsize=(7.2 if split else 5.2, 2.6), layout="constrained")
         panels = figure.subplots(1, 2 if split else 1, sharey=True, squeeze=False)[0]

@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Real
 
 from experiments import published
 from experiments.report_runs import Run, show
 
 RESAMPLES = 10_000
+Statistic = Callable[[Float[np.ndarray, "resamples runs *s"]], Float[np.ndarray, "resamples ..."]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Group:
         return self.runs[0].algorithm
 
     @cached_property
-    def scores(self) -> np.ndarray:
-        """Each seed's mean over the averaged evaluations: [seeds], or [0] where there is none."""
+    def scores(self) -> Float[np.ndarray, " seeds"]:
+        """Each seed's mean over the averaged evaluations, none where there are no evaluations."""
         if not self.condition.steps:
             return np.empty(0)
         return np.array([run.values[-len(self.condition.steps) :].mean() for run in self.runs])
@@ -71,8 +73,8 @@ class Group:
         """The 95 % interval of the mean over seeds, None for a single one."""
         return scalar_interval([self.scores], _mean)
 
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Evaluations that all seeds have: steps [evaluations], values [seeds, evaluations]."""
+    def curve(self) -> tuple[Real[np.ndarray, " evaluations"], Float[np.ndarray, "seeds evaluations"]]:
+        """Evaluations that all seeds have: steps and values."""
         steps = self.runs[0].steps
         for run in self.runs[1:]:
             steps = np.intersect1d(steps, run.steps)
@@ -80,12 +82,12 @@ class Group:
 
 
 def bootstrap(
-    strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray] | None:
+    strata: Sequence[Float[np.ndarray, " _ *s"]], statistic: Statistic
+) -> tuple[Float[np.ndarray, "..."] | float, Float[np.ndarray, "..."] | float] | None:
     """The 95 % percentile interval of a statistic, runs resampled within each stratum (task); the same at every call.
 
     Args:
-        strata: each [runs, …]. statistic: [resamples, all runs, …] → [resamples, …].
+        strata: each [runs, …]. statistic: of resamples, over all runs.
 
     Returns:
         (lower, upper), or None where a stratum has one run only, whose spread is not known.
@@ -99,15 +101,13 @@ def bootstrap(
     return lower, upper
 
 
-def scalar_interval(
-    strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
-) -> tuple[float, float] | None:
-    """Returns `bootstrap`'s interval of a statistic that is one number: [resamples, all runs] → [resamples]."""
+def scalar_interval(strata: Sequence[Float[np.ndarray, " _"]], statistic: Statistic) -> tuple[float, float] | None:
+    """Returns `bootstrap`'s interval of a statistic that is one number."""
     ends = bootstrap(strata, statistic)
     return (float(ends[0]), float(ends[1])) if ends else None
 
 
-def _mean(samples: np.ndarray) -> np.ndarray:
+def _mean(samples: Float[np.ndarray, "resamples runs *s"]) -> Float[np.ndarray, " resamples *s"]:
     return samples.mean(axis=1)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Real
 
 from experiments import published
 from utils import runs
@@ -24,7 +25,7 @@ class Run:
         settings: flags.json. planned: updates it is to go to. finished: it went there and was evaluated there.
         diverged: where and how training diverged, '' if it did not. reached: updates that are logged.
         metric: 'success_rate', or 'return_mean' where success is not known.
-        steps, values, episodes: the evaluations, each [evaluations].
+        steps, values, episodes: the evaluations.
         rate: median updates/s. milliseconds: time of one action at acting; NaN where not recorded, as for `rate`.
     """
 
@@ -35,9 +36,9 @@ class Run:
     diverged: str
     reached: int
     metric: str
-    steps: np.ndarray
-    values: np.ndarray
-    episodes: np.ndarray
+    steps: Real[np.ndarray, " evaluations"]
+    values: Real[np.ndarray, " evaluations"]
+    episodes: Real[np.ndarray, " evaluations"]
     rate: float
     milliseconds: float
 

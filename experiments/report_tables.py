@@ -1,13 +1,14 @@
 """The tables of a report, as data: success against the published figures, IQM over tasks, cost and notes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.stats import trim_mean
 
 from experiments import published
-from experiments.report_groups import Group, scalar_interval, show_steps
+from experiments.report_groups import Group, Statistic, scalar_interval, show_steps
 
 NONE, SINGLE_TASKS = "–", " (single seeds)"
 
@@ -167,14 +168,14 @@ def _domain_scores(tasks: list[dict[str, Group]]) -> dict[str, Score]:
     return result
 
 
-def _over_tasks(ends: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The statistic [resamples, all runs] → mean over tasks of the mean over runs; `ends` cuts runs into tasks."""
+def _over_tasks(ends: Int[np.ndarray, " cuts"]) -> Statistic:
+    """The mean over tasks of the mean over runs; `ends` cuts runs into tasks."""
     return lambda samples: np.mean([part.mean(axis=1) for part in np.split(samples, ends, axis=1)], axis=0)
 
 
-def iqm(samples: np.ndarray) -> np.ndarray:
+def iqm(samples: Float[np.ndarray, "*b runs"]) -> Float[np.ndarray, "*b"]:
     """Interquartile mean over the last axis: a quarter is cut off at each end."""
-    return trim_mean(samples, 0.25, axis=-1)
+    return np.asarray(trim_mean(samples, 0.25, axis=-1))
 
 
 def aggregate_table(groups: list[Group]) -> Table:

@@ -43,11 +43,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ott.tools.sliced import sliced_wasserstein
 
 from experiments import toy_report
 from experiments.toy_report import DIAGNOSTICS, METRICS, NFES, Job, Result
 from utils import cli
+from utils.arrays import Info, Number, Scalar
 from utils.coupling import sample_conditional, solve_plan, tilted_marginal
 from utils.errors import UserError
 from utils.files import atomic_write_bytes
@@ -81,37 +83,39 @@ SAMPLES, DRAWN, SEGMENT = 4096, 1000, 200
 class Problem(NamedTuple):
     """What is to be sampled, as numbers, so that one compiled program serves all: π(a|c) e^{−λE(a,c)}."""
 
-    rotated: float | jax.Array  # 1 if c is an angle, 0 if it names the moon
-    inside: float | jax.Array  # 1 if E is 1 inside the circles, 0 if outside
-    lam: float | jax.Array
+    rotated: float | Scalar  # 1 if c is an angle, 0 if it names the moon
+    inside: float | Scalar  # 1 if E is 1 inside the circles, 0 if outside
+    lam: float | Scalar
 
 
-def eight_gaussians(key: jax.Array, which: jax.Array) -> jax.Array:
-    """The source: points of eight narrow Gaussians on a ring, `which` [...] of them → [..., 2]; unit variance."""
+def eight_gaussians(key: PRNGKeyArray, which: Int[Array, "*b"]) -> Float[Array, "*b 2"]:
+    """The source: points of eight narrow Gaussians on a ring, `which` of them; unit variance."""
     ring = jnp.stack([jnp.cos(which * jnp.pi / 4), jnp.sin(which * jnp.pi / 4)], axis=-1)
     return jnp.sqrt(2.0) * ring + 0.09 * jax.random.normal(key, ring.shape)
 
 
-def two_moons(key: jax.Array, arc: jax.Array, moon: jax.Array) -> jax.Array:
-    """Points of the two moons around the origin: places on the arc in [0, 1], [n], and moons, ±1 [n] → [n, 2]."""
+def two_moons(key: PRNGKeyArray, arc: Float[Array, " n"], moon: Float[Array, " n"]) -> Float[Array, "n 2"]:
+    """Points of the two moons around the origin, of places on the arc in [0, 1] and moons, ±1."""
     # The lower moon is the upper one turned by 180°.
     upper = jnp.stack([jnp.cos(jnp.pi * arc) - 0.5, jnp.sin(jnp.pi * arc) - 0.25], axis=-1)
     return 0.85 * (moon[:, None] * upper + 0.07 * jax.random.normal(key, upper.shape))
 
 
-def turn(points: jax.Array, angle: jax.Array) -> jax.Array:
-    """Rotates points [..., 2] by angles [...]."""
+def turn(points: Float[Array, "*b 2"], angle: Float[Array, "*#b"]) -> Float[Array, "*b 2"]:
+    """Rotates points by angles."""
     cos, sin, (x, y) = jnp.cos(angle), jnp.sin(angle), jnp.moveaxis(points, -1, 0)
     return jnp.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
 
 
-def angles(conditions: jax.Array, problem: Problem) -> jax.Array:
-    """By how much the moons are turned at c, [..., 1] → [...]; c has unit variance."""
+def angles(conditions: Float[Array, "*b 1"], problem: Problem) -> Float[Array, "*b"]:
+    """By how much the moons are turned at c, which has unit variance."""
     return problem.rotated * conditions[..., 0] * jnp.pi / (2 * jnp.sqrt(12.0))
 
 
-def sample_data(key: jax.Array, size: int, problem: Problem) -> tuple[jax.Array, jax.Array]:
-    """Actions a ~ π(a|c), [size, 2], and their conditions c, [size, 1]."""
+def sample_data(
+    key: PRNGKeyArray, size: int, problem: Problem
+) -> tuple[Float[Array, "{size} 2"], Float[Array, "{size} 1"]]:
+    """Actions a ~ π(a|c), and their conditions c."""
     point_key, arc_key, moon_key, angle_key = jax.random.split(key, 4)
     moon = 2.0 * jax.random.bernoulli(moon_key, 0.5, (size,)) - 1
     points = two_moons(point_key, jax.random.uniform(arc_key, (size,)), moon)
@@ -120,16 +124,16 @@ def sample_data(key: jax.Array, size: int, problem: Problem) -> tuple[jax.Array,
     return turn(points, angles(conditions, problem)), conditions
 
 
-def energy(points: jax.Array, problem: Problem) -> jax.Array:
-    """E of points [..., 2] that are not turned, or turned back, in {0, 1}, [...]."""
+def energy(points: Float[Array, "*b 2"], problem: Problem) -> Float[Array, "*b"]:
+    """E of points that are not turned, or turned back, in {0, 1}."""
     distances = jnp.linalg.norm(points[..., None, :] - CENTRES, axis=-1)
     within = (distances < RADIUS).any(axis=-1)
     return jnp.where(problem.inside > 0, within, ~within).astype(jnp.float32)
 
 
 def draw_pairs(
-    key: jax.Array, problem: Problem, method: str, size: int, alpha: jax.Array, epsilon: jax.Array
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    key: PRNGKeyArray, problem: Problem, method: str, size: int, alpha: Number, epsilon: Number
+) -> tuple[dict[str, Float[Array, "m ..."]], Info]:
     """A batch of training pairs (z, a, c) with weights, and the coupling's diagnostics.
 
     wCOT: weight 1 on pairs drawn from the plan to the tilted marginal (paper Eqs. 2-5, source conditions i.i.d.);
@@ -163,13 +167,13 @@ def draw_pairs(
 @partial(jax.jit, static_argnames=("method", "size"), donate_argnums=0)
 def train_segment(
     carry: Any,
-    key: jax.Array,
+    key: PRNGKeyArray,
     problem: Problem,
-    alpha: jax.Array,
-    epsilon: jax.Array,
-    first: int,
-    last: int,
-    total: int,
+    alpha: Scalar,
+    epsilon: Scalar,
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    total: Int[Array, ""],
     *,
     method: str,
     size: int,
@@ -180,12 +184,12 @@ def train_segment(
         carry: parameters, Adam's state, and the diagnostics summed so far.
     """
 
-    def update(step: jax.Array, carry: Any) -> Any:
+    def update(step: Int[Array, ""], carry: Any) -> Any:
         params, state, sums = carry
         pair_key, time_key = jax.random.split(jax.random.fold_in(key, step))
         pairs, diagnostics = draw_pairs(pair_key, problem, method, size, alpha, epsilon)
 
-        def loss(params: Any) -> jax.Array:
+        def loss(params: Any) -> Scalar:
             velocity = partial(output_of, NET, params, pairs["conditions"])
             return flow_matching_loss(velocity, time_key, pairs["noise"], pairs["actions"], pairs["weights"])
 
@@ -217,18 +221,20 @@ def to_problem(job: Job) -> Problem:
     return Problem(float(job.condition == "rotation"), float(job.energy == "inside"), FLAGS.lam)
 
 
-def euler_path(params: Any, conditions: jax.Array, noise: jax.Array, nfe: int) -> jax.Array:
-    """All points that `utils.flow.euler` passes, [nfe + 1, ..., 2]."""
+def euler_path(
+    params: Any, conditions: Float[Array, "*b 1"], noise: Float[Array, "*b 2"], nfe: int
+) -> Float[Array, " {nfe}+1 *b 2"]:
+    """All points that `utils.flow.euler` passes."""
 
-    def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(x: Float[Array, "*b 2"], t: Scalar) -> tuple[Float[Array, "*b 2"], Float[Array, "*b 2"]]:
         x = x + output_of(NET, params, conditions, x, jnp.full((*x.shape[:-1], 1), t)) / nfe
         return x, x
 
     return jnp.concatenate([noise[None], jax.lax.scan(step, noise, jnp.arange(nfe) / nfe)[1]])
 
 
-def true_samples(key: jax.Array, size: int, problem: Problem) -> jax.Array:
-    """Samples of π(a|c) e^{−λE} turned back, half of them at c < 0 and half at c > 0, [2, size / 2, 2].
+def true_samples(key: PRNGKeyArray, size: int, problem: Problem) -> Float[Array, "2 {size}//2 2"]:
+    """Samples of π(a|c) e^{−λE} turned back, half of them at c < 0 and half at c > 0.
 
     Evenly spaced quantiles along the moons of a dense weighted set, so that they have hardly any sampling error.
     """
@@ -236,7 +242,7 @@ def true_samples(key: jax.Array, size: int, problem: Problem) -> jax.Array:
     # Twice along the arc: over both moons where c is an angle.
     arc, second = (2 * jnp.arange(pool) / pool) % 1, jnp.arange(pool) >= pool // 2
 
-    def half(key: jax.Array, sign: int) -> jax.Array:
+    def half(key: PRNGKeyArray, sign: int) -> Float[Array, "n 2"]:
         points = two_moons(key, arc, jnp.where(problem.rotated > 0, 2.0 * second - 1, sign))
         cumulative = jnp.cumsum(jnp.exp(-problem.lam * energy(points, problem)))
         return points[jnp.searchsorted(cumulative, (jnp.arange(count) + 0.5) / count * cumulative[-1])]
@@ -244,19 +250,21 @@ def true_samples(key: jax.Array, size: int, problem: Problem) -> jax.Array:
     return jnp.stack([half(key, sign) for key, sign in zip(jax.random.split(key), (-1, 1), strict=True)])
 
 
-def distance(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Sliced 2-Wasserstein distance over 32 equally spaced directions, mean over halves: [2, n, 2] twice → scalar."""
+def distance(x: Float[Array, "2 n 2"], y: Float[Array, "2 n 2"]) -> Scalar:
+    """Sliced 2-Wasserstein distance over 32 equally spaced directions, mean over halves."""
     angle = jnp.pi * jnp.arange(32) / 32
     directions = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
-    def squared(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def squared(pair: tuple[Float[Array, "n 2"], Float[Array, "n 2"]]) -> Scalar:
         return sliced_wasserstein(pair[0], pair[1], proj_fn=lambda points, *_: points @ directions)[0]
 
     return jnp.sqrt(jax.lax.map(squared, (x, y))).mean()
 
 
 @partial(jax.jit, static_argnames="size")
-def evaluate(params: Any, key: jax.Array, problem: Problem, *, size: int = SAMPLES) -> dict[str, jax.Array]:
+def evaluate(
+    params: Any, key: PRNGKeyArray, problem: Problem, *, size: int = SAMPLES
+) -> dict[str, Float[Array, "..."]]:
     """Metrics by NFE, each [len(NFES)], and the first paths with 2 and 100 steps, [points, 2, DRAWN / 2, 2]."""
     noise_key, true_key = jax.random.split(key)
     grid = (jnp.arange(size // 2) + 0.5) / (size // 2)
@@ -279,7 +287,7 @@ def evaluate(params: Any, key: jax.Array, problem: Problem, *, size: int = SAMPL
 
 
 @partial(jax.jit, static_argnames="size")
-def reference(key: jax.Array, problem: Problem, *, size: int = SAMPLES) -> dict[str, jax.Array]:
+def reference(key: PRNGKeyArray, problem: Problem, *, size: int = SAMPLES) -> dict[str, Float[Array, " NFEs"]]:
     """The metrics of true samples; their distance is that between two sets of them, the least to expect."""
     first, second = (true_samples(k, size, problem) for k in jax.random.split(key))
     values = {"wanted_share": 1 - energy(first, problem).mean(), "distance": distance(first, second)}

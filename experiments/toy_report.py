@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -19,6 +20,7 @@ from scipy.stats import t as student
 from utils.plotting import STYLE, to_png
 
 Result = dict[str, np.ndarray]
+Measures = dict[tuple[str, float, float], Float[np.ndarray, "seeds 3"]]  # of (method, α, ε)
 NFES = (1, 2, 3, 5, 10, 100)
 METRICS = ("wanted_share", "distance", "straightness", "gap")
 DIAGNOSTICS = ("condition_match", "transport_cost", "marginal_error", "capped", "iterations")
@@ -52,15 +54,15 @@ class Job:
     seed: int = 0
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds and half the width of its 95 % t-interval, [seeds, ...] → [...] twice; NaN for one seed."""
-    count = len(values)
+def interval(values: Float[np.ndarray, " seeds *b"]) -> tuple[Float[np.ndarray, "*b"], Float[np.ndarray, "*b"]]:
+    """Mean over seeds and half the width of its 95 % t-interval, NaN for one seed."""
+    count, mean = len(values), np.asarray(values.mean(axis=0))
     if count == 1:
-        return values[0], np.full_like(values[0], np.nan)
-    return values.mean(axis=0), student.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count)
+        return mean, np.full_like(mean, np.nan)
+    return mean, np.asarray(student.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count))
 
 
-def by_setting(results: dict[Job, Result]) -> dict[Job, dict[str, np.ndarray]]:
+def by_setting(results: dict[Job, Result]) -> dict[Job, Result]:
     """Settings (jobs with seed 0) → metrics [seeds, len(NFES)] and diagnostics [seeds]; paths of the first seed."""
     groups: dict[Job, list[Result]] = {}
     for job in sorted(results, key=lambda job: replace(job, method=str(list(LABELS).index(job.method)))):
@@ -126,7 +128,7 @@ def _number(value: Any) -> str:
     return "" if value is None or not np.isfinite(value) else f"{float(value):.4f}"
 
 
-def _plus_minus(mean: np.ndarray, half: np.ndarray) -> str:
+def _plus_minus(mean: Float[np.ndarray, ""], half: Float[np.ndarray, ""]) -> str:
     return f"{mean:.3f} ± {half:.3f}" if np.isfinite(half) else f"{mean:.3f}"
 
 
@@ -138,7 +140,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def draw_samples(results: dict[Job, Result], centres: np.ndarray, radius: float) -> bytes:
+def draw_samples(results: dict[Job, Result], centres: Float[np.ndarray, "circles 2"], radius: float) -> bytes:
     """Fig. 1: samples and paths of the first seed, rows of 100 and 2 steps; the numbers are means over seeds."""
     groups = {(setting.energy, setting.method): data for setting, data in by_setting(results).items()}
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
@@ -168,7 +170,7 @@ def draw_samples(results: dict[Job, Result], centres: np.ndarray, radius: float)
 
 
 def _draw_panel(
-    axes: Axes, data: dict[str, np.ndarray], nfe: int, energy: str, centres: np.ndarray, radius: float
+    axes: Axes, data: Result, nfe: int, energy: str, centres: Float[np.ndarray, "circles 2"], radius: float
 ) -> None:
     """One method with one number of steps; it is grey where the energy is 1."""
     axes.set(aspect="equal", xlim=(-1.72, 1.72), ylim=(-1.72, 1.72), xticks=[], yticks=[])
@@ -214,8 +216,8 @@ def draw_nfe(results: dict[Job, Result]) -> bytes:
         return to_png(figure)
 
 
-def _draw_metric(axes: Axes, method: str, values: np.ndarray) -> None:
-    """One line, [seeds, len(NFES)]."""
+def _draw_metric(axes: Axes, method: str, values: Float[np.ndarray, "seeds NFEs"]) -> None:
+    """One line."""
     mean, half = interval(values)
     if method == "true":
         axes.axhline(mean[0], color=GREY, linestyle=":", linewidth=1, label=LABELS[method])
@@ -261,21 +263,17 @@ def draw_sweep(results: dict[Job, Result], chosen: tuple[float, float]) -> bytes
         return to_png(figure)
 
 
-def _measures(data: dict[str, np.ndarray]) -> np.ndarray:
-    """Bias, bend and both: distance at 100 steps, extra path length in % there, and distance at 2 steps, [seeds, 3]."""
+def _measures(data: Result) -> Float[np.ndarray, "seeds 3"]:
+    """Bias, bend and both: distance at 100 steps, extra path length in % there, and distance at 2 steps."""
     two, most = NFES.index(2), NFES.index(100)
     distance = data["distance"]
     return np.stack([distance[:, most], 100 * (data["straightness"][:, most] - 1), distance[:, two]], axis=1)
 
 
 def _draw_measures(
-    row: Iterable[Axes], own: dict[tuple, np.ndarray], shades: dict[float, Any], chosen: tuple[float, float] | None
+    row: Iterable[Axes], own: Measures, shades: dict[float, Any], chosen: tuple[float, float] | None
 ) -> None:
-    """One panel for each measure: lines over α for each ε, with 95 % t-intervals over seeds.
-
-    Args:
-        own: (method, α, ε) → [seeds, 3].
-    """
+    """One panel for each measure: lines over α for each ε, with 95 % t-intervals over seeds."""
     alphas = sorted({alpha for method, alpha, _ in own if method == "wcot"})
     places = np.arange(len(alphas))
     for i, axes in enumerate(row):
@@ -295,9 +293,7 @@ def _draw_measures(
             axes.set_ylim(bottom=0)
 
 
-def _draw_trade(
-    axes: Axes, own: dict[tuple, np.ndarray], shades: dict[float, Any], chosen: tuple[float, float] | None
-) -> None:
+def _draw_trade(axes: Axes, own: Measures, shades: dict[float, Any], chosen: tuple[float, float] | None) -> None:
     """Bias over bend: a line for each ε, on which α grows; see `_draw_measures`."""
     alphas = sorted({alpha for method, alpha, _ in own if method == "wcot"})
     for epsilon, colour in shades.items():

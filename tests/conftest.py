@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import costs
+import jaxtyping
 import numpy as np
 import pytest
 
 import utils
 
+CHECKED = ("agents", "envs", "experiments", "utils", "main", "online_main")
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # An int will do for a float.
 # XLA's older emitters take a third of the time of the newer ones. The level is that of `compiling.optimised`.
 QUICK_TO_COMPILE = (
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
@@ -29,7 +32,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Lets all tests, and the processes they start, share what is compiled. JAX reads these when it is imported."""
+    """Lets all tests, and the processes they start, share what is compiled, and checks the types of calls.
+
+    JAX reads these variables when it is imported.
+    """
     assert "jax" not in sys.modules
     if config.getoption("--costs"):
         config.pluginmanager.register(costs.Costs())
@@ -41,6 +47,7 @@ def pytest_configure(config):
     if utils.jaxlib_version >= (0, 10, 2):  # Older ones may not know the flags.
         os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {QUICK_TO_COMPILE}"
     os.environ["OTQL_XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")  # Child processes need not try them.
+    jaxtyping.install_import_hook(CHECKED, CHECKER)
 
 
 def pytest_unconfigure(config):

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType
 
 import ml_collections
 import numpy as np
@@ -203,7 +203,8 @@ def test_values_of_all_types():
 
 
 def test_an_integer_may_be_as_small_as_its_default():
-    module = SimpleNamespace(PRESETS={}, get_config=lambda: ml_collections.ConfigDict({"delay": 0, "size": 4}))
+    module = ModuleType("own")
+    module.PRESETS, module.get_config = {}, lambda: ml_collections.ConfigDict({"delay": 0, "size": 4})
     assert runs.resolve_config(module, "none", "paper", {"delay": "0"})[0].delay == 0
     for field, least in (("delay", 0), ("size", 1)):
         with pytest.raises(UserError, match=f"--agent.{field}=-1: it must be at least {least}"):

@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -33,7 +34,7 @@ def test_the_agent_of_a_run_loads(directory):
     state = checkpoints.load_latest(directory / "checkpoints")[1]["agent"]
     jax.tree.map(np.testing.assert_array_equal, agent.params, state["params"])
     assert agent.hyper["lam"] == np.float32(settings["config"]["lam"])
-    observations = np.zeros((3, settings["observation_dim"]), np.float32)
+    observations = jnp.zeros((3, settings["observation_dim"]))
     assert agent.sample_actions(observations, jax.random.PRNGKey(0)).shape == (3, settings["chunk_dim"])
     earlier = runs.load_run(directory, 2)[0]
     assert earlier.step == 2 and not np.array_equal(
@@ -133,10 +134,8 @@ def test_foreseen_reach(epsilon):
     means = rng.normal(size=(size, 3)) * np.array([0.5, 1.0, 0.7]) + np.array([1.0, -1.0, 0.5])
     draw = lambda *shape: means + np.einsum("ijk,...ik->...ij", roots[half], rng.normal(size=(*shape, size, 3)))  # noqa: E731
     actions, noise = np.float32(draw()), np.float32(rng.normal(size=(size, 3)))
-    plan, _ = solve_plan(
-        noise, means, actions, means, np.full(size, 1 / size, np.float32),
-        alpha=0.0, epsilon=epsilon, max_iterations=200, threshold=1e-3,
-    )  # fmt: skip
+    arrays = (jnp.asarray(array) for array in (noise, means, actions, means, np.full(size, 1 / size)))
+    plan, _ = solve_plan(*arrays, alpha=0.0, epsilon=epsilon, max_iterations=200, threshold=1e-3)
     seen = size * np.asarray(plan).T @ noise  # E[z | a_j]
     centred = means - means.mean(axis=0)
     mean_noise = centred @ np.linalg.lstsq(centred, seen - seen.mean(axis=0))[0]  # E[z | s_j]

@@ -8,28 +8,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ott.geometry import geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 
-Scalar = float | jax.Array
+from utils.arrays import Info, Number
 
 SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the search for principal components
 SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
 
 
-def tilted_weights(advantages: jax.Array, valid: jax.Array, lam: Scalar, w_max: Scalar) -> jax.Array:
+def tilted_weights(
+    advantages: Float[Array, " m"], valid: Float[Array, " m"], lam: Number, w_max: Number
+) -> Float[Array, " m"]:
     """Returns w_j = min(exp(λ A_j), w_max) · valid_j over their maximum (paper Eq. 5, §3.2).
 
     Computed from log-weights relative to their maximum, so that no λ A overflows or leaves only zeros.
 
     Args:
-        advantages: A, [m].
-        valid: 1 where the window is a sample, else 0, [m].
-        lam, w_max: temperature λ ≥ 0 and weight clamp, scalars.
+        advantages: A.
+        valid: 1 where the window is a sample, else 0.
+        lam, w_max: temperature λ ≥ 0 and weight clamp.
 
     Returns:
-        w / max w, [m]; zero on invalid rows; all zero if no row is valid.
+        w / max w; zero on invalid rows; all zero if no row is valid.
     """
     logits = jnp.minimum(lam * advantages, jnp.log(w_max))
     logits = jnp.where(valid > 0, logits, -jnp.inf)
@@ -37,14 +40,18 @@ def tilted_weights(advantages: jax.Array, valid: jax.Array, lam: Scalar, w_max: 
     return jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
 
 
-def tilted_marginal(advantages: jax.Array, valid: jax.Array, lam: Scalar, w_max: Scalar) -> jax.Array:
-    """Returns the target marginal p_j = w_j / Σ w of `tilted_weights`, [m]; all zero if no row is valid."""
+def tilted_marginal(
+    advantages: Float[Array, " m"], valid: Float[Array, " m"], lam: Number, w_max: Number
+) -> Float[Array, " m"]:
+    """Returns the target marginal p_j = w_j / Σ w of `tilted_weights`; all zero if no row is valid."""
     weights = tilted_weights(advantages, valid, lam, w_max)
     return weights / jnp.maximum(weights.sum(), 1.0)
 
 
-def squared_distances(x: jax.Array, y: jax.Array, y_mask: jax.Array | None = None) -> jax.Array:
-    """‖x_i − y_j‖² for x [n, d] and y [m, d] as [n, m]; components with y_mask [m, d] = 0 do not count."""
+def squared_distances(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], y_mask: Float[Array, "m d"] | None = None
+) -> Float[Array, "n m"]:
+    """‖x_i − y_j‖² for all pairs; components with y_mask = 0 do not count."""
     # Reduced-precision products of a GPU would leave errors of the size of ε in large distances.
     matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     if y_mask is None:
@@ -54,7 +61,7 @@ def squared_distances(x: jax.Array, y: jax.Array, y_mask: jax.Array | None = Non
     return jnp.maximum(distances, 0.0)
 
 
-def principal_components(features: jax.Array, count: int) -> jax.Array:
+def principal_components(features: Float[Array, "m f"], count: int) -> Float[Array, "m min({count},m)"]:
     """The scores of the leading principal components over a batch, each scaled to unit variance.
 
     They are √m times the leading eigenvectors of the Gram matrix of the centred features, up to their signs, which no
@@ -62,11 +69,8 @@ def principal_components(features: jax.Array, count: int) -> jax.Array:
     Components without variance, as of equal images, are zero.
 
     Args:
-        features: [m, f].
-        count: how many, k; m at most.
-
-    Returns:
-        [m, min(k, m)].
+        features: one row a sample.
+        count: how many; m at most.
     """
     size, count = len(features), min(count, len(features))
     centred = features - features.mean(axis=0)
@@ -82,34 +86,34 @@ def principal_components(features: jax.Array, count: int) -> jax.Array:
 
 
 def solve_plan(
-    noise: jax.Array,
-    source_conditions: jax.Array,
-    actions: jax.Array,
-    conditions: jax.Array,
-    probs: jax.Array,
+    noise: Float[Array, "m d"],
+    source_conditions: Float[Array, "m c"],
+    actions: Float[Array, "m d"],
+    conditions: Float[Array, "m c"],
+    probs: Float[Array, " m"],
     *,
-    alpha: Scalar,
-    epsilon: Scalar,
+    alpha: Number,
+    epsilon: Number,
     max_iterations: int,
-    threshold: Scalar,
-    source_probs: jax.Array | None = None,
-    action_mask: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    threshold: Number,
+    source_probs: Float[Array, " m"] | None = None,
+    action_mask: Float[Array, "m d"] | None = None,
+) -> tuple[Float[Array, "m m"], Info]:
     """Entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
 
     Args:
-        noise: z, [m, d]. source_conditions: c̄, [m, c]. actions: a, [m, d]. conditions: c, [m, c].
-        probs: target marginal p, [m], sums to 1; entries may be 0.
+        noise: z. source_conditions: c̄. actions: a. conditions: c.
+        probs: target marginal p, sums to 1; entries may be 0.
         alpha: weight of the condition term.
         epsilon: entropic regularisation relative to the mean of the action term ‖z_i − a_j‖² alone, so that
             neither the dimension nor α changes how far actions are blurred. The mean is over the whole batch, columns
             with p_j = 0 included: the tilt has no say in it either.
         max_iterations: cap on Sinkhorn iterations. threshold: stop at this L1 error of the column marginal.
-        source_probs: source marginal, [m]; uniform if None.
-        action_mask: [m, d], 0 where a component of a_j is padding, which then has no say in the plan.
+        source_probs: source marginal; uniform if None.
+        action_mask: 0 where a component of a_j is padding, which then has no say in the plan.
 
     Returns:
-        The plan Γ [m, m] and scalars `marginal_error` (L1, columns; rows are exact: the solver updates the
+        The plan Γ and `marginal_error` (L1, columns; rows are exact: the solver updates the
         source potential last), `iterations`, `capped` (1 if it stopped at the cap unconverged), and
         `transport_cost`: Σ Γ C_action over the independent coupling's.
     """
@@ -141,24 +145,24 @@ def solve_plan(
 
 
 def couple(
-    key: jax.Array,
-    actions: jax.Array,
-    conditions: jax.Array,
-    weights: jax.Array,
+    key: PRNGKeyArray,
+    actions: Float[Array, "m d"],
+    conditions: Float[Array, "m c"],
+    weights: Float[Array, " m"],
     config: Any,
-    action_mask: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    action_mask: Float[Array, "m d"] | None = None,
+) -> tuple[Float[Array, "m d"], Int[Array, " m"], Info]:
     """Draws m training pairs (z, a_j) whose actions follow the weighted target marginal (paper §3.1).
 
     Args:
         key: randomness of the noise, the source conditions and the pairs.
-        actions: a, [m, d]. conditions: c, [m, c], standardised.
-        weights: w ≥ 0 on any scale, [m], probabilities or not: here, and only here, they become p = w / Σ w; if all
+        actions: a. conditions: c, standardised.
+        weights: w ≥ 0 on any scale, probabilities or not: here, and only here, they become p = w / Σ w; if all
             are zero, p is uniform.
         config: has the attributes `coupling`: 'ot', or 'independent' (same marginals, noise paired at random);
             `source_conditions`, how c̄ is chosen for 'ot' (see below); `alpha`, `epsilon`, `max_iterations` and
             `threshold`, as in `solve_plan`.
-        action_mask: [m, d], 0 where a component of an action is padding.
+        action_mask: 0 where a component of an action is padding.
 
     The variants of `source_conditions`:
         iid: c̄_i ~ Categorical(p), independently, as in the paper. The drawn conditions only meet p on average,
@@ -168,7 +172,7 @@ def couple(
         weighted: c̄_i = c_i with source weights p_i; the condition marginals agree exactly.
 
     Returns:
-        noise z [m, d], index j [m] of the action (and of the condition to train on) for each noise, and scalar
+        noise z, index j of the action (and of the condition to train on) for each noise, and
         diagnostics: effective sample size of p over m, share of distinct actions, share of pairs whose source
         condition is the action's own, and those of `solve_plan`.
     """
@@ -179,7 +183,7 @@ def couple(
     noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
     if config.coupling == "independent":
         index = source = systematic_resample(source_key, probs)
-        diagnostics: dict[str, jax.Array] = {}
+        diagnostics: Info = {}
     elif config.coupling == "ot":
         targets, target_probs, source_probs = jnp.arange(size), probs, None
         if config.source_conditions == "iid":
@@ -221,8 +225,8 @@ def couple(
     return noise, index, jax.tree.map(jax.lax.stop_gradient, diagnostics)
 
 
-def sample_conditional(key: jax.Array, plan: jax.Array) -> jax.Array:
-    """Draws one column j ~ Γ_i· / Σ_j Γ_ij for each row of a plan [n, m]; returns int [n].
+def sample_conditional(key: PRNGKeyArray, plan: Float[Array, "n m"]) -> Int[Array, " n"]:
+    """Draws one column j ~ Γ_i· / Σ_j Γ_ij for each row of a plan.
 
     Every noise sample is used once, which has less variance than m draws from the joint plan.
     """
@@ -234,8 +238,8 @@ def sample_conditional(key: jax.Array, plan: jax.Array) -> jax.Array:
     return jnp.minimum(index, last)
 
 
-def systematic_resample(key: jax.Array, probs: jax.Array) -> jax.Array:
-    """Draws m indices with counts within one of m·p, in random order; returns int [m]."""
+def systematic_resample(key: PRNGKeyArray, probs: Float[Array, " m"]) -> Int[Array, " m"]:
+    """Draws m indices with counts within one of m·p, in random order."""
     size = probs.shape[0]
     shift_key, order_key = jax.random.split(key)
     points = (jnp.arange(size) + jax.random.uniform(shift_key)) / size

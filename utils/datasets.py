@@ -27,7 +27,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
+from utils.arrays import Number
 from utils.observations import observe
 from utils.random_streams import Stream, stream_key
 
@@ -65,13 +67,13 @@ def describe(data: dict[str, np.ndarray], name: str) -> dict[str, Any]:
     }
 
 
-def checksum(arrays: Iterable[np.ndarray]) -> int:
+def checksum(arrays: Iterable[Shaped[np.ndarray, "..."]]) -> int:
     """CRC-32 of all arrays' bytes."""
     return functools.reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array).data, crc), arrays, 0)
 
 
-def gather(data: Arrays, start: Any, horizon: int) -> Arrays:
-    """The rows of windows that begin at `start` [...], NumPy or JAX alike: only indexing, no arithmetic on values.
+def gather(data: Arrays, start: Int[Array | np.ndarray, "*b"], horizon: int) -> Arrays:
+    """The rows of windows that begin at `start`, NumPy or JAX alike: only indexing, no arithmetic on values.
 
     A window that runs over the end of the arrays repeats the last row, which ends an episode as any other end does.
     """
@@ -86,7 +88,7 @@ def gather(data: Arrays, start: Any, horizon: int) -> Arrays:
     }
 
 
-def assemble(rows: Arrays, discount: float | jax.Array, window_rule: str) -> Arrays:
+def assemble(rows: Arrays, discount: Number, window_rule: str) -> Arrays:
     """Makes a batch (see the module's docstring) of m gathered windows.
 
     A window that meets an episode's end is no sample, except, under window_rule 'pad', where the episode truly
@@ -117,9 +119,13 @@ def assemble(rows: Arrays, discount: float | jax.Array, window_rule: str) -> Arr
 
 
 def sample_starts(
-    key: jax.Array, step: int | jax.Array, batch_size: int, count: int | jax.Array, stream: Stream = Stream.BATCH
-) -> jax.Array:
-    """Positions in `starts`, which has `count`, of one update's batch: a function of (key, stream, step); int32 [m]."""
+    key: PRNGKeyArray,
+    step: int | Int[Array, ""],
+    batch_size: int,
+    count: int | Int[Array, ""],
+    stream: Stream = Stream.BATCH,
+) -> Int[Array, " m"]:
+    """Positions in `starts`, which has `count`, of one update's batch: a function of (key, stream, step)."""
     return jax.random.randint(stream_key(key, stream, step), (batch_size,), 0, count)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from utils.networks import output_of
 from utils.observations import Observation
@@ -37,7 +38,9 @@ MAX_SHIFT = 3  # pixels
 INIT = nn.initializers.xavier_uniform()
 
 
-def neighbours(x: jax.Array, axis: int, stride: int = 1, fill: float = 0.0) -> list[jax.Array]:
+def neighbours(
+    x: Float[Array, "b h w c"], axis: int, stride: int = 1, fill: float = 0.0
+) -> list[Float[Array, "b _ _ c"]]:
     """What windows of three with padding 'SAME' see along an axis: three shifts of x, with ⌈n/stride⌉ of n entries."""
     size = -(-x.shape[axis] // stride)
     missing = max((size - 1) * stride + 3 - x.shape[axis], 0)
@@ -46,8 +49,8 @@ def neighbours(x: jax.Array, axis: int, stride: int = 1, fill: float = 0.0) -> l
     return [jax.lax.slice_in_dim(x, i, i + length, stride, axis) for i in range(3)]
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Maxima of 3×3 at every second place, 'SAME': [b, h, w, c] to [b, ⌈h/2⌉, ⌈w/2⌉, c]."""
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
+    """Maxima of 3×3 at every second place, 'SAME'."""
     for axis in (1, 2):
         x = functools.reduce(jnp.maximum, neighbours(x, axis, stride=2, fill=-jnp.inf))
     return x
@@ -59,13 +62,13 @@ def on_processor() -> bool:
 
 
 class Conv(nn.Module):
-    """A convolution, 3×3, 'SAME', from [b, h, w, c] to [b, h, w, width]."""
+    """A convolution, 3×3, 'SAME'."""
 
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [b, h, w, c] to [b, h, w, width]."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w {self.width}"]:
+        """Evaluates the layer."""
         kernel = self.param("kernel", INIT, (3, 3, x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         if on_processor():
@@ -84,8 +87,8 @@ class Stack(nn.Module):
     blocks: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [b, h, w, c] to [b, ⌈h/2⌉, ⌈w/2⌉, width]."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b (h+1)//2 (w+1)//2 {self.width}"]:
+        """Evaluates the stack."""
         x = max_pool(Conv(self.width, name="Conv_0")(x))
         for block in range(self.blocks):
             y = Conv(self.width, name=f"Conv_{2 * block + 1}")(nn.relu(x))
@@ -93,8 +96,8 @@ class Stack(nn.Module):
         return x
 
 
-def patches(x: jax.Array, side: int) -> jax.Array:
-    """Puts the pixels of a patch side by side: [b, h, w, c] to [b, ⌈h/side⌉, ⌈w/side⌉, side·side·c]."""
+def patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b (h-1)//{side}+1 (w-1)//{side}+1 {side}*{side}*c"]:
+    """Puts the pixels of a patch side by side."""
     x = jnp.pad(x, [(0, 0), *((0, -n % side) for n in x.shape[1:3]), (0, 0)])
     size, rows, cols, depth = len(x), x.shape[1] // side, x.shape[2] // side, x.shape[3]
     x = x.reshape(size, rows, side, cols, side, depth).swapaxes(2, 3)
@@ -110,8 +113,8 @@ class CameraEncoder(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps uint8 [b, h, w, 3] to [b, features]."""
+    def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b {self.features}"]:
+        """Maps images to features."""
         x = patches(images.astype(jnp.float32) / 255.0, self.patch)
         for i, width in enumerate(self.widths):
             x = Stack(width, self.blocks, name=f"stack_{i}")(x)
@@ -129,15 +132,15 @@ class Encoder(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps uint8 [..., C, h, w, 3] to [..., C · features]."""
+    def __call__(self, images: UInt8[Array, "*b C h w 3"]) -> Float[Array, "*b f"]:
+        """Maps images of C cameras to their features, joined."""
         flat = images.reshape(-1, *images.shape[-4:])
         encoders = [CameraEncoder(*ENCODERS[self.kind], name=f"camera_{i}") for i in range(flat.shape[1])]
         features = [encoder(flat[:, i]) for i, encoder in enumerate(encoders)]
         return jnp.concatenate(features, axis=-1).reshape(*images.shape[:-4], -1)
 
 
-def random_shift(key: jax.Array, *batches: jax.Array) -> tuple[jax.Array, ...]:
+def random_shift(key: PRNGKeyArray, *batches: UInt8[Array, "m C h w 3"]) -> tuple[UInt8[Array, "m C h w 3"], ...]:
     """FQL's augmentation: in every second update, at random, all images are shifted, each row by a way of its own.
 
     Up to MAX_SHIFT pixels up or down and left or right; what comes in repeats the edge. DrQ (arXiv 2004.13649) shifts
@@ -145,30 +148,30 @@ def random_shift(key: jax.Array, *batches: jax.Array) -> tuple[jax.Array, ...]:
 
     Args:
         key: draws whether to shift and, for each row and camera, how far.
-        *batches: images [m, C, h, w, 3] each, such as those of s and s', which are shifted alike.
+        *batches: images, such as those of s and s', which are shifted alike.
 
     Returns:
-        as many arrays of the same shapes.
+        as many arrays.
     """
     whether_key, shift_key = jax.random.split(key)
     shifts = jax.random.randint(shift_key, (*batches[0].shape[:2], 2), -MAX_SHIFT, MAX_SHIFT + 1)
     shifts = shifts * jax.random.bernoulli(whether_key)
 
-    def shifted(image: jax.Array, shift: jax.Array) -> jax.Array:
+    def shifted(image: UInt8[Array, "h w 3"], shift: Int[Array, "2"]) -> UInt8[Array, "h w 3"]:
         rows, cols = (jnp.clip(jnp.arange(n) + by, 0, n - 1) for n, by in zip(image.shape, shift, strict=False))
         return image[rows][:, cols]
 
     return tuple(jax.vmap(jax.vmap(shifted))(images, shifts) for images in batches)
 
 
-def encoded(kind: str, params: Any, observations: Observation) -> jax.Array:
-    """States [..., o] joined with the features of their images by an encoder: [..., o + f]."""
+def encoded(kind: str, params: Any, observations: Observation) -> Float[Array, "*b e"]:
+    """States joined with the features of their images by an encoder: e = o + f."""
     states, features = observations.state, output_of(Encoder(kind), {"params": params}, observations.images)
     features = jnp.broadcast_to(features, (*states.shape[:-1], features.shape[-1]))
     return jnp.concatenate([states, features], axis=-1)
 
 
-def augmented(batch: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+def augmented(batch: dict[str, Any], key: PRNGKeyArray) -> dict[str, Any]:
     """A batch with its images shifted, those of s and s' of a window alike."""
     names = ("observations", "next_observations")
     images = random_shift(key, *(batch[name].images for name in names))

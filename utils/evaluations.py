@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.serialization import to_state_dict
+from jaxtyping import Array, Float
 
 from utils.evaluation import Evaluator, Result
 from utils.logging import ProgressBar, read_csv
@@ -28,7 +29,7 @@ class Cancelled(Exception):
     """The evaluation is not wanted any more."""
 
 
-def policy_of(seed: int, agents: Any, index: int, step: int) -> tuple[Callable[..., jax.Array], int]:
+def policy_of(seed: int, agents: Any, index: int, step: int) -> tuple[Callable[..., Float[Array, "B d"]], int]:
     """The evaluator's policy for lane `index` of `agents`, and the episodes' seed: functions of (seed, step)."""
     key = stream_key(seed, Stream.EVALUATION_ACTING, step)
     episode_seed = stream_seed(seed, Stream.EVALUATION_RESET, step)

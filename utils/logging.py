@@ -8,7 +8,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, SupportsFloat
 
 import numpy as np
 from tqdm import tqdm
@@ -49,7 +49,7 @@ class CsvLogger:
         self._resumed = self._has_header = bool(kept)
         self._told = False
 
-    def log(self, step: int, row: Mapping[str, float]) -> None:
+    def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
         """Appends one row; numbers are written so that they read back bit for bit, NaN and missing keys as empty.
 
         Raises:
@@ -86,7 +86,7 @@ class CsvLogger:
         self._file.close()
 
 
-def _cell(value: float) -> str:
+def _cell(value: SupportsFloat) -> str:
     number = float(value)
     return "" if math.isnan(number) else repr(number)
 
@@ -148,7 +148,7 @@ class ProgressBar:
             maxinterval=interval,
         )
 
-    def update(self, count: int, metrics: Mapping[str, float] | None = None) -> None:
+    def update(self, count: int, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
         """Counts `count` more updates and shows `metrics` (kept until the next ones) at three digits."""
         if metrics:
             self._bar.set_postfix({name: f"{float(value):.3g}" for name, value in metrics.items()}, refresh=False)
@@ -158,7 +158,7 @@ class ProgressBar:
         """Leaves the bar as it stands."""
         self._bar.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -168,7 +168,7 @@ class ProgressBar:
 class _Lines:
     """A text stream in which what tqdm redraws in place becomes a line of its own."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
         self.encoding = getattr(stream, "encoding", None)
 
@@ -200,7 +200,7 @@ class WandbLogger:
         if mode != "disabled":
             self._guard(lambda: self._start(mode, run_dir, group=group, name=name, config=dict(config)))
 
-    def log(self, step: int, row: Mapping[str, float]) -> None:
+    def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
         """Sends one row; put the CSV's name in front of its keys ("eval/success_rate")."""
         if self._run is not None:
             self._guard(lambda: self._run.log({"step": step, **{name: float(value) for name, value in row.items()}}))

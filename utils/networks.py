@@ -1,7 +1,4 @@
-"""Networks: MLP, critic ensemble and flow vector field (paper §D.1, Table 3), and what the baselines add.
-
-The names of a network's inputs say what they are: observations [..., o], actions or points x [..., d], time t [..., 1].
-"""
+"""Networks: MLP, critic ensemble and flow vector field (paper §D.1, Table 3), and what the baselines add."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -9,6 +6,9 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from utils.arrays import Scalar
 
 
 class MLP(nn.Module):
@@ -25,8 +25,8 @@ class MLP(nn.Module):
     layer_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., in] to [..., output_dim]."""
+    def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b {self.output_dim}"]:
+        """Evaluates the network."""
         for width in self.hidden_dims:
             x = nn.gelu(nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(x))
             if self.layer_norm:
@@ -41,8 +41,8 @@ class CriticEnsemble(nn.Module):
     num_qs: int
 
     @nn.compact
-    def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        """Maps observations [..., o] and actions [..., d] to values [K, ...]."""
+    def __call__(self, observations: Float[Array, "*b o"], actions: Float[Array, "*b d"]) -> Float[Array, " K *b"]:
+        """Maps observations and actions to values."""
         ensemble = nn.vmap(
             MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=self.num_qs
         )
@@ -59,8 +59,10 @@ class VectorField(nn.Module):
     action_dim: int
 
     @nn.compact
-    def __call__(self, observations: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Maps observations [..., o], points x [..., d] and times t [..., 1] to velocities [..., d]."""
+    def __call__(
+        self, observations: Float[Array, "*b o"], x: Float[Array, "*b d"], t: Float[Array, "*b 1"]
+    ) -> Float[Array, "*b d"]:
+        """Maps observations, points x and times t to velocities."""
         return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([observations, x, t], axis=-1))
 
 
@@ -70,8 +72,8 @@ class StateValue(nn.Module):
     hidden_dims: Sequence[int]
 
     @nn.compact
-    def __call__(self, observations: jax.Array) -> jax.Array:
-        """Maps observations [..., o] to values [...]."""
+    def __call__(self, observations: Float[Array, "*b o"]) -> Float[Array, "*b"]:
+        """Maps observations to values."""
         return MLP(self.hidden_dims, 1, layer_norm=True)(observations)[..., 0]
 
 
@@ -82,8 +84,8 @@ class OneStepPolicy(nn.Module):
     action_dim: int
 
     @nn.compact
-    def __call__(self, observations: jax.Array, x: jax.Array) -> jax.Array:
-        """Maps observations [..., o] and noise [..., d] to actions [..., d], not clipped."""
+    def __call__(self, observations: Float[Array, "*b o"], x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Maps observations and noise x to actions, not clipped."""
         return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([observations, x], axis=-1))
 
 
@@ -95,8 +97,10 @@ class TanhGaussian(nn.Module):
     conditioned: bool = False
 
     @nn.compact
-    def __call__(self, observations: jax.Array, x: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Maps observations [..., o], and x [..., d] if `conditioned`, to mean and log deviation before the tanh."""
+    def __call__(
+        self, observations: Float[Array, "*b o"], x: Float[Array, "*b d"] | None = None
+    ) -> tuple[Float[Array, "*b d"], Float[Array, "*b d"]]:
+        """Maps observations, and points x if `conditioned`, to mean and log deviation before the tanh."""
         inputs = observations
         if self.conditioned:
             assert x is not None
@@ -105,13 +109,15 @@ class TanhGaussian(nn.Module):
         return mean, jnp.clip(log_std, -20.0, 2.0)
 
 
-def output_of(network: nn.Module, variables: Any, *inputs: Any) -> jax.Array:
+def output_of(network: nn.Module, variables: Any, *inputs: Any) -> Array:
     """Returns `network.apply(variables, *inputs)`, which Flax types as if it might return variables too."""
-    return cast(jax.Array, network.apply(variables, *inputs))
+    return cast(Array, network.apply(variables, *inputs))
 
 
-def sample_tanh_gaussian(key: jax.Array, mean: jax.Array, log_std: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Draws tanh(u), u ~ N(mean, exp(log_std)²), [..., d], and its log-density, [...]."""
+def sample_tanh_gaussian(
+    key: PRNGKeyArray, mean: Float[Array, "*b d"], log_std: Float[Array, "*b d"]
+) -> tuple[Float[Array, "*b d"], Float[Array, "*b"]]:
+    """Draws tanh(u), u ~ N(mean, exp(log_std)²), and its log-density."""
     noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise
     log_prob = jax.scipy.stats.norm.logpdf(noise) - log_std
@@ -124,8 +130,8 @@ class Temperature(nn.Module):
     """A positive scalar, exp of its parameter; 1 at the start."""
 
     @nn.compact
-    def __call__(self) -> jax.Array:
-        """The temperature, a scalar."""
+    def __call__(self) -> Scalar:
+        """The temperature."""
         return jnp.exp(self.param("log_value", nn.initializers.zeros, ()))
 
 
@@ -143,10 +149,12 @@ class Denoiser(nn.Module):
     time_dim: int = 64
 
     @nn.compact
-    def __call__(self, observations: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Maps observations [..., o], points x [..., d] and times t, [..., 1] or one for all [1], to noise [..., d]."""
+    def __call__(
+        self, observations: Float[Array, "*b o"], x: Float[Array, "*b d"], t: Float[Array, "*b 1"] | Float[Array, "1"]
+    ) -> Float[Array, "*b d"]:
+        """Maps observations, points x and times t, one each or one for all, to noise."""
 
-        def mlp(h: jax.Array, widths: Sequence[int]) -> jax.Array:
+        def mlp(h: Float[Array, "*b in"], widths: Sequence[int]) -> Float[Array, "*b out"]:
             for i, width in enumerate(widths):
                 h = nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(jax.nn.mish(h) if i else h)
             return h

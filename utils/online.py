@@ -5,16 +5,16 @@ import sys
 from collections.abc import Generator
 from typing import Any
 
-import jax
 import numpy as np
 
+from utils.datasets import Arrays
 from utils.errors import UserError
 from utils.evaluation import default_workers
 from utils.evaluations import ACTIONS
 from utils.observations import map_parts
 from utils.program import Program
 from utils.random_streams import Stream, stream_key, stream_seed
-from utils.replay import Explorer, Outcome, Replay
+from utils.replay import Chunk, Explorer, Outcome, Replay
 from utils.training import Trainer, act
 from utils.workers import Pool, WorkerError, converse, environment_failed
 
@@ -79,7 +79,7 @@ class Online:
         program, horizon = self.program, self.program.config.horizon_length
         key = stream_key(program.lanes[index].spec.seed, Stream.ACTING)
 
-        def policy(observation: Any, episode: int, step: int) -> np.ndarray:
+        def policy(observation: Any, episode: int, step: int) -> Chunk:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)
             chunk = np.asarray(act(program.actors, index, map_parts(np.stack, [observation]), key, *numbers))
             if not np.isfinite(chunk).all():
@@ -119,7 +119,7 @@ class Online:
                 program.visit()
                 until = min(program.until(), program.step + program.config.horizon_length)
                 steps, updates = until - program.step, 0
-                info: dict[str, jax.Array] = {}
+                info: Arrays = {}
                 self._act(steps, until)
                 learnt_from = min(steps, self.explorers[program.alive[0]].transitions - start_training)
                 if learnt_from > 0 and self.replay.counts[program.alive].min() > 0:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -48,16 +49,16 @@ STYLE: "dict[RcKeyType, Any]" = {
 
 
 def wilson_interval(
-    rate: float | np.ndarray, count: float | np.ndarray, z: float = 1.96
-) -> tuple[np.ndarray, np.ndarray]:
+    rate: float | Float[np.ndarray, "*b"], count: float | Real[np.ndarray, "*#b"], z: float = 1.96
+) -> tuple[float | Float[np.ndarray, "*b"], float | Float[np.ndarray, "*b"]]:
     """Wilson's score interval of a success rate, 95 % at z = 1.96.
 
     Args:
-        rate: successes / count, in [0, 1], any shape.
-        count: number of episodes, > 0, broadcast against `rate`.
+        rate: successes / count, in [0, 1].
+        count: number of episodes, > 0.
 
     Returns:
-        (lower, upper), shaped like `rate`, within [0, 1].
+        (lower, upper), within [0, 1].
     """
     centre = rate + z**2 / (2 * count)
     half = z * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from absl import flags
 from flax.serialization import to_state_dict
+from jaxtyping import UInt32
 from ml_collections import ConfigDict
 
 from envs.tasks import Task
 from utils import checkpoints, cli, runs
 from utils.agent_files import check_agent, find_modules_in
-from utils.datasets import example_batch
+from utils.datasets import Arrays, example_batch
 from utils.errors import Diverged, UserError
 from utils.evaluation import Evaluator
 from utils.evaluations import Evaluations, policy_of
@@ -256,8 +257,8 @@ class Program:
         """Whether a finished run is to be taken up again for its video."""
         return self.flags.video_episodes > 0 and not self._video_path(run).exists()
 
-    def batch_keys(self) -> np.ndarray:
-        """Each lane's key for the sampling of batches, [lanes, 2]: that of its agent, below which it has its stream."""
+    def batch_keys(self) -> UInt32[np.ndarray, "L 2"]:
+        """Each lane's key for the sampling of batches: that of its agent, below which it has its stream."""
         return np.stack([stream_key(run.spec.seed, self.stream) for run in self.lanes])
 
     def new_agents(self, data: dict[str, np.ndarray]) -> Any:
@@ -399,7 +400,7 @@ class Program:
         self.signals.check()
         self._clock = time.perf_counter()
 
-    def advance(self, until: int, info: dict[str, jax.Array], updates: int) -> None:
+    def advance(self, until: int, info: Arrays, updates: int) -> None:
         """Notes that training went on to step `until` with `updates` updates, whose infos were `info`, each [lanes]."""
         info = jax.device_get(info)
         failed = info.pop(NOT_FINITE, np.zeros(len(self.lanes)))

@@ -20,6 +20,7 @@ import functools
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
 
 NAMES = 2**31  # the first number of a name below a key; steps, episodes and parts of a split stay below it
 
@@ -42,7 +43,7 @@ class Stream(enum.IntEnum):
     STUDY = 13  # what experiments draw apart from runs (number of the draw)
 
 
-def stream_key(root: int | jax.Array, stream: Stream, *counters: int | jax.Array) -> jax.Array:
+def stream_key(root: int | PRNGKeyArray, stream: Stream, *counters: int | Int[Array, ""]) -> PRNGKeyArray:
     """Returns the PRNG key of one draw, or of many that further counters tell apart.
 
     Args:

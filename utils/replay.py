@@ -4,11 +4,12 @@ import copy
 import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from utils.datasets import Arrays
 from utils.errors import UserError
@@ -17,6 +18,7 @@ from utils.observations import columns, map_parts
 from utils.workers import Request, Steps
 
 State = dict[str, Any]
+Chunk = Float[np.ndarray, "H A"]  # actions
 Outcome = dict[str, float]  # of an episode: success (NaN if not known), return and length
 
 
@@ -44,8 +46,8 @@ class Replay:
             "starts": jnp.zeros((lanes, rows), jnp.int32),
         }
 
-    def write(self, lane: int, row: int, values: Arrays, start: int, starts: np.ndarray) -> None:
-        """Writes `values` [n, ...] from `row` on and row numbers `starts` [k] from `start` on; n, k ≤ horizon + 1."""
+    def write(self, lane: int, row: int, values: Arrays, start: int, starts: Int[np.ndarray, " k"]) -> None:
+        """Writes `values` [n, ...] from `row` on and row numbers `starts` from `start` on; n, k ≤ horizon + 1."""
         for names, position in ((tuple(values), row), (("starts",), start)):
             block = values if names != ("starts",) else {"starts": starts}
             # Of one size, so that one program serves all; what is written too much is overwritten by what comes next.
@@ -73,15 +75,15 @@ def _check_memory(needed: int) -> None:
         raise UserError(f"the experience of all steps takes {sizes}; take fewer --online_steps, or fewer seeds at once")
 
 
-def _pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
+def _pad(values: Shaped[np.ndarray, " n *s"], size: int, fill: float) -> Shaped[np.ndarray, " {size} *s"]:
     padding = np.full((size - len(values), *values.shape[1:]), fill, values.dtype)
     return np.concatenate([values, padding])
 
 
 @partial(jax.jit, donate_argnums=0)
-def _write(arrays: Arrays, block: Arrays, lane: jax.Array, position: jax.Array) -> Arrays:
-    def put(array: jax.Array, values: jax.Array) -> jax.Array:
-        start: tuple[int | jax.Array, ...] = (lane, position, *[0] * (array.ndim - 2))
+def _write(arrays: Arrays, block: Arrays, lane: Int[Array, ""], position: Int[Array, ""]) -> Arrays:
+    def put(array: Shaped[Array, "L r *s"], values: Shaped[Array, " n *s"]) -> Shaped[Array, "L r *s"]:
+        start: tuple[int | Array, ...] = (lane, position, *[0] * (array.ndim - 2))
         return jax.lax.dynamic_update_slice(array, values[None].astype(array.dtype), start)
 
     return jax.tree.map(put, arrays, block)
@@ -114,21 +116,21 @@ class Explorer:
         self._count = 0
         self._writes: list[Callable[[Replay], None]] = []
 
-    def begin(self) -> Generator[Request, Any, Self]:
+    def begin(self) -> Generator[Request, Any, "Explorer"]:
         """Starts the first episode; returns the explorer in it."""
         new = self._copy()
         yield from new._reset()
         return new
 
     def act(
-        self, steps: int, policy: Callable[[Any, int, int], np.ndarray]
-    ) -> Generator[Request, Any, tuple[Self, list[Outcome]]]:
+        self, steps: int, policy: Callable[[Any, int, int], Chunk]
+    ) -> Generator[Request, Any, tuple["Explorer", list[Outcome]]]:
         """Takes exactly `steps` environment steps, chunks open loop.
 
         Args:
             steps: environment steps.
-            policy: (observation [o] or with images, episode, step in it) → chunk of actions [H, action_dim]; asked when
-                the last chunk is used up or the episode is new.
+            policy: (observation [o] or with images, episode, step in it) → chunk; asked when the last one is used up
+                or the episode is new.
 
         Returns:
             the explorer after them, and the outcome of each episode that ended. Success is NaN until an episode has
@@ -156,7 +158,7 @@ class Explorer:
                 yield from new._reset()
         return new, ended
 
-    def restore(self, state: State) -> Generator[Request, Any, tuple[Self, bool]]:
+    def restore(self, state: State) -> Generator[Request, Any, tuple["Explorer", bool]]:
         """Goes back to `state` by taking the episode's actions again.
 
         Returns:
@@ -186,7 +188,7 @@ class Explorer:
         yield from new._reset()
         return new, False
 
-    def commit(self) -> Self:
+    def commit(self) -> "Explorer":
         """Writes the rows that are not in the replay buffer yet; returns the explorer."""
         for write in self._writes:
             write(self._replay)
@@ -203,7 +205,7 @@ class Explorer:
             **{name: getattr(self, name) for name in names},
         }
 
-    def _copy(self) -> Self:
+    def _copy(self) -> "Explorer":
         """An explorer that can go on while this one stays as it is."""
         new = copy.copy(self)
         new._writes = []
@@ -224,12 +226,12 @@ class Explorer:
         return rewards
 
     def _write(
-        self, visited: Any, actions: np.ndarray, rewards: list, masks: list, ended: bool, terminated: bool
+        self, visited: Any, actions: Float[np.ndarray, "n A"], rewards: list, masks: list, ended: bool, terminated: bool
     ) -> None:
         """Stores n transitions from the current row on and the state after them, which becomes the current row.
 
         Args:
-            visited: n + 1 observations, [n + 1, ...]. actions: [n, action_dim].
+            visited: n + 1 observations, [n + 1, ...].
         """
         count = len(actions)
         flags = np.arange(count + 1) == count

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
+from utils.arrays import Observations
 from utils.datasets import Arrays, assemble, gather, sample_starts
 from utils.random_streams import Stream
 from utils.replay import Replay
@@ -26,7 +28,7 @@ def stack(trees: list[Any]) -> Any:
 
 
 @jax.jit
-def lane(tree: Any, index: int | jax.Array) -> Any:
+def lane(tree: Any, index: int | Int[Array, ""]) -> Any:
     """The pytree of one lane."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
@@ -45,7 +47,9 @@ def _over_lanes(function: Callable[..., Any], *stacked: Any) -> Any:
     return jax.vmap(function)(*stacked)
 
 
-def _updates(agent: Any, num_updates: jax.Array, rows_at: Callable[[Any, jax.Array], Arrays]) -> tuple[Any, Arrays]:
+def _updates(
+    agent: Any, num_updates: Int[Array, ""], rows_at: Callable[[Any, Int[Array, ""]], Arrays]
+) -> tuple[Any, Arrays]:
     """Runs `num_updates` (traced, so one program serves any length) updates of one agent.
 
     Args:
@@ -55,10 +59,10 @@ def _updates(agent: Any, num_updates: jax.Array, rows_at: Callable[[Any, jax.Arr
         the agent, and its infos averaged over the updates, with NOT_FINITE among them.
     """
 
-    def update(i: jax.Array, agent: Any) -> tuple[Any, Arrays]:
+    def update(i: Int[Array, ""], agent: Any) -> tuple[Any, Arrays]:
         return agent.update(assemble(rows_at(i, agent.step), agent.hyper["discount"], agent.config.window_rule))
 
-    def body(i: jax.Array, carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
+    def body(i: Int[Array, ""], carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
         agent, info = update(i, carry[0])
         return agent, jax.tree.map(jnp.add, carry[1], info)
 
@@ -82,8 +86,8 @@ def _inexact(tree: Any) -> list[tuple[str, Any]]:
 
 
 @jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Returns whether all arrays of a tree are free of NaN and infinity, as a scalar."""
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Returns whether all arrays of a tree are free of NaN and infinity."""
     return jnp.stack([jnp.isfinite(leaf).all() for _, leaf in _inexact(tree)] or [True]).all()
 
 
@@ -98,9 +102,9 @@ def not_finite(info: Arrays, agent: Any) -> str:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _train_on_device(agents: Any, data: Arrays, keys: jax.Array, num_updates: jax.Array) -> Any:
-    def one(agent: Any, key: jax.Array) -> Any:
-        def rows_at(_: jax.Array, step: jax.Array) -> Arrays:
+def _train_on_device(agents: Any, data: Arrays, keys: UInt32[Array, "L 2"], num_updates: Int[Array, ""]) -> Any:
+    def one(agent: Any, key: UInt32[Array, "2"]) -> Any:
+        def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
             positions = sample_starts(key, step, agent.config.batch_size, len(data["starts"]))
             return gather(data, data["starts"][positions], agent.config.horizon_length)
 
@@ -114,9 +118,9 @@ def _train_online(
     agents: Any,
     data: Arrays,
     replay: Arrays,
-    counts: jax.Array,
-    keys: jax.Array,
-    num_updates: jax.Array,
+    counts: Int[Array, " L"],
+    keys: UInt32[Array, "L 2"],
+    num_updates: Int[Array, ""],
     balanced: bool,
 ) -> Any:
     size, horizon, offline = agents.config.batch_size, agents.config.horizon_length, len(data["starts"])
@@ -124,8 +128,8 @@ def _train_online(
     lanes, length = replay["terminals"].shape
     experience = {name: leaf.reshape(lanes * length, *leaf.shape[2:]) for name, leaf in replay.items()}
 
-    def one(agent: Any, key: jax.Array, index: jax.Array, count: jax.Array) -> Any:
-        def rows_at(_: jax.Array, step: jax.Array) -> Arrays:
+    def one(agent: Any, key: UInt32[Array, "2"], index: Int[Array, ""], count: Int[Array, ""]) -> Any:
+        def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
             """The rows of a batch: half from each, or uniform over both together."""
             if balanced:
                 positions = sample_starts(key, step, size // 2, offline)
@@ -139,7 +143,7 @@ def _train_online(
             if balanced:
                 return jax.tree.map(lambda *parts: jnp.concatenate(parts), rows, own_rows)
 
-            def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+            def choose(a: Shaped[Array, " m *s"], b: Shaped[Array, " m *s"]) -> Shaped[Array, " m *s"]:
                 return jnp.where((own_positions < 0).reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
             return jax.tree.map(choose, rows, own_rows)
@@ -150,15 +154,17 @@ def _train_online(
 
 
 @partial(jax.jit, donate_argnums=0)
-def _train_on_rows(agents: Any, rows: Arrays, num_updates: jax.Array) -> Any:
+def _train_on_rows(agents: Any, rows: Arrays, num_updates: Int[Array, ""]) -> Any:
     """`rows` [updates, lanes, m, ...]."""
     by_lane = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
     return _over_lanes(lambda agent, own: _updates(agent, num_updates, lambda i, _: lane(own, i)), agents, by_lane)
 
 
 @partial(jax.jit, static_argnums=2)
-def _positions(keys: jax.Array, steps: jax.Array, batch_size: int, count: int) -> jax.Array:
-    """Positions in `starts` for several updates of all lanes, [updates, lanes, m]."""
+def _positions(
+    keys: UInt32[Array, "L 2"], steps: Int[Array, " u"], batch_size: int, count: Int[Array, ""]
+) -> Int[Array, "u L m"]:
+    """Positions in `starts` for several updates of all lanes."""
     of_lanes = jax.vmap(sample_starts, (0, None, None, None))
     return jax.vmap(of_lanes, (None, 0, None, None))(keys, steps, batch_size, count)
 
@@ -170,11 +176,11 @@ class Trainer:
     code. From the host, batches are gathered while the device works on those before them.
 
     Args:
-        keys: PRNG keys of batch sampling, one a lane, [lanes, 2].
+        keys: PRNG keys of batch sampling, one a lane.
         placement: 'device', 'host', or 'auto': on the device if the data fill less than half of its free memory.
     """
 
-    def __init__(self, keys: np.ndarray | jax.Array, placement: str = "auto"):
+    def __init__(self, keys: UInt32[Array | np.ndarray, "L 2"], placement: str = "auto"):
         self.keys, self.placement = jnp.asarray(keys), placement
 
     def set_data(self, data: dict[str, np.ndarray]) -> None:
@@ -219,17 +225,24 @@ def fits_on_device(data: dict[str, np.ndarray]) -> bool:
 
 
 @jax.jit
-def act(agents: Any, index: int, observations: Any, key: jax.Array, episodes: jax.Array, chunks: jax.Array) -> Any:
+def act(
+    agents: Any,
+    index: Int[Array, ""],
+    observations: Observations,
+    key: UInt32[Array, "2"],
+    episodes: Int[Array, "*b"],
+    chunks: Int[Array, "*b"],
+) -> Float[Array, "*b d"]:
     """Actions of one lane's agent for a batch of evaluation episodes.
 
     Each row's noise is a function of (key, episode, chunk), so the batch a row stands in does not matter.
 
     Args:
-        agents: stacked agents. index: the lane. observations: [B, o], or with images. key: of this evaluation.
-        episodes, chunks: number of the episode and of the chunk in it, int [B].
+        agents: stacked agents. index: the lane. observations: one a row. key: of this evaluation.
+        episodes, chunks: number of the episode and of the chunk in it.
 
     Returns:
-        action chunks, [B, d].
+        action chunks.
     """
     agent = lane(agents, index)
     keys = jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(episodes, chunks)

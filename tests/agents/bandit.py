@@ -84,12 +84,12 @@ def evaluate(agent, name: str, *inputs: jax.Array) -> jax.Array:
     return agent.apply(name, *inputs)
 
 
-def fresh_contexts(size: int = 2000) -> np.ndarray:
+def fresh_contexts(size: int = 2000) -> jax.Array:
     """Contexts that are not in the data."""
-    return np.random.default_rng(99).uniform(-1, 1, (size, 2)).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(99).uniform(-1, 1, (size, 2)), jnp.float32)
 
 
-def mode_shares(contexts: np.ndarray, actions: np.ndarray, radius: float = np.inf) -> np.ndarray:
+def mode_shares(contexts: jax.Array, actions: jax.Array | np.ndarray, radius: float = np.inf) -> np.ndarray:
     """Share of the actions whose nearest mode is k, and lies within `radius`, [4]."""
-    distances = np.linalg.norm(np.asarray(actions)[:, None] - modes(contexts), axis=-1)
+    distances = np.linalg.norm(np.asarray(actions)[:, None] - modes(np.asarray(contexts)), axis=-1)
     return np.mean((distances.argmin(1)[:, None] == np.arange(4)) & (distances < radius), axis=0)

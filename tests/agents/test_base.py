@@ -81,7 +81,7 @@ def test_best_of_n_takes_the_argmax():
     """Of N distinct candidates a row gets the one with the largest ensemble mean of the ONLINE critic."""
     agent, key = make_agent(base, BATCH, best_of_n=8, flow_steps=2), jax.random.key(1)
     agent = agent.replace(targets=agent.targets | {"flow": jax.tree.map(lambda p: 0.3 * p, agent.targets["flow"])})
-    observations = np.asarray(BATCH["observations"])
+    observations = BATCH["observations"]
     repeated, candidates = (np.asarray(x) for x in agent.candidates(observations, key, 8))
     assert np.array_equal(repeated, np.tile(observations, (8, 1, 1)))
     assert len(np.unique(candidates.reshape(-1, 4), axis=0)) == 96
@@ -99,7 +99,7 @@ def test_flow_actions_equal_numpy():
     """Euler steps of the averaged vector field written by hand, clipped to [−1, 1]."""
     agent = make_agent(base, BATCH, flow_steps=3)
     agent = agent.replace(targets=agent.targets | {"flow": jax.tree.map(lambda p: 0.5 * p, agent.targets["flow"])})
-    observations, noise = np.asarray(BATCH["observations"]), np.random.default_rng(0).normal(size=(12, 4))
+    observations, noise = BATCH["observations"], np.random.default_rng(0).normal(size=(12, 4))
     x = noise
     for k in range(3):
         x = x + velocity(agent.targets["flow"], observations, x, np.full((12, 1), k / 3)) / 3

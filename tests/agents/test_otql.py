@@ -196,7 +196,7 @@ def test_coupled_flow_is_straighter(learned):
 def test_critic_knows_the_values(learned):
     """Q of each mode's centre is its value: a bandit has no bootstrap."""
     agents, contexts, _ = learned
-    centres = bandit.modes(contexts)
-    observations = np.repeat(contexts[:, None], 4, axis=1)
+    centres = jnp.float32(bandit.modes(contexts))
+    observations = jnp.repeat(contexts[:, None], 4, axis=1)
     values = np.asarray(bandit.evaluate(agents["tilted"], "critic", observations, centres).mean(0))
     np.testing.assert_allclose(values.mean(0), bandit.VALUES, atol=0.1)

@@ -20,7 +20,7 @@ from utils.datasets import sample_starts
 from utils.evaluation import episode_seed
 from utils.evaluations import policy_of
 from utils.random_streams import Stream, stream_key, stream_seed
-from utils.training import NOT_FINITE, act, stack
+from utils.training import NOT_FINITE, Trainer, act, stack
 
 SEEDS, STEPS = (0, 1), (0, 1, 7)
 USES = ("bernoulli", "choice", "normal", "permutation", "randint", "split", "uniform")
@@ -64,12 +64,12 @@ def drawing(function):
 
 
 class Revealing(flax.struct.PyTreeNode):
-    """Acts by the key that it is given."""
+    """Acts by the bits of the key that it is given."""
 
     step: jax.Array
 
     def sample_actions(self, observations, key):
-        return key
+        return jax.lax.bitcast_convert_type(key, jnp.float32)
 
 
 def acting_keys():
@@ -79,21 +79,19 @@ def acting_keys():
     with mock.patch.object(evaluations, "act", lambda agents, index, observations, key, *_: key):
         keys = [policy_of(seed, agents, 0, step)[0](None, None, None) for seed in SEEDS for step in STEPS]
     keys += [stream_key(seed, Stream.ACTING) for seed in SEEDS]
-    return keys + [act(agents, 0, observations, key, *grid.T) for key in keys]
+    return keys + [np.asarray(act(agents, 0, observations, key, *grid.T)).view(np.uint32) for key in keys]
 
 
 def distilling_keys(agent, root):
     """Keys that the agent and the trainer draw from while a one-step policy is distilled."""
     used = []
 
-    class Trainer:
-        keys = root[None]
-
+    class Recorder(Trainer):
         def train(self, agents, step, num_updates):
             used.append((agents.key[0], self.keys[0]))
             return agents, {NOT_FINITE: np.zeros((1, 1))}
 
-    online_main.distil(stack([agent]), Trainer(), 1)
+    online_main.distil(stack([agent]), Recorder(root[None]), 1)
     return used
 
 

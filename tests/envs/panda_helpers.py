@@ -18,4 +18,4 @@ def make(name, **kwargs):
 
 def run(env, actions):
     """What is observed after each action."""
-    return np.stack([env.step(action)[0] for action in actions])
+    return np.stack([env.step(np.asarray(action))[0] for action in actions])

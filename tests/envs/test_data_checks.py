@@ -1,5 +1,7 @@
 """Checks of files: mistakes are told, and data that only look odd are not."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -322,9 +324,9 @@ def test_checks_of_a_million_rows_are_quick(read):
     marked[999::1000] = True
     dataset = {"actions": rows, "rewards": rows[:, 0], "masks": rows[:, 0], "terminals": marked.astype(np.float32)}
     clock = time.process_time()
-    data_checks.check_jumps("", rows, marked, False)
-    data_checks.check_successors("", "", rows, np.roll(rows, -1, axis=0), marked, marked)
-    data_checks.check_rewards("", dataset)
-    data_checks.check_actions("", dataset)
+    data_checks.check_jumps(Path(), rows, marked, False)
+    data_checks.check_successors(Path(), "", rows, np.roll(rows, -1, axis=0), marked, marked)
+    data_checks.check_rewards(Path(), dataset)
+    data_checks.check_actions(Path(), dataset)
     data_card.make_card(dataset, False, ends={}, unused=0, unused_reward=0, units="", bounds="")
     assert time.process_time() - clock < 2

@@ -110,7 +110,7 @@ def test_actions_move_the_hand_and_the_gripper(boxes):
     half = run(boxes, [[0, 0, 0, 0]] * 8)[-1, 23]
     assert closed > 0.95 and opened < 0.05 and 0.3 < half < 0.7
     with pytest.raises(ValueError, match="4 finite numbers"):
-        boxes.step([0, 0, np.nan, 0])
+        boxes.step(np.array([0, 0, np.nan, 0]))
 
 
 @needs_model
@@ -188,7 +188,7 @@ def test_boxes_are_not_solved_in_the_hand(boxes):
     for action in expert.move(lambda: boxes.box("blue"), -1, 0.005):
         assert boxes.step(action)[2]
     for _ in range(8):
-        solved = boxes.step([0, 0, 0, 1])[2]
+        solved = boxes.step(np.array([0, 0, 0, 1]))[2]
     assert boxes.placed("red") and boxes.placed("blue") and not solved
     for _ in range(4):
         solved = boxes.step(IDLE)[2]

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def test_agents_that_they_lack_are_measured_alone(checkout):
     assert list(side.specs) == ["fql"]
     settings = side.specs["fql"]["settings"]
     assert settings["num_qs"] == 2 and settings["alpha"] == 300.0 and settings["horizon_length"] == 5
-    side.measure("bc", "nowhere", 1.0)
+    side.measure("bc", Path("nowhere"), 1.0)
     assert side.results == side.failures == {}
 
 

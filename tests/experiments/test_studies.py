@@ -5,6 +5,7 @@ import pytest
 
 from experiments import coupling, diagnose
 from utils.errors import UserError
+from utils.evaluation import Evaluator
 
 
 @pytest.mark.check
@@ -16,10 +17,13 @@ def test_the_coupling_study_needs_a_validation_set(monkeypatch):
 
 @pytest.mark.check
 def test_an_environment_without_success_cannot_be_diagnosed():
-    class Evaluator:
+    class Silent(Evaluator):
+        def __init__(self):
+            pass
+
         def evaluate(self, *_):
             return {"return": np.ones(2), "length": np.ones(2), "return_mean": 1.0, "length_mean": 1.0}
 
     diagnose.FLAGS(["diagnose"])
     with pytest.raises(UserError, match="reports no success"):
-        diagnose.success({"params": np.zeros(1)}, Evaluator())
+        diagnose.success({"params": np.zeros(1)}, Silent())

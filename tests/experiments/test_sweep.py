@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import slurm
 from fork_env import write_demonstrations
@@ -127,7 +128,7 @@ def test_interrupted_sweep_goes_on(write_grid, pointmaze, tmp_path):
     assert_same_run(directory, unbroken / "debug" / POINTMAZE / "bc" / "sd0")
 
 
-def test_refusals(write_grid, tmp_path):
+def test_refusals(write_grid, tmp_path, monkeypatch):
     flags = write_grid()
     for wrong, text in [
         (("--grid=nothing",), "none of table1"),
@@ -149,6 +150,7 @@ def test_refusals(write_grid, tmp_path):
     varied = write_grid(settings={"lr": ("--agent.lr=1e-3",), "tau": ("--vary=agent.tau=0.1,0.2",)})
     for name in ("lr", "tau"):
         assert "it is what the grid varies" in refused(*varied, f"--flags=agent.{name}=1", program=sweep)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # Outside tests no types are checked.
     twice = "GRID = Grid(('bc', '{}/agents/bc.py'), ('{}',), 1)"
     for grid, text in [
         ("GRID = Grid((), ('a',), 1)", "must not be empty"),

@@ -26,6 +26,11 @@ def set_flags(*flags):
     cli.parse(["toy", *flags], toy.FLAGS)
 
 
+def energy(points, problem):
+    """Of points as NumPy arrays."""
+    return np.asarray(toy.energy(jnp.asarray(points), problem))
+
+
 def test_source_target_and_conditions_have_about_unit_variance():
     noise = toy.eight_gaussians(KEY, jnp.arange(20_000) % 8)
     np.testing.assert_allclose(noise.std(axis=0), 1.0, atol=0.02)
@@ -42,9 +47,9 @@ def test_source_target_and_conditions_have_about_unit_variance():
 
 def test_energy_is_that_of_the_drawn_circles():
     on, off = toy.CENTRES + np.float32([0.9 * toy.RADIUS, 0]), toy.CENTRES + np.float32([0, 1.1 * toy.RADIUS])
-    np.testing.assert_array_equal(toy.energy(on, MOON), [1] * 4)
-    np.testing.assert_array_equal(toy.energy(off, MOON), [0] * 4)
-    np.testing.assert_array_equal(toy.energy(on, ROTATION), [0] * 4)
+    np.testing.assert_array_equal(energy(on, MOON), [1] * 4)
+    np.testing.assert_array_equal(energy(off, MOON), [0] * 4)
+    np.testing.assert_array_equal(energy(on, ROTATION), [0] * 4)
     # Every condition has samples of either energy, so that tilting is possible everywhere.
     for moon in (-1.0, 1.0):
         points = toy.two_moons(KEY, jnp.arange(2000) / 2000, jnp.full(2000, moon))
@@ -58,14 +63,14 @@ def test_true_samples_are_the_tilted_conditional(problem):
     assert truth.shape == (2, 4000, 2)
     actions, conditions = SAMPLE_DATA(jax.random.PRNGKey(1), 100_000, problem)
     points = np.asarray(toy.turn(actions, -toy.angles(conditions, problem)))
-    weights = np.exp(-problem.lam * np.asarray(toy.energy(points, problem)))
+    weights = np.exp(-problem.lam * energy(points, problem))
     for half, negative in zip(truth, (True, False), strict=True):
         own = (np.asarray(conditions)[:, 0] < 0) == negative
         probs = weights[own] / weights[own].sum()
         np.testing.assert_allclose(half.mean(axis=0), probs @ points[own], atol=0.03)
         np.testing.assert_allclose(half.std(axis=0) ** 2, probs @ (points[own] - probs @ points[own]) ** 2, atol=0.03)
-        energies = np.asarray(toy.energy(half, problem))
-        assert energies.mean() == pytest.approx(probs @ (np.asarray(toy.energy(points[own], problem))), abs=0.02)
+        energies = energy(half, problem)
+        assert energies.mean() == pytest.approx(probs @ energy(points[own], problem), abs=0.02)
 
 
 @pytest.mark.check
@@ -120,7 +125,7 @@ def test_pairs(problem):
     for method, alpha in (("ewfm", 0.0), ("wcot", 0.0), ("wcot", 5.0)):
         draw = jax.jit(lambda key, method=method, alpha=alpha: toy.draw_pairs(key, problem, method, 128, alpha, 0.05))
         batches = [draw(key) for key in jax.random.split(KEY, 8)]
-        pairs = {name: np.concatenate([pairs[name] for pairs, _ in batches]) for name in batches[0][0]}
+        pairs = {name: jnp.concatenate([pairs[name] for pairs, _ in batches]) for name in batches[0][0]}
         energies = np.asarray(
             toy.energy(toy.turn(pairs["actions"], -toy.angles(pairs["conditions"], problem)), problem)
         )

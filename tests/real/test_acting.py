@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -79,5 +80,5 @@ def test_deviations_are_bounded():
     """The exported policy treats a network's output as the agent's own network does."""
     params = {"params": {"MLP_0": {"Dense_0": {"kernel": np.eye(2), "bias": np.zeros(2)}}}}
     for asked, given in ((-25, -20), (-19, -19), (1.9, 1.9), (2.5, 2), (9, 2)):
-        _, log_std = TanhGaussian((), 1).apply(params, np.float32([0, asked]))
+        _, log_std = TanhGaussian((), 1).apply(params, jnp.float32([0, asked]))
         np.testing.assert_allclose(log_std, [given], rtol=1e-6)

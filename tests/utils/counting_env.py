@@ -48,6 +48,6 @@ class CountingEnv(gymnasium.Env):
 
 
 def make_in_worker(**kwargs):
-    """Makes the environment in a process that must know neither JAX nor the agents."""
-    assert "jax" not in sys.modules and "agents" not in sys.modules
+    """Makes the environment in a process that must know neither JAX and its types nor the agents."""
+    assert not {"jax", "jaxtyping", "agents"} & set(sys.modules)
     return CountingEnv(**kwargs)

@@ -46,7 +46,7 @@ def test_clamp_bounds_the_weights():
 
 def test_lambda_zero_is_uniform_over_valid_rows():
     """λ = 0 leaves the data's distribution."""
-    valid = np.float32([1, 0, 1, 1, 0])
+    valid = jnp.float32([1, 0, 1, 1, 0])
     probs = tilted_marginal(jnp.float32([5.0, -3.0, 100.0, -100.0, 0.0]), valid, 0.0, 10.0)
     np.testing.assert_allclose(probs, valid / 3, rtol=1e-6)
 
@@ -55,7 +55,7 @@ def test_lambda_zero_is_uniform_over_valid_rows():
 def test_extreme_advantages_stay_finite(pattern):
     """λ A = ±1e4 neither overflows nor leaves only zeros, in the marginal and in the coupling."""
     advantages = np.resize(np.float32(pattern), 16)
-    probs = np.asarray(tilted_marginal(advantages, jnp.ones(16), 1.0, 10.0))
+    probs = np.asarray(tilted_marginal(jnp.asarray(advantages), jnp.ones(16), 1.0, 10.0))
     logits = np.minimum(advantages, np.log(10))
     expected = np.exp(logits - logits.max())
     np.testing.assert_allclose(probs, expected / expected.sum(), rtol=1e-3)
@@ -81,8 +81,9 @@ def test_squared_distances():
     rng = np.random.default_rng(0)
     x, y, mask = rng.normal(size=(4, 3)), rng.normal(size=(5, 3)), (rng.random((5, 3)) < 0.6).astype(float)
     difference = (x[:, None] - y[None]) ** 2
+    x, y, y_mask = (jnp.asarray(array) for array in (x, y, mask))
     np.testing.assert_allclose(squared_distances(x, y), difference.sum(-1), atol=1e-5)
-    np.testing.assert_allclose(squared_distances(x, y, mask), (difference * mask[None]).sum(-1), atol=1e-5)
+    np.testing.assert_allclose(squared_distances(x, y, y_mask), (difference * mask[None]).sum(-1), atol=1e-5)
 
 
 @pytest.mark.check

@@ -47,7 +47,7 @@ def test_loss_equals_numpy(shape):
         seen.update(x=np.asarray(x), t=np.asarray(t))
         return 2 * x - t
 
-    loss = flow_matching_loss(velocity, jax.random.key(0), noise, actions, weights)
+    loss = flow_matching_loss(velocity, jax.random.key(0), *map(jnp.asarray, (noise, actions, weights)))
     assert seen["t"].shape == (6, 1)
     assert len(np.unique(seen["t"])) == 6
     np.testing.assert_allclose(seen["x"], seen["t"] * actions + (1 - seen["t"]) * noise, atol=1e-6)

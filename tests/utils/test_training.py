@@ -1,6 +1,5 @@
 """The fused loop: which batches an agent sees, and that neither placement, calls nor lanes change the numbers."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import flax
@@ -13,6 +12,7 @@ import pytest
 from agents import otql
 from utils import training
 from utils.datasets import assemble, gather, prepare, sample_starts
+from utils.replay import Replay
 from utils.training import Trainer, lane, stack
 
 HORIZON, BATCH = 2, 32
@@ -202,7 +202,8 @@ def test_every_window_is_drawn(mode):
     else:
         size = len(own["rewards"])
         experience = {k: jnp.asarray(np.resize(v, (1, size, *v.shape[1:]))) for k, v in own.items()}
-        replay = SimpleNamespace(arrays=experience, counts=np.array([len(own["starts"])], np.int32))
+        replay = Replay(1, updates, 1, np.zeros(3, np.float32), 2)
+        replay.arrays, replay.counts[:] = experience, len(own["starts"])
         agents, _ = trainer.train_online(agents, replay, updates, mode == "balanced")
     seen = np.asarray(agents.batches["observations"])[0, :, :, 0].astype(int)
     expected = set(data["starts"].tolist()) | ({1000 + int(s) for s in own["starts"]} if mode != "offline" else set())
