@@ -22,7 +22,7 @@ quickstart: .venv/ready
 	$(BIN)/python -m experiments.quickstart $(RUN)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q -x -n 2 --dist=loadfile --durations=10 $(RUN)
+	$(BIN)/python -m pytest -q -x -n 2 --dist=loadfile --no-loadscope-reorder --durations=10 $(RUN)
 
 # The robot bridge: LeRobot, torch and JAX side by side, which LeRobot's versions allow and `constraints.txt` does not.
 test-real: real/.venv/ready
