@@ -22,7 +22,7 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" 
 QUICK_TO_COMPILE = (
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
 )
-MEMORY = 1.5e9  # bytes that a test process may hold at the end of a file before it drops compiled programs
+MEMORY = 1.0e9  # bytes that a test process may hold at the end of a file before it drops compiled programs
 ROOT = Path(__file__).resolve().parent.parent
 
 
