@@ -4,7 +4,7 @@ BIN = .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %)
 RUN ?=
 
-.PHONY: setup quickstart check lint types test test-real mutants faults
+.PHONY: setup quickstart check lint types test test-real mutants faults golden
 
 setup: .venv/ready
 
@@ -36,6 +36,10 @@ mutants: .venv/ready
 # numbers of undisturbed ones: make faults RUN='--trials=8'. A full disk takes root, to mount a small one.
 faults: .venv/ready
 	$(BIN)/python tests/faults.py $(RUN)
+
+# A change of the code that must not move a number: make golden RUN='record DIR' before it, RUN='compare DIR' after it.
+golden: .venv/ready
+	$(BIN)/python tests/golden.py $(RUN)
 
 PLUGINS = real/lerobot_policy_otql real/lerobot_teleoperator_otql_reset real/lerobot_robot_otql_sim
 
