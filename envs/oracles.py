@@ -161,7 +161,7 @@ def _action_noise(recipe: Recipe) -> Callable[[], Any]:
 def _maze_rollout(env: gymnasium.Env, recipe: Recipe, env_seed: int) -> dict[str, list]:
     """Heads for the next cell on the way to a goal; 'navigate' draws a new goal whenever one is reached."""
     maze: Any = env.unwrapped  # OGBench's
-    free = [tuple(cell) for cell in np.argwhere(maze.maze_map == 0).tolist()]
+    free = [(i, j) for i, j in np.argwhere(maze.maze_map == 0).tolist()]
     corners = [cell for cell in free if not _in_corridor(maze.maze_map, cell)]
     start = free[np.random.randint(len(free))]
     if recipe.style == "navigate":
