@@ -123,7 +123,6 @@ def test_reach():
     np.testing.assert_allclose(diagnose.reach(5 + 0.9 * means + 2 * spread, means + spread), 0.9)
 
 
-@pytest.mark.check
 @pytest.mark.parametrize("epsilon", [1.0, 2.0])
 def test_foreseen_reach(epsilon):
     """Normal actions, of two covariances in two kinds of states: the plan's own noise gives the same reach."""

@@ -207,7 +207,6 @@ def test_finished_run_says_so_and_changes_nothing(unbroken, otql_flags):
     assert contents(root) == before
 
 
-@pytest.mark.check
 def test_a_run_is_extended_but_never_cut_short(pointmaze, interrupt_at, tmp_path):
     flags = (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={tmp_path}", "--log_interval=5")
     run_main(*flags, "--offline_steps=20")

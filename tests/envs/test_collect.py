@@ -89,7 +89,6 @@ def test_scene_health(xyz, fine):
     assert oracles._cube_stays_visible(list(qpos)) == fine
 
 
-@pytest.mark.check
 @pytest.mark.filterwarnings("ignore:.*precision lowered")
 @pytest.mark.parametrize("name", ["scene-play-v0", "cube-double-noisy-v0", "puzzle-3x3-play-v0", MAZE])
 def test_format_is_ogbenchs(name, collected, raw_arrays):
