@@ -24,7 +24,6 @@ def png_size(path: Path) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-@pytest.mark.check
 def test_learning_curve_is_a_png_for_print_with_the_same_bytes(tmp_path):
     run_dir = write_eval(tmp_path / "sd0", success_rate=[0, 0.2, 0.5, 0.9, 1], return_mean=[0] * 5, episodes=[50] * 5)
     backend = matplotlib.get_backend()
@@ -37,7 +36,6 @@ def test_learning_curve_is_a_png_for_print_with_the_same_bytes(tmp_path):
     assert matplotlib.get_backend() == backend
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
     "columns,label,limits",
     [
@@ -56,7 +54,6 @@ def test_learning_curve_shows_the_return_only_without_success(tmp_path, figures,
     assert not axes.collections  # no band without a number of episodes
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
     "flags,step",
     [
@@ -72,7 +69,6 @@ def test_learning_curve_says_where_online_begins(tmp_path, figures, flags, step)
     assert [line.get_xdata() for line in figures[0].axes[0].lines[1:]] == ([[step, step]] if step else [])
 
 
-@pytest.mark.check
 @pytest.mark.filterwarnings("error")
 def test_learning_curve_without_evaluations(tmp_path):
     (tmp_path / "eval.csv").write_text("")
@@ -82,7 +78,6 @@ def test_learning_curve_without_evaluations(tmp_path):
         learning_curve(tmp_path / "missing", tmp_path / "b.png")
 
 
-@pytest.mark.check
 def test_wilson_interval():
     lower, upper = wilson_interval(np.array([0.0, 0.5, 1.0]), np.array([50.0, 50.0, 50.0]))
     np.testing.assert_allclose(lower, [0, 0.3664, 0.9287], atol=1e-4)
