@@ -52,7 +52,7 @@ real/.venv/ready: pyproject.toml real/constraints.txt $(PLUGINS:=/pyproject.toml
 
 # What to run before a commit: a minute or two.
 check: lint types
-	$(BIN)/python -m pytest -q -x -n 2 -m check
+	$(BIN)/python -m pytest -q -x -n 2 --dist=loadfile --no-loadscope-reorder -m check
 
 lint: .venv/ready
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -88,7 +88,6 @@ def test_rewards_are_the_environments_own(name, raw_arrays, tmp_path):
     np.testing.assert_array_equal(sparse["rewards"] == 0, train["rewards"] == 0)
 
 
-@pytest.mark.check
 def test_rewards_follow_a_replayed_episode(raw_arrays):
     """Replays actions in the task: the reward of step i is the dataset's of row i, not of i - 1 or i + 1."""
     arrays = raw_arrays(MAZE)
@@ -276,7 +275,6 @@ def test_check_horizon():
         check_horizon(dataset, 5)
 
 
-@pytest.mark.check
 def test_shards(collected, tmp_path):
     for stem in ("scene-play-v0-001", "scene-play-v0-000"):
         copy_as(collected, "scene-play-v0", tmp_path, stem)

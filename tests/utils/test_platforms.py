@@ -64,7 +64,6 @@ def test_what_cannot_be_is_one_line(variables, line):
     assert done.stderr.startswith(f"error: {line}")
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
     "command",
     [
