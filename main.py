@@ -15,14 +15,17 @@ from envs import datasets as env_datasets
 from envs.action_units import UNITS
 from envs.data_card import DataCard
 from envs.tasks import Task, make_env, parse_task
-from utils import checkpoints, cli
-from utils.datasets import ShardRotation, describe, first_observation, prepare
+from utils.data.batches import describe, first_observation, prepare
+from utils.data.shards import ShardRotation
 from utils.errors import UserError
-from utils.identity import content
-from utils.online import Online
-from utils.program import Program, define_flag, define_flags
-from utils.starts import go_on_from, load_base
-from utils.training import Trainer
+from utils.run import checkpoints
+from utils.run.identity import content
+from utils.run.loading import load_base, warm_start
+from utils.run.online import Online
+from utils.run.program import Program, define_flag, define_flags
+from utils.run.update_loop import UpdateLoop
+from utils.system.cli import parse
+from utils.system.entry_point import run_main
 
 FLAGS = flags.FlagValues()
 define_flags(FLAGS, env_name="scene-play-singletask-task1-v0", log=5_000, evaluate=50_000, save=50_000)
@@ -100,7 +103,7 @@ def start_from(program: Program, agents: Any, observation: Any) -> tuple[Any, di
     same = all(start.get("path") and Path(start["path"]).resolve() == path for start in recorded)
     if same and all(checkpoints.valid_steps(run.checkpoints) for run in program.lanes):
         return agents, recorded[0]  # What was begun goes on, whatever has become of the other run.
-    agents, start = go_on_from(agents, path, observation)
+    agents, start = warm_start(agents, path, observation)
     return agents, start | {"path": str(path)}
 
 
@@ -113,7 +116,7 @@ def start_of(program: Program, data: dict[str, np.ndarray]) -> dict[str, Any]:
     return {"start": start | {"path": str(path)}}
 
 
-def train_offline(program: Program, trainer: Trainer, rotation: ShardRotation | None) -> None:
+def train_offline(program: Program, trainer: UpdateLoop, rotation: ShardRotation | None) -> None:
     """Trains on the dataset alone, up to --offline_steps."""
     interval = FLAGS.dataset_replace_interval if rotation else 0
     while program.step < FLAGS.offline_steps:
@@ -128,7 +131,7 @@ def train_offline(program: Program, trainer: Trainer, rotation: ShardRotation | 
 
 def main(argv: Sequence[str]) -> None:
     """Trains, evaluates and records; resumes what was begun before."""
-    overrides = cli.parse(argv, FLAGS)
+    overrides = parse(argv, FLAGS)
     task = parse_task(FLAGS.env_name)
     ends = FLAGS.offline_steps, FLAGS.offline_steps + FLAGS.online_steps
     program = Program(FLAGS, task, overrides, ends, logs=("online",) if FLAGS.online_steps else ())
@@ -147,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
         agents, dataset["start"] = start_from(program, agents, first_observation(data))
     program.start(agents, dataset, first_observation(data), make, card.record())
     program.check_phase("explorer", FLAGS.offline_steps)
-    trainer = Trainer(program.batch_keys(), FLAGS.dataset_placement)
+    trainer = UpdateLoop(program.batch_keys(), FLAGS.dataset_placement)
     trainer.set_data(rotation.at(program.step) if rotation else data)
     with program:
         train_offline(program, trainer, rotation)
@@ -162,4 +165,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

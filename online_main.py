@@ -26,16 +26,21 @@ from envs import datasets as env_datasets
 from envs.action_units import UNITS
 from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, make_env, parse_task
-from utils import cli, runs
-from utils.datasets import describe, first_observation, prepare
+from utils.data.batches import describe, first_observation, prepare
 from utils.errors import Diverged, UserError
-from utils.locks import only_one
-from utils.logging import ProgressBar
-from utils.online import Online
-from utils.program import Program, define_flag, define_flags
+from utils.output.loggers import ProgressBar
 from utils.random_streams import Stream, stream_key
-from utils.starts import load_base
-from utils.training import NOT_FINITE, SEGMENT, Trainer, stack
+from utils.run.directory import run_root
+from utils.run.loading import load_base
+from utils.run.online import Online
+from utils.run.program import Program, define_flag, define_flags
+from utils.run.update_loop import NOT_FINITE, UPDATES_PER_CALL, UpdateLoop
+from utils.system.cli import parse
+from utils.system.entry_point import run_main
+from utils.system.files import ROOT
+from utils.system.locks import exclusive_lock
+from utils.system.signals import run_program
+from utils.trees import tree_stack
 
 FLAGS = flags.FlagValues()
 define_flags(FLAGS, env_name="OpenMicrowave-v0", log=500, evaluate=1_000, save=1_000)
@@ -72,9 +77,9 @@ def find_base(program: Program, demonstrations: Path, units: str) -> Path:
     if FLAGS.base_checkpoint:
         return Path(FLAGS.base_checkpoint).expanduser()
     config, group = program.config, FLAGS.base_group or FLAGS.run_group
-    directory = runs.run_root(FLAGS.save_dir, group, FLAGS.env_name) / "bc" / f"sd{FLAGS.base_seed}"
+    directory = run_root(FLAGS.save_dir, group, FLAGS.env_name) / "bc" / f"sd{FLAGS.base_seed}"
     command = [
-        *(sys.executable, str(runs.ROOT / "main.py"), "--agent=agents/bc.py", f"--env_name={FLAGS.env_name}"),
+        *(sys.executable, str(ROOT / "main.py"), "--agent=agents/bc.py", f"--env_name={FLAGS.env_name}"),
         *(f"--dataset={demonstrations}", f"--dataset_actions={units}"),
         *(f"--preset={FLAGS.preset}", f"--seed={FLAGS.base_seed}"),
         *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}", f"--offline_steps={FLAGS.base_steps}"),
@@ -88,12 +93,12 @@ def find_base(program: Program, demonstrations: Path, units: str) -> Path:
         *([f"--eval_workers={FLAGS.eval_workers}"] if FLAGS.eval_workers else []),
     ]
     print("base:", " ".join(command[1:]), flush=True)
-    with only_one(directory.with_name(f".{directory.name}.lock")):
-        cli.run_program(command, "main.py, for the base,")
+    with exclusive_lock(directory.with_name(f".{directory.name}.lock")):
+        run_program(command, "main.py, for the base,")
     return directory
 
 
-def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
+def distil(agents: Any, trainer: UpdateLoop, num_updates: int) -> Any:
     """Fits the agents' one-step policies, if they have such, to their flow."""
     names = agents.distilled
     if not names:
@@ -114,17 +119,17 @@ def distil(agents: Any, trainer: Trainer, num_updates: int) -> Any:
     trainer.keys = distilling(trainer.keys)
     student = Distilling(**{name: getattr(copied, name) for name in kind.__dataclass_fields__} | {"config": config})
     with ProgressBar(num_updates, description="distillation") as bar:
-        for step in range(0, num_updates, SEGMENT):
-            student, info = trainer.train(student, step, min(SEGMENT, num_updates - step))
+        for step in range(0, num_updates, UPDATES_PER_CALL):
+            student, info = trainer.train(student, step, min(UPDATES_PER_CALL, num_updates - step))
             if (info.pop(NOT_FINITE) > 0).any():
                 raise Diverged("distilling the base has diverged; a smaller --agent.lr usually helps")
-            bar.update(min(SEGMENT, num_updates - step), {key: float(value[0]) for key, value in info.items()})
+            bar.update(min(UPDATES_PER_CALL, num_updates - step), {key: float(value[0]) for key, value in info.items()})
     return agents.replace(params=agents.params | {name: student.params[name] for name in names})
 
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the base, post-trains, evaluates and records; resumes what was begun before."""
-    overrides = cli.parse(argv, FLAGS)
+    overrides = parse(argv, FLAGS)
     task = parse_task(FLAGS.env_name)
     ends = FLAGS.rollout_steps, FLAGS.rollout_steps + FLAGS.online_steps
     program = Program(FLAGS, task, overrides, ends, logs=("online",), stream=Stream.POST_TRAINING)
@@ -151,8 +156,8 @@ def main(argv: Sequence[str]) -> None:
     agents = program.new_agents(data)
     make = functools.partial(make_env, FLAGS.env_name)
     program.start(agents, dataset, observation, make, info.card.record())
-    program.base, program.base_steps = stack([base] * len(program.lanes)), FLAGS.rollout_steps
-    trainer = Trainer(program.batch_keys(), "device")
+    program.base, program.base_steps = tree_stack([base] * len(program.lanes)), FLAGS.rollout_steps
+    trainer = UpdateLoop(program.batch_keys(), "device")
     trainer.set_data(data)
     if not program.restored:
         program.agents = distil(program.agents.with_flow(program.base.acting_flow), trainer, FLAGS.distill_steps)
@@ -163,4 +168,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -1,1 +1,6 @@
-"""Algorithms, one file each; `base` holds what they share."""
+"""Algorithms, one file each; `base` holds what they share, `presets` the published settings, `losses` shared losses."""
+
+AGENTS = (
+    *("bc", "cgql", "dsrl", "ewfm", "fawac", "fedit", "fql", "ifql"),
+    *("otql", "qam", "qam_e", "qam_f", "qc", "qsm"),
+)

@@ -174,7 +174,7 @@ class Agent(flax.struct.PyTreeNode):
 
         Args:
             key: PRNG key that those of the initialisation and of the updates are derived from.
-            example_batch: a batch (see utils/datasets.py) of any size; its observations should be representative,
+            example_batch: a batch (see utils/data/batches.py) of any size; its observations should be representative,
                 since their mean and deviation standardise the conditions of the coupling.
             config: this agent's `get_config()`, changed at will.
         """

@@ -26,7 +26,7 @@ import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base
-from agents.soft import soft_loss
+from agents.losses import soft_loss
 from utils.arrays import Observations, Scalar
 from utils.networks import TanhGaussian, Temperature, sample_tanh_gaussian
 

@@ -22,20 +22,19 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from envs import recipes
-from envs.files import read_json, write_json, write_npz
-from envs.parts import PartsFolder
-from envs.quiet import choose_renderer
+from envs.npz import read_json, write_json, write_npz
+from envs.ogbench import specs
+from envs.parallel_episodes import EpisodeCache
 from utils.errors import UserError
-from utils.locks import only_one
-from utils.rendering import check_mujoco, set_rendering_backend
+from utils.system.locks import exclusive_lock
+from utils.system.rendering import check_mujoco, choose_renderer, set_rendering_backend
 
 
 def collect(
     name: str,
     *,
     episodes: int | None = None,
-    dataset_dir: str | Path = recipes.DEFAULT_DATASET_DIR,
+    dataset_dir: str | Path = specs.DEFAULT_DATASET_DIR,
     workers: int | None = None,
     seed: int = 0,
     max_steps: int | None = None,
@@ -57,9 +56,9 @@ def collect(
         UserError: unknown dataset, bad number, files in the way, full disk, or a worker that died.
         KeyboardInterrupt: with a message that says what was kept.
     """
-    recipe = recipes.find_recipe(name)
-    episodes = recipe.episodes if episodes is None else episodes
-    max_steps = recipe.max_steps if max_steps is None else max_steps
+    spec = specs.find_spec(name)
+    episodes = spec.episodes if episodes is None else episodes
+    max_steps = spec.max_steps if max_steps is None else max_steps
     workers = usable_cores() if workers is None else workers
     for label, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("max_steps", max_steps, 2)):
         if value < least:
@@ -67,20 +66,20 @@ def collect(
     if seed < 0:
         raise UserError(f"seed is {seed}; it must not be negative")
 
-    if recipe.rendered:
+    if spec.rendered:
         set_rendering_backend()
     choose_renderer()
     check_mujoco()  # Before workers do, which could not say why they end.
-    stem = recipes.file_stem(recipe, episodes, seed, max_steps)
-    train_path, val_path = recipes.dataset_files(dataset_dir, stem)
-    settings = _settings(recipe, max_steps, seed)
-    with only_one(train_path.with_name(f"{stem}.lock")):
+    stem = specs.file_stem(spec, episodes, seed, max_steps)
+    train_path, val_path = specs.dataset_files(dataset_dir, stem)
+    settings = _settings(spec, max_steps, seed)
+    with exclusive_lock(train_path.with_name(f"{stem}.lock")):
         if _is_there(train_path, val_path, settings):
             print(f"{train_path} is there already.", file=sys.stderr)
             return train_path
-        folder = PartsFolder(train_path.with_name(f"{stem}.parts"), settings)
-        counts = {"train": episodes, "val": recipes.val_episodes(episodes)}
-        _make_missing(folder, recipe, max_steps, seed, counts, workers)
+        folder = EpisodeCache(train_path.with_name(f"{stem}.parts"), settings)
+        counts = {"train": episodes, "val": specs.val_episodes(episodes)}
+        _make_missing(folder, spec, max_steps, seed, counts, workers)
         write_npz(val_path, folder.merge("val", counts["val"]))
         write_json(train_path.with_suffix(".json"), settings)
         write_npz(train_path, folder.merge("train", counts["train"]))  # Last: it marks the dataset as whole.
@@ -93,12 +92,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _settings(recipe: recipes.Recipe, max_steps: int, seed: int) -> dict:
+def _settings(spec: specs.DatasetSpec, max_steps: int, seed: int) -> dict:
     """Everything an episode depends on, as JSON values."""
-    settings = dataclasses.asdict(recipe) | {"max_steps": max_steps, "seed": seed, "p_stack": list(recipe.p_stack)}
+    settings = dataclasses.asdict(spec) | {"max_steps": max_steps, "seed": seed, "p_stack": list(spec.p_stack)}
     del settings["episodes"]  # An episode does not depend on how many there are.
     versions = {package: importlib.metadata.version(package) for package in ("mujoco", "numpy", "ogbench")}
-    if recipe.rendered:
+    if spec.rendered:
         versions["renderer"] = os.environ["MUJOCO_GL"]  # They draw a little differently.
     return settings | {"versions": versions}
 
@@ -121,8 +120,8 @@ def _is_there(train_path: Path, val_path: Path, settings: dict) -> bool:
 
 
 def _make_missing(
-    folder: PartsFolder,
-    recipe: recipes.Recipe,
+    folder: EpisodeCache,
+    spec: specs.DatasetSpec,
     max_steps: int,
     seed: int,
     counts: dict[str, int],
@@ -143,9 +142,7 @@ def _make_missing(
         unit_scale=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
-    pool = futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (recipe, max_steps)
-    )
+    pool = futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (spec, max_steps))
     with bar, pool:
         try:
             with bare_main(), sigint_ignored():
@@ -195,10 +192,10 @@ def sigint_ignored() -> Iterator[None]:
 _collector = None  # One per worker process.
 
 
-def _start_worker(recipe: recipes.Recipe, max_steps: int) -> None:
+def _start_worker(spec: specs.DatasetSpec, max_steps: int) -> None:
     """Builds the worker's environment, and ends the worker should the parent be killed."""
     global _collector
-    from envs.oracles import Collector
+    from envs.ogbench.oracles import Collector
 
     parent = multiprocessing.parent_process()
     assert parent is not None  # This is a worker.
@@ -208,7 +205,7 @@ def _start_worker(recipe: recipes.Recipe, max_steps: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    _collector = Collector(recipe, max_steps)
+    _collector = Collector(spec, max_steps)
 
 
 def _collect_part(seed: int, split: str, index: int, path: Path) -> None:
@@ -222,7 +219,7 @@ def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("env_name", None, "Dataset, such as 'scene-play-v0'.", flag_values=values)
     flags.DEFINE_integer("episodes", None, "Training episodes; default: as released.", flag_values=values)
-    flags.DEFINE_string("dataset_dir", recipes.DEFAULT_DATASET_DIR, "Where the files go.", flag_values=values)
+    flags.DEFINE_string("dataset_dir", specs.DEFAULT_DATASET_DIR, "Where the files go.", flag_values=values)
     flags.DEFINE_integer("workers", None, "Processes; default: the cores there are.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the dataset.", flag_values=values)
     return values

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from envs.action_units import ranges
-from envs.files import Arrays
+from envs.npz import Arrays
 
 _OF_SUCCESS = ((-1.0, 0.0), (0.0, 1.0))  # Sparse rewards, each without and with success.
 

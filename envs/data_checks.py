@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from envs.files import Arrays
+from envs.npz import Arrays
 from utils.errors import UserError
 
 _CHECKED = 100_000  # Rows that the checks of successors and jumps look at: mistakes of this kind are everywhere.

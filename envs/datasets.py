@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from envs import recipes
 from envs.action_units import ranges, to_unit
 from envs.collect import collect
 from envs.data_card import DataCard, make_card
 from envs.data_checks import check_actions, check_precision, check_rewards
-from envs.download import download
-from envs.files import Arrays, check_flags, check_images, check_width, read_npz
-from envs.gym_data import GymFile, read_gym_file
-from envs.recipes import DEFAULT_DATASET_DIR
+from envs.gym_dataset import GymFile, read_gym_file
+from envs.npz import Arrays, check_flags, check_images, check_width, read_npz
+from envs.ogbench import specs
+from envs.ogbench.download import download
+from envs.ogbench.specs import DEFAULT_DATASET_DIR
 from envs.tasks import VISUAL, Task, action_bounds, make_env
 from utils.errors import UserError
-from utils.workers import DEFAULT_TIMEOUT, START_SECONDS
+from utils.rollout.worker_pool import DEFAULT_TIMEOUT, START_SECONDS
 
 SOURCES = ("auto", "download", "collect")
 ACTION_LIMIT = 1 - 1e-5
@@ -120,10 +120,10 @@ def _find_or_make(
     """Returns the training file's path and where it came from."""
     if source == "collect":
         return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), "collected"
-    official = recipes.dataset_files(directory, name)[0]
+    official = specs.dataset_files(directory, name)[0]
     if official.exists():
         return official, "collected at OGBench's size" if official.with_suffix(".json").exists() else "OGBench's file"
-    found = recipes.find_collected(directory, name) if source == "auto" else []
+    found = specs.find_collected(directory, name) if source == "auto" else []
     if found:
         return found[0].path, f"the largest of {len(found)} collected in {directory}" if found[1:] else "collected"
     failure = download(name, directory)
@@ -131,7 +131,7 @@ def _find_or_make(
         return official, "downloaded" if failure is None else f"downloaded, validation file failed: {failure}"
     if source == "download":
         raise UserError(f"cannot download {name} ({failure}); put {official.name} into {directory}")
-    if name not in recipes.RECIPES:
+    if name not in specs.DATASET_SPECS:
         raise UserError(
             f"there is no {official.name} in {directory}, and it cannot be downloaded ({failure}) or collected "
             f"(its expert policy does not ship with ogbench); put the file there, or name its place by --dataset_dir"

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, failure
-from utils.rendering import mujoco_errors, set_rendering_backend
+from utils.system.rendering import mujoco_errors, set_rendering_backend
 
 if TYPE_CHECKING:
     import gymnasium
@@ -178,9 +178,9 @@ def make_env(
     if task.kind == "gym":
         with mujoco_errors():
             return _make_gym_env(task, kwargs)
-    from envs.quiet import quiet_import_ogbench
+    from envs.ogbench import import_ogbench
 
-    quiet_import_ogbench()
+    import_ogbench()
     import gymnasium
 
     from envs.wrappers import SeededReset, with_images
@@ -194,7 +194,7 @@ def make_env(
 
 def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
     """Makes an environment that is not OGBench's, with actions in [-1, 1]."""
-    from envs.quiet import choose_renderer
+    from utils.system.rendering import choose_renderer
 
     choose_renderer()
     import gymnasium

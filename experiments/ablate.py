@@ -3,8 +3,8 @@
     python -m experiments.ablate --study=lam --scale=laptop [status | report]
 
 A study varies one setting and keeps the others; 'coupling' pairs noise and action by optimal transport or at random,
-for each number of Euler steps. Runs are those of a sweep (experiments/sweep.py, whose flags hold here too): start the
-same command again at any time. Real-valued settings are lanes of one program.
+for each number of Euler steps. Runs are those of a sweep (python -m experiments.sweep, whose flags hold here too):
+rerun the same command to resume. Values of a real-valued setting are trained in one program.
 
 Written to <save_dir>/ablate-<scale>-<study>/report, also by the action `report` while runs go on:
 
@@ -34,15 +34,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments import sweep
-from experiments.grids import COLLECTED, CPU, SHAKY, Grid
-from experiments.report_groups import Group, differences, group_runs
-from experiments.report_runs import find_runs, show
-from utils import cli
+from experiments.report.groups import Group, differences, group_runs
+from experiments.report.runs import find_runs, show
+from experiments.sweep import command as sweep
+from experiments.sweep.grids import COLLECTED, CPU, SHAKY, Grid
 from utils.errors import UserError
-from utils.files import atomic_write_bytes, atomic_write_text
-from utils.plotting import STYLE, to_png
-from utils.program import define_flag
+from utils.output.plotting import STYLE, to_png
+from utils.run.program import define_flag
+from utils.system.cli import parse_arguments
+from utils.system.entry_point import run_main
+from utils.system.files import atomic_write_bytes, atomic_write_text
 
 # Study → setting → its values; the last one is the axis of the picture, the ones before it tell lines apart.
 STUDIES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -252,7 +253,7 @@ def report(study: str, scale: str, directories: list[Path], output: Path) -> Non
 
 def main(argv: Sequence[str]) -> None:
     """Runs the study, or tells of it."""
-    actions = cli.parse_arguments(argv, FLAGS)
+    actions = parse_arguments(argv, FLAGS)
     # The flags are the same objects; only whether they are parsed is noted on each side.
     sweep.FLAGS.mark_as_parsed()
     if not FLAGS.study:
@@ -265,4 +266,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -32,15 +32,20 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from envs.datasets import load_dataset
 from envs.tasks import make_env, parse_task
-from utils import checkpoints, cli, runs
 from utils.arrays import Number
 from utils.coupling import tilted_marginal
-from utils.datasets import assemble, gather, prepare, sample_starts
+from utils.data.batches import assemble, gather, prepare, sample_starts
 from utils.errors import UserError
-from utils.evaluation import Evaluator
-from utils.plotting import wilson_interval
+from utils.output.plotting import wilson_interval
 from utils.random_streams import Stream, stream_key
-from utils.training import act, stack
+from utils.rollout.evaluator import Evaluator
+from utils.rollout.policy import act
+from utils.run import checkpoints
+from utils.run.directory import checkpoint_dir
+from utils.run.loading import load_run
+from utils.system.cli import parse
+from utils.system.entry_point import run_main
+from utils.trees import tree_stack
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer("episodes", 50, "Episodes a policy.", lower_bound=1, flag_values=FLAGS)
@@ -58,7 +63,7 @@ def mixed(flow_of: Any, critic_of: Any, averaged: bool = True) -> Any:
 
 def success(agent: Any, evaluator: Evaluator) -> str:
     """Success rate over the episodes, with its 95 % Wilson interval."""
-    agents, key = stack([agent]), stream_key(FLAGS.seed, Stream.EVALUATION_ACTING, 0)
+    agents, key = tree_stack([agent]), stream_key(FLAGS.seed, Stream.EVALUATION_ACTING, 0)
 
     def policy(observations: Any, episodes: Int32[np.ndarray, " B"], chunks: Int32[np.ndarray, " B"]) -> Any:
         return act(agents, 0, observations, key, episodes, chunks)
@@ -162,7 +167,7 @@ def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
 
 def load(directory: str) -> tuple[Any, dict[str, Any], int]:
     """The newest agent of a run, its settings, and its step."""
-    agent, settings, step = runs.load_run(directory)
+    agent, settings, step = load_run(directory)
     if not {"critic", "flow"} <= set(agent.params):
         raise UserError(f"{directory}: this agent has no flow with a critic beside it")
     return agent, settings, step
@@ -197,7 +202,7 @@ def diagnose_between(directories: list[str]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Diagnoses each run."""
     directories = [argument for argument in argv[1:] if not argument.startswith("--")]
-    cli.parse([argument for argument in argv if argument not in directories], FLAGS)
+    parse([argument for argument in argv if argument not in directories], FLAGS)
     if not directories:
         raise UserError("name at least one directory of a run: python -m experiments.diagnose exp/…/sd0")
     if FLAGS.between:
@@ -205,8 +210,8 @@ def main(argv: Sequence[str]) -> None:
         return
     for directory in directories:
         agent, settings, _ = load(directory)
-        steps = checkpoints.valid_steps(runs.checkpoint_dir(directory))[-2:]
-        by_step = {step: runs.load_run(directory, step)[0] for step in steps}
+        steps = checkpoints.valid_steps(checkpoint_dir(directory))[-2:]
+        by_step = {step: load_run(directory, step)[0] for step in steps}
         print(f"{directory}, {FLAGS.episodes} episodes of {settings['env_name']} with seed {FLAGS.seed}")
         with Evaluator(functools.partial(make_env, settings["env_name"]), agent.config.horizon_length) as evaluator:
             diagnose_swap(by_step, evaluator)
@@ -216,4 +221,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

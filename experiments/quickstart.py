@@ -12,11 +12,13 @@ from pathlib import Path
 
 from absl import flags
 
-from envs.recipes import DEFAULT_DATASET_DIR
-from utils import cli
-from utils.logging import read_csv
-from utils.plotting import learning_curve, wilson_interval
-from utils.runs import ROOT
+from envs.ogbench.specs import DEFAULT_DATASET_DIR
+from utils.output.loggers import read_csv
+from utils.output.plotting import learning_curve, wilson_interval
+from utils.system.cli import parse
+from utils.system.entry_point import run_main
+from utils.system.files import ROOT
+from utils.system.signals import run_program
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "OGBench task.", flag_values=FLAGS)
@@ -32,7 +34,7 @@ AGENTS = {"bc": 0, "otql": 1}  # agent → episodes to film
 
 def main(argv: Sequence[str]) -> None:
     """Runs both agents in turn and prints the comparison."""
-    cli.parse(argv, FLAGS)
+    parse(argv, FLAGS)
     group = Path(FLAGS.save_dir) / "quickstart" / FLAGS.env_name
     for agent, videos in AGENTS.items():
         command = [
@@ -44,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
             *(f"--dataset_dir={FLAGS.dataset_dir}", f"--video_episodes={videos}"),
         ]
         print(" ".join(command), flush=True)
-        cli.run_program(command, "main.py")
+        run_program(command, "main.py")
     print(f"\n{FLAGS.env_name}, {FLAGS.offline_steps} updates, success rate of the final policy over 50 episodes")
     directories = {}
     for agent in AGENTS:
@@ -61,4 +63,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

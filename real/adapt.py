@@ -29,18 +29,23 @@ import jax
 import numpy as np
 from absl import flags
 
-from envs.files import read_json, write_json
+from envs.npz import read_json, write_json
 from envs.tasks import parse_task
-from real.acting import acting_part
+from real.episode_labels import LABELS, successes
 from real.import_rollouts import NORMS, import_rollouts
-from real.lerobot_files import Recording, read_recording
-from real.success import LABELS, successes
-from utils import cli, runs
+from real.lerobot_dataset import Recording, read_recording
+from real.policy_tensors import acting_part
 from utils.errors import UserError
-from utils.files import atomic_write_text
 from utils.observations import blank
-from utils.plotting import learning_curve, wilson_interval
-from utils.program import define_flag
+from utils.output.plotting import learning_curve, wilson_interval
+from utils.run.agent_config import resolve_config
+from utils.run.agent_files import load_agent
+from utils.run.directory import run_root
+from utils.run.program import define_flag
+from utils.system.cli import parse
+from utils.system.entry_point import run_main
+from utils.system.files import ROOT, atomic_write_text
+from utils.system.signals import run_program
 
 FLAGS = flags.FlagValues()
 for kind, name, default, text in (
@@ -131,7 +136,7 @@ def roll_out(policy: Path, root: Path, episodes: int, number: int) -> None:
     if not FLAGS.unattended:
         raise Waiting(f"{episodes - recorded(root)} rollouts of {policy} are to be recorded:\n\n{shlex.join(command)}")
     # At SIGINT LeRobot closes its files, at SIGTERM it does not.
-    cli.run_program(command, FLAGS.record, end=signal.SIGINT)
+    run_program(command, FLAGS.record, end=signal.SIGINT)
     if recorded(root) < episodes:
         raise UserError(f"{root} has {recorded(root)} of {episodes} episodes; start the same command again to go on")
 
@@ -165,7 +170,7 @@ def check_settings(demos: Recording, config: Any) -> None:
         raise UserError("give --record; --help says what it is")
     if FLAGS.unattended and not shutil.which(words("record")[0]):
         raise UserError(f"there is no program {words('record')[0]}; name LeRobot's with --record=<bin>/lerobot-record")
-    if not runs.load_agent(FLAGS.agent).Agent.FLOWS:
+    if not load_agent(FLAGS.agent).Agent.FLOWS:
         raise UserError(f"{FLAGS.agent} has no flow that could start as the base's; see FLOWS in agents/base.py")
     if demos.fps != FLAGS.fps:
         raise UserError(f"{demos.root} has {demos.fps:g} frames a second; give --fps={demos.fps:g}")
@@ -180,7 +185,7 @@ def blank_agent(demos: Recording, config: Any) -> Any:
         "observations": blank(1, len(demos.state_names), images),
         "actions": np.zeros((1, config.horizon_length * len(demos.action_names)), np.float32),
     }
-    create = runs.load_agent(FLAGS.agent).Agent.create
+    create = load_agent(FLAGS.agent).Agent.create
     shapes = jax.eval_shape(lambda: create(jax.random.PRNGKey(FLAGS.seed), example, config))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -235,17 +240,17 @@ def train(
     root: Path, group: str, agent: str, data: Path, steps: int, features: str, extra: Sequence[str]
 ) -> tuple[Path, Path]:
     """Trains an agent and exports it, as far as that is not done; returns the run's directory and the policy's."""
-    run = runs.run_root(root / "runs", group, f"robot:{FLAGS.name}") / Path(agent).stem / f"sd{FLAGS.seed}"
+    run = run_root(root / "runs", group, f"robot:{FLAGS.name}") / Path(agent).stem / f"sd{FLAGS.seed}"
     policy = root / "policies" / group
     if not policy.exists():
         training = [
-            *(sys.executable, str(runs.ROOT / "main.py"), f"--agent={agent}", f"--env_name=robot:{FLAGS.name}"),
+            *(sys.executable, str(ROOT / "main.py"), f"--agent={agent}", f"--env_name=robot:{FLAGS.name}"),
             *(f"--dataset={data}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.seed}", f"--offline_steps={steps}"),
             *(f"--save_dir={root / 'runs'}", f"--run_group={group}", "--save_interval=5000", "--log_interval=1000"),
         ]
-        cli.run_program([*training, *extra], "main.py")
+        run_program([*training, *extra], "main.py")
         export = [sys.executable, "-m", "real.export", str(run), str(policy), f"--features={features}"]
-        cli.run_program(export, "real.export")
+        run_program(export, "real.export")
     return run, policy
 
 
@@ -269,7 +274,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         Waiting: rollouts are to be recorded. UserError: something is wrong with the data, the robot or a setting.
     """
     demos, features = Path(FLAGS.demos).expanduser(), list(FLAGS.features)
-    config, _, _ = runs.resolve_config(runs.load_agent(FLAGS.agent), "robot", FLAGS.preset, overrides)
+    config, _, _ = resolve_config(load_agent(FLAGS.agent), "robot", FLAGS.preset, overrides)
     shown = read_recording(demos, features, "action")
     exported = ",".join([*(f"{feature}:{size}" for feature, size in shown.widths.items()), *shown.cameras])
     label_demonstrations(demos)
@@ -315,7 +320,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Goes on from where the last call stopped."""
-    overrides = cli.parse(argv, FLAGS)
+    overrides = parse(argv, FLAGS)
     for flag in ("demos", "robot", "features"):
         if not FLAGS[flag].value:
             raise UserError(f"give --{flag}; --help says what it is")
@@ -327,4 +332,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -17,17 +17,19 @@ from typing import Any
 from absl import flags
 
 from envs.datasets import load_file
-from envs.files import read_json
+from envs.npz import read_json
 from envs.tasks import parse_task
-from experiments.report_runs import Run, read_run, show
-from real.acting import acting_part
+from experiments.report.runs import Run, read_run, show
 from real.import_rollouts import for_export, read_statistics
-from real.lerobot_format import Normalisation, parse_features, policy_files, read_normalisation
-from utils import cli, runs
-from utils.datasets import describe
+from real.lerobot_policy import Normalisation, parse_features, policy_files, read_normalisation
+from real.policy_tensors import acting_part
+from utils.data.batches import describe
 from utils.errors import UserError
-from utils.files import atomic_write_bytes, disk_errors, temporary_name
-from utils.plotting import wilson_interval
+from utils.output.plotting import wilson_interval
+from utils.run.loading import load_run
+from utils.system.cli import parse_arguments
+from utils.system.entry_point import run_main
+from utils.system.files import atomic_write_bytes, disk_errors, temporary_name
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -156,11 +158,11 @@ def write_directory(directory: Path, files: dict[str, bytes]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Exports a run and says what was exported."""
-    arguments = cli.parse_arguments(argv, FLAGS)
+    arguments = parse_arguments(argv, FLAGS)
     if len(arguments) != 2:
         raise UserError("give the directory of a run, and that of the policy to be written")
     directory, out = (Path(argument).expanduser() for argument in arguments)
-    agent, settings, step = runs.load_run(directory, FLAGS.step)
+    agent, settings, step = load_run(directory, FLAGS.step)
     run = read_run(directory)
     fields, tensors = acting_part(agent)
     number, height, width, _ = settings.get("image_shape") or (0, 0, 0, 3)
@@ -178,4 +180,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -2,7 +2,7 @@
 
     python -m real.import_rollouts DATASET_ROOT [DATASET_ROOT …] --output=FILE.npz [--stats=FIRST.npz]
 
-The file has the second convention of envs/gym_data.py: `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards`
+The file has the second convention of envs/gym_dataset.py: `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards`
 [N] (-1, and 0 in the last row of a solved episode), `terminals` [N] (1 there), `timeouts` [N] (1 in the last row of
 any other episode: a state whose action leads nowhere recorded). It also holds, float32, `state_offset` and
 `state_scale` [o], if there are states, `action_offset` and `action_scale` [a]:
@@ -30,14 +30,14 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.files import Arrays, read_json, read_npz, write_json, write_npz
+from envs.npz import Arrays, read_json, read_npz, write_json, write_npz
 from real.command_line import Parser
-from real.lerobot_files import Recording, read_recording
+from real.episode_labels import Lengths, label_files, successes
+from real.lerobot_dataset import Recording, read_recording
 from real.lerobot_images import camera_images
 from real.statistics import NORMS, offset_and_scale
-from real.success import Lengths, label_files, successes
 from utils.errors import UserError
-from utils.files import disk_errors
+from utils.system.files import disk_errors
 
 STATS = ("state_offset", "state_scale", "action_offset", "action_scale")
 _FAR = 100  # Scales from the offset: no motion of the robot that was imported first.

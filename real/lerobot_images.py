@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from real.lerobot_files import WITHOUT, Recording, read_episodes, reading, video_path
+from real.lerobot_dataset import WITHOUT, Recording, read_episodes, reading, video_path
 from utils.errors import UserError
 
 _BATCH = 32  # Frames of a parquet file in memory at once.

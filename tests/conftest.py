@@ -84,7 +84,7 @@ def pointmaze(tmp_path_factory) -> Path:
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are drawn."""
-    from utils import plotting
+    from utils.output import plotting
 
     drawn, canvas = [], plotting.FigureCanvasAgg
     monkeypatch.setattr(plotting, "FigureCanvasAgg", lambda figure: (drawn.append(figure), canvas(figure))[1])
@@ -126,7 +126,7 @@ def start(tmp_path):
 @pytest.fixture
 def interrupt_at(monkeypatch):
     """Returns a function that lets the next run get a SIGTERM when it logs a row of train.csv at or after a step."""
-    from utils import program
+    from utils.run import program
 
     log = program.Run.log
 
@@ -145,13 +145,13 @@ def interrupt_at(monkeypatch):
 @pytest.fixture
 def slow_evaluation(monkeypatch):
     """Returns a function that makes the next evaluation last long."""
-    from utils import evaluations
+    from utils.run import evaluation_queue
 
-    evaluate = evaluations.Evaluator.evaluate
+    evaluate = evaluation_queue.Evaluator.evaluate
 
     def arm():
         def slowly(self, policy, *rest):
-            monkeypatch.setattr(evaluations.Evaluator, "evaluate", evaluate)
+            monkeypatch.setattr(evaluation_queue.Evaluator, "evaluate", evaluate)
 
             def act(*inputs):
                 time.sleep(0.1)
@@ -159,6 +159,6 @@ def slow_evaluation(monkeypatch):
 
             return evaluate(self, act, *rest)
 
-        monkeypatch.setattr(evaluations.Evaluator, "evaluate", slowly)
+        monkeypatch.setattr(evaluation_queue.Evaluator, "evaluate", slowly)
 
     return arm

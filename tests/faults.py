@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(TESTS)]
 from faulty_env import write_data  # noqa: E402
 from tiny_runs import assert_same_tree  # noqa: E402
 
-from utils import checkpoints  # noqa: E402
+from utils.run import checkpoints  # noqa: E402
 
 SMALL = (
     *("--env_name=gym:faulty_env:Track-v0", "--preset=none", "--agent.batch_size=16", "--agent.num_qs=2"),

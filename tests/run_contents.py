@@ -12,7 +12,7 @@ from flax.serialization import msgpack_restore
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint by the layout that utils/checkpoints.py states, with none of the code that is compared."""
+    """Reads a checkpoint by the layout that utils/run/checkpoints.py states, with none of the code that is compared."""
     header, payload = path.read_bytes().split(b"\n", 1)
     if header.decode() != f"OTQL-CHECKPOINT 0001 {hashlib.sha256(payload).hexdigest()}":
         raise ValueError(f"{path.name}: another header or a wrong checksum")

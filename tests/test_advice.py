@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from utils.runs import ROOT
+from utils.system.files import ROOT
 
 SOURCES = sorted(
     path

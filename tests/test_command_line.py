@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from tiny_runs import BC, POINTMAZE, call, contents, refused, run_dir, run_main
 
-from utils import runs
 from utils.errors import UserError
-from utils.runs import ROOT
-from utils.workers import WorkerError
+from utils.rollout.worker_pool import WorkerError
+from utils.run.agent_config import resolve_config, set_field
+from utils.run.directory import make_run_specs
+from utils.system.files import ROOT
 
 
 @pytest.fixture
@@ -195,25 +196,25 @@ def test_values_of_all_types():
     config = ml_collections.ConfigDict({"flag": False, "size": 0, "sizes": (1, 2), "rate": 1.0, "rule": "a"})
     texts = {"flag": "true", "size": "3", "sizes": "4, 5", "rate": "1e-2", "rule": "b"}
     for field, text in texts.items():
-        runs.set_field(config, field, text)
+        set_field(config, field, text)
     assert config.to_dict() == {"flag": True, "size": 3, "sizes": (4, 5), "rate": 0.01, "rule": "b"}
-    runs.set_field(config, "flag", "")
+    set_field(config, "flag", "")
     with pytest.raises(UserError, match="must be of type bool"):
-        runs.set_field(config, "flag", "maybe")
+        set_field(config, "flag", "maybe")
 
 
 def test_an_integer_may_be_as_small_as_its_default():
     module = ModuleType("own")
     module.PRESETS, module.get_config = {}, lambda: ml_collections.ConfigDict({"delay": 0, "size": 4})
-    assert runs.resolve_config(module, "none", "paper", {"delay": "0"})[0].delay == 0
+    assert resolve_config(module, "none", "paper", {"delay": "0"})[0].delay == 0
     for field, least in (("delay", 0), ("size", 1)):
         with pytest.raises(UserError, match=f"--agent.{field}=-1: it must be at least {least}"):
-            runs.resolve_config(module, "none", "paper", {field: "-1"})
+            resolve_config(module, "none", "paper", {field: "-1"})
 
 
 def test_varied_values_never_share_a_directory(tmp_path):
     config = ml_collections.ConfigDict({"lam": 1.0})
-    lanes = runs.make_lanes(config, range(2), "agent.lam=0.2,0.12345678,0.12345679", tmp_path, "otql")
+    lanes = make_run_specs(config, range(2), "agent.lam=0.2,0.12345678,0.12345679", tmp_path, "otql")
     assert len({lane.directory for lane in lanes}) == 6
     assert lanes[0].directory == tmp_path / "otql_lam=0.2" / "sd0"
 
@@ -232,7 +233,7 @@ def test_dead_worker(flags, tmp_path, monkeypatch):
     def failing(*_):
         raise WorkerError("ValueError: no such joint\nTraceback: ...")
 
-    monkeypatch.setattr("utils.program.Evaluator.evaluate", failing)
+    monkeypatch.setattr("utils.run.program.Evaluator.evaluate", failing)
     outcome = call(*flags)
     assert outcome.code == 2
     line = outcome.err.splitlines()[-1]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tiny_runs import POINTMAZE, TINY, assert_same_run, call, refused, run_main
 
-from experiments import sweep
-from experiments.report_groups import group_runs
-from experiments.report_runs import find_runs
-from experiments.sweep_jobs import Job
-from utils import checkpoints
-from utils.logging import read_csv
+from experiments.report.groups import group_runs
+from experiments.report.runs import find_runs
+from experiments.sweep import command as sweep
+from experiments.sweep.jobs import Job
+from utils.output.loggers import read_csv
+from utils.run import checkpoints
 
 # From update `at` on, `broken` is not finite: the loss, or its gradient alone, or the actions alone.
 AGENT = """

@@ -10,8 +10,9 @@ from probe_env import write_data
 from tiny_runs import TINY, run_dirs, run_main
 
 import online_main
-from utils import checkpoints, runs
-from utils.logging import read_csv
+from utils.output.loggers import read_csv
+from utils.run import checkpoints
+from utils.run.loading import load_run
 
 SMALL = (*(flag for flag in TINY if "value_hidden" not in flag and "num_qs" not in flag), "--log_interval=3")
 AGENT = f"--agent={Path(__file__).parent / 'probe_agent.py'}"
@@ -113,7 +114,7 @@ def base(data, tmp_path_factory):
     flags = ("--agent=agents/bc.py", "--agent.lr=0.01", "--agent.flow_tau=0.1", "--offline_steps=6")
     run_main(*flags, *SMALL, "--env_name=gym:probe_env:Still-v0", data, f"--save_dir={save_dir}")
     (path,) = run_dirs(save_dir)
-    flow = runs.load_run(path)[0]
+    flow = load_run(path)[0]
     gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), flow.params["flow"], flow.targets["flow"])
     assert min(jax.tree.leaves(gaps)) > 0.005
     return path, flow

@@ -10,9 +10,9 @@ import pytest
 from faulty_env import write_data
 from tiny_runs import BC, assert_same_run, assert_same_tree, call, run_dirs, run_main
 
-from utils import checkpoints
-from utils.logging import CsvLogger, read_csv
+from utils.output.loggers import CsvLogger, read_csv
 from utils.random_streams import Stream, stream_seed
+from utils.run import checkpoints
 
 SEEDS = 2
 BASE = (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_runs import BC, OTQL, POINTMAZE, call, refused, run_dir, run_main
 
-from utils import files
-from utils.runs import ROOT
+from utils.system import files
+from utils.system.files import ROOT
 
 STEPS = ("--offline_steps=4", "--online_steps=6", "--start_training=2", "--log_interval=2")
 

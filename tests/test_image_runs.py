@@ -10,9 +10,10 @@ from spot_env import write_demonstrations
 from tiny_runs import BC, assert_same_run, refused, run_dir, run_main
 
 import online_main
-from utils import encoders, runs
-from utils.logging import read_csv
+from utils import encoders
 from utils.observations import Observation
+from utils.output.loggers import read_csv
+from utils.run.loading import load_run
 
 IMAGES = ("--env_name=gym:spot_env:Spot-v0", "--horizon_length=2", "--agent.encoder=impala_tiny", "--log_interval=5")
 
@@ -45,7 +46,7 @@ def learnt(data, tmp_path_factory):
 def test_offline(learnt):
     """It is evaluated on images, records their shape, and its agent is loaded and acts on them."""
     assert read_csv(learnt / "eval.csv")["length_mean"][-1] > 1
-    agent, settings, step = runs.load_run(learnt)
+    agent, settings, step = load_run(learnt)
     assert (settings["observation_dim"], settings["image_shape"], step) == (2, [1, 16, 16, 3], 10)
     observations = Observation(np.zeros((3, 2), np.float32), np.zeros((3, 1, 16, 16, 3), np.uint8))
     assert jax.jit(type(agent).sample_actions)(agent, observations, agent.key).shape == (3, 4)
@@ -74,7 +75,7 @@ def test_online_from_a_base(data, learnt, tmp_path):
     flags = (*BC, *IMAGES, f"--dataset={data}", f"--save_dir={tmp_path}", f"--base_checkpoint={learnt}")
     flags += ("--rollout_steps=2", "--online_steps=1", "--agent.lr=0.0000001", "--utd_ratio=1")
     run_main(*flags, program=online_main)
-    base, agent = (runs.load_run(directory)[0] for directory in (learnt, run_dir(tmp_path)))
+    base, agent = (load_run(directory)[0] for directory in (learnt, run_dir(tmp_path)))
     np.testing.assert_allclose(
         agent.params["flow"]["encoder"]["camera_0"]["Dense_0"]["kernel"],
         base.targets["flow"]["encoder"]["camera_0"]["Dense_0"]["kernel"],

@@ -13,9 +13,10 @@ import scipy.stats
 from tiny_runs import OTQL, POINTMAZE, run_dir, run_main
 
 from experiments import diagnose
-from utils import checkpoints, runs
 from utils.coupling import solve_plan
 from utils.errors import UserError
+from utils.run import checkpoints
+from utils.run.loading import load_run
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,14 @@ def directory(pointmaze, tmp_path_factory):
 
 def test_the_agent_of_a_run_loads(directory):
     """Parameters, settings and step are those of the checkpoint, and it acts."""
-    agent, settings, step = runs.load_run(directory)
+    agent, settings, step = load_run(directory)
     assert step == 4
     state = checkpoints.load_latest(directory / "checkpoints")[1]["agent"]
     jax.tree.map(np.testing.assert_array_equal, agent.params, state["params"])
     assert agent.hyper["lam"] == np.float32(settings["config"]["lam"])
     observations = jnp.zeros((3, settings["observation_dim"]))
     assert agent.sample_actions(observations, jax.random.PRNGKey(0)).shape == (3, settings["chunk_dim"])
-    earlier = runs.load_run(directory, 2)[0]
+    earlier = load_run(directory, 2)[0]
     assert earlier.step == 2 and not np.array_equal(
         *(jax.tree.leaves(a.params)[0] for a in (earlier, agent))
     )  # fmt: skip
@@ -45,12 +46,12 @@ def test_the_agent_of_a_run_loads(directory):
 def test_what_cannot_be_loaded(directory, tmp_path):
     """No run, no such step, no checkpoint: one line each."""
     with pytest.raises(UserError, match="not the directory of a run"):
-        runs.load_run(tmp_path)
+        load_run(tmp_path)
     with pytest.raises(UserError, match=r"no checkpoint of step 3; it has \[2, 4\]"):
-        runs.load_run(directory, 3)
+        load_run(directory, 3)
     (tmp_path / "flags.json").write_bytes((directory / "flags.json").read_bytes())
     with pytest.raises(UserError, match="no valid checkpoint"):
-        runs.load_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_a_record_that_lacks_what_loading_needs(directory, tmp_path):
@@ -58,7 +59,7 @@ def test_a_record_that_lacks_what_loading_needs(directory, tmp_path):
     del settings["chunk_dim"]
     (tmp_path / "flags.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"flags.json lacks chunk_dim: it was changed, or is of an older version"):
-        runs.load_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_diagnose(directory, capsys, monkeypatch):
@@ -73,7 +74,7 @@ def test_diagnose(directory, capsys, monkeypatch):
 
 def test_diagnose_between_runs(directory, capsys, monkeypatch):
     """Runs of the same task and networks are swapped; what cannot be is refused in one line."""
-    agent, settings, step = runs.load_run(directory)
+    agent, settings, step = load_run(directory)
     agents = {
         "one": agent,
         "other": agent.replace(hyper=agent.hyper | {"lam": 7.0}),
@@ -146,7 +147,7 @@ def test_foreseen_reach(epsilon):
 
 def test_mixed_policies(directory):
     """The flow comes from one agent and the critic from the other."""
-    early, late = runs.load_run(directory, 2)[0], runs.load_run(directory, 4)[0]
+    early, late = load_run(directory, 2)[0], load_run(directory, 4)[0]
     agent = diagnose.mixed(early, late)
     same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))  # noqa: E731
     assert same(agent.targets["flow"], early.targets["flow"])

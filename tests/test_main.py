@@ -21,9 +21,9 @@ from tiny_runs import (
 )
 
 from envs.tasks import make_env
-from utils import checkpoints, program
-from utils.logging import read_csv
-from utils.training import Trainer
+from utils.output.loggers import read_csv
+from utils.run import checkpoints, program
+from utils.run.update_loop import UpdateLoop
 
 # Lanes
 
@@ -136,9 +136,9 @@ def test_shards_take_turns_and_resume_exactly(pointmaze, write_data, interrupt_a
     for name, rows in lengths.items():
         path = write_data(f"shards/{name}.npz", rows=rows)
     write_data("shards/a-val.npz", rows=30)
-    used, set_data = [], Trainer.set_data
+    used, set_data = [], UpdateLoop.set_data
     monkeypatch.setattr(
-        Trainer, "set_data", lambda self, data: (used.append(len(data["rewards"])), set_data(self, data))
+        UpdateLoop, "set_data", lambda self, data: (used.append(len(data["rewards"])), set_data(self, data))
     )
     flags = (*BC, f"--env_name={POINTMAZE}", f"--ogbench_dataset_dir={path.parent}", "--dataset_replace_interval=10")
     flags = (*flags, "--offline_steps=40", "--log_interval=5")

@@ -14,10 +14,15 @@ from tiny_runs import assert_same_run, assert_same_tree, call, refused, run_dirs
 
 import online_main
 from envs.tasks import parse_task
-from utils import checkpoints, cli, runs
-from utils.datasets import example_batch, prepare
-from utils.logging import read_csv
-from utils.training import Trainer, lane, stack
+from utils.data.batches import example_batch, prepare
+from utils.output.loggers import read_csv
+from utils.run import checkpoints
+from utils.run.agent_config import resolve_config
+from utils.run.agent_files import load_agent
+from utils.run.loading import load_run
+from utils.run.update_loop import UpdateLoop
+from utils.system.cli import parse
+from utils.trees import tree_slice, tree_stack
 
 FORK = "gym:fork_env:Fork-v0"
 NETWORKS = ("--agent.actor_hidden_dims=(64,64)", "--agent.value_hidden_dims=(64,64)", "--agent.num_qs=2")
@@ -130,15 +135,15 @@ def test_base_is_trained_once_and_shared(short):
 
 def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     """Distilling brings μ(s, z) to the base's samples from the same noise, and touches nothing else."""
-    module = runs.load_agent("agents/fql.py")
-    flow, settings, _ = runs.load_run(base)
+    module = load_agent("agents/fql.py")
+    flow, settings, _ = load_run(base)
     values = {key: settings["config"][key] for key in ("actor_hidden_dims", "horizon_length", "lr", "flow_steps")}
-    config, _, _ = runs.resolve_config(module, "gym", "none", values | {"value_hidden_dims": (8,), "num_qs": 2})
+    config, _, _ = resolve_config(module, "gym", "none", values | {"value_hidden_dims": (8,), "num_qs": 2})
     with np.load(demonstrations) as file:
         data = prepare(dict(file), True)
     agent = module.Agent.create(jax.random.PRNGKey(0), example_batch(data, config.horizon_length), config)
-    agents = stack([agent.with_flow(flow.targets["flow"])])
-    trainer = Trainer(jax.random.PRNGKey(1)[None], "device")
+    agents = tree_stack([agent.with_flow(flow.targets["flow"])])
+    trainer = UpdateLoop(jax.random.PRNGKey(1)[None], "device")
     trainer.set_data(data)
     with optimised():
         distilled = online_main.distil(agents, trainer, 1500)
@@ -146,7 +151,7 @@ def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     observations = jnp.tile(data["observations"][:1], (200, 1))
 
     def error(agents):
-        agent = lane(agents, 0)
+        agent = tree_slice(agents, 0)
         errors = agent.apply("one_step", observations, noise) - agent.flow_actions(observations, noise)
         return float(np.square(errors).mean())
 
@@ -192,7 +197,7 @@ def test_demonstrators_are_as_asked(monkeypatch):
     monkeypatch.setattr(online_main, "demonstrate", lambda name, **asked: seen.append((name, asked)) or Path("made"))
     flags = ("--env_name=OpenMicrowave-v0", "--dataset=", "--demonstrations=4", "--tremor=3", "--dataset_dir=there")
     monkeypatch.setattr(online_main, "FLAGS", copy.deepcopy(online_main.FLAGS))
-    cli.parse(["online_main", *flags], online_main.FLAGS)
+    parse(["online_main", *flags], online_main.FLAGS)
     assert online_main.find_demonstrations(parse_task("OpenMicrowave-v0")) == Path("made")
     assert seen == [("OpenMicrowave-v0", {"episodes": 4, "tremor": 3.0, "dataset_dir": "there"})]
 

@@ -7,9 +7,9 @@ import matplotlib.axes
 import numpy as np
 from tiny_runs import TINY, run_dir
 
-from utils.logging import read_csv
-from utils.plotting import learning_curve
-from utils.runs import ROOT
+from utils.output.loggers import read_csv
+from utils.output.plotting import learning_curve
+from utils.system.files import ROOT
 
 
 def test_example_trains_and_reports_returns(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from agents import base, bc, cgql, dsrl, ewfm, fawac, fedit, fql, ifql, otql, qam, qam_e, qam_f, qc, qsm
 from envs.tasks import TABLE1_TASKS, parse_task
 from utils.errors import UserError
-from utils.runs import resolve_config
+from utils.run.agent_config import resolve_config
 
 # Table 3: discount, pessimism ρ; §4.1: chunks and sparse rewards as in the QAM code base.
 TABLE_3 = {

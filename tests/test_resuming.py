@@ -19,8 +19,8 @@ from tiny_runs import (
     run_main,
 )
 
-from utils import checkpoints, evaluations
-from utils.logging import read_csv
+from utils.output.loggers import read_csv
+from utils.run import checkpoints, evaluation_queue
 
 EVALUATION = "evaluation: 0/"
 
@@ -110,14 +110,14 @@ def test_sigterm_saves_where_it_falls(unbroken, otql_flags, interrupt_at, tmp_pa
 
 
 def test_signal_during_an_evaluation_repeats_only_that(unbroken, otql_flags, monkeypatch, tmp_path):
-    evaluate = evaluations.Evaluator.evaluate
+    evaluate = evaluation_queue.Evaluator.evaluate
 
     def evaluate_and_raise(self, policy, episodes, seed, progress):
-        monkeypatch.setattr(evaluations.Evaluator, "evaluate", evaluate)
+        monkeypatch.setattr(evaluation_queue.Evaluator, "evaluate", evaluate)
         signal.raise_signal(signal.SIGTERM)
         return evaluate(self, policy, episodes, seed, progress)
 
-    monkeypatch.setattr(evaluations.Evaluator, "evaluate", evaluate_and_raise)
+    monkeypatch.setattr(evaluation_queue.Evaluator, "evaluate", evaluate_and_raise)
     flags = (*otql_flags, f"--save_dir={tmp_path}")
     interrupted(*flags)
     directory = run_dir(tmp_path)

@@ -10,9 +10,11 @@ from tiny_runs import BC, OTQL, assert_same_run, assert_same_tree, call, refused
 
 import main
 import online_main
-from utils import runs
-from utils.logging import read_csv
-from utils.training import Trainer
+from utils.output.loggers import read_csv
+from utils.run.agent_config import resolve_config
+from utils.run.agent_files import load_agent
+from utils.run.loading import load_run
+from utils.run.update_loop import UpdateLoop
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +51,10 @@ def learnt(robot_data, tmp_path_factory):
 def test_data_without_environment_are_trained_on(learnt):
     """A run ends without an evaluation, with the settings of the paper's Tables 7 and 8."""
     for directory in learnt.values():
-        assert runs.load_run(directory)[2] == 20
+        assert load_run(directory)[2] == 20
         assert not (directory / "eval.csv").read_bytes()
         assert read_csv(directory / "train.csv")["step"][-1] == 20
-    config = runs.resolve_config(runs.load_agent("agents/otql.py"), "robot", "paper", {})[0]
+    config = resolve_config(load_agent("agents/otql.py"), "robot", "paper", {})[0]
     assert (config.lam, config.w_max, config.best_of_n, config.flow_steps) == (0.75, 10, 5, 3)
     assert (config.num_qs, config.rho, config.batch_size, config.lr) == (2, 0, 256, 3e-4)
 
@@ -71,7 +73,7 @@ def test_start_is_what_another_run_has_learnt(source, learnt, robot_data, tmp_pa
     start = f"--start_from={learnt[source]}"
     run_main(*flags_of(OTQL, robot_data, tmp_path), start, "--num_seeds=2", "--seed=7")
     (agents,) = started
-    other, _, _ = runs.load_run(learnt[source])
+    other, _, _ = load_run(learnt[source])
     for index in range(2):
         own = jax.tree.map(lambda leaf, i=index: np.asarray(leaf)[i], agents)
         if source == "bc":
@@ -154,8 +156,8 @@ def test_shards_are_in_the_units_of_the_first(tmp_path, monkeypatch):
         arrays = {"observations": random.normal(size=(40, 3)), "actions": random.uniform(-largest, largest, (40, 1))}
         arrays |= {"rewards": random.normal(size=40), "terminals": np.arange(40) % 20 == 19}
         np.savez(tmp_path / "shards" / f"{name}.npz", **arrays)
-    used, set_data = [], Trainer.set_data
-    monkeypatch.setattr(Trainer, "set_data", lambda self, data: (used.append(data), set_data(self, data)))
+    used, set_data = [], UpdateLoop.set_data
+    monkeypatch.setattr(UpdateLoop, "set_data", lambda self, data: (used.append(data), set_data(self, data)))
     shards = (f"--ogbench_dataset_dir={tmp_path / 'shards'}", "--dataset_replace_interval=2", "--eval_episodes=0")
     out = run_main(*BC, "--env_name=gym:Pendulum-v1", *shards, f"--save_dir={tmp_path}", "--offline_steps=4").out
     assert "bounds   [-2, 2] in the environment, rescaled to [-1, 1]; actions of the file are raw" in out

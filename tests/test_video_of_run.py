@@ -3,7 +3,7 @@
 import imageio.v2 as imageio
 from tiny_runs import BC, POINTMAZE, run_dir, run_main
 
-from utils.video import rendering_backend
+from utils.rollout.video import rendering_backend
 
 
 def test_run_films_its_policy_or_says_why_not(pointmaze, tmp_path, monkeypatch):
@@ -15,7 +15,7 @@ def test_run_films_its_policy_or_says_why_not(pointmaze, tmp_path, monkeypatch):
         run_main(*flags, f"--save_dir={tmp_path / 'with'}", "--video_frame_skip=50")  # A finished run is filmed later.
         (video,) = (run_dir(tmp_path / "with") / "videos").glob("*.mp4")
         assert sum(1 for _ in imageio.get_reader(video)) > 10
-    monkeypatch.setattr("utils.video.rendering_backend", lambda: None)
+    monkeypatch.setattr("utils.rollout.video.rendering_backend", lambda: None)
     outcome = run_main(*flags, f"--save_dir={tmp_path / 'without'}")
     assert "no video: MuJoCo cannot render" in outcome.err
     assert (run_dir(tmp_path / "without") / "summary.json").exists()

@@ -11,8 +11,9 @@ from types import ModuleType
 import numpy as np
 
 import main
-from utils import checkpoints, cli
-from utils.logging import read_csv
+from utils.output.loggers import read_csv
+from utils.run import checkpoints
+from utils.system import entry_point
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 # Compiled in seconds; an episode of five-step chunks is cheap.
@@ -48,7 +49,7 @@ def call(*flags: str, program: ModuleType = main) -> Outcome:
     sys.argv = [f"{program.__name__}.py", *flags]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.run(program.main)
+            entry_point.run_main(program.main)
     except SystemExit as end:
         code = end.code
     finally:

@@ -42,7 +42,7 @@ def state_of(observation: Any) -> Any:
 
 
 def columns(observation: Any) -> dict[str, Any]:
-    """An observation by the names that its parts have in a dataset (utils/datasets.py)."""
+    """An observation by the names that its parts have in a dataset (utils/data/batches.py)."""
     if isinstance(observation, Observation):
         return {"observations": observation.state, "images": observation.images}
     return {"observations": observation}

@@ -2,12 +2,12 @@
 
     python -m envs.panda.demonstrate --env_name=OpenMicrowave-v0 --episodes=30
 
-The file (.npz) has OGBench's layout (envs/gym_data.py, second convention), so that demonstrations recorded by hand fit
-in its place: one row a state, with `observations`, `actions`, `rewards`, `masks` (0 where the step after it solved the
-task), `terminals` (1 on an episode's last row: the solved state, with no action), `qpos`, `qvel`, and for a name such
-as 'visual-OpenMicrowave-v0' `images` beside the state of the arm alone. All demonstrations are successes: an episode
-that fails is drawn again, and their number stands in the .json beside the file. The file is a function of the seed,
-whatever the number of workers. A run that was stopped goes on when started again.
+The file (.npz) has OGBench's layout (envs/gym_dataset.py, second convention), so that demonstrations recorded by hand
+fit in its place: one row a state, with `observations`, `actions`, `rewards`, `masks` (0 where the step after it solved
+the task), `terminals` (1 on an episode's last row: the solved state, with no action), `qpos`, `qvel`, and for a name
+such as 'visual-OpenMicrowave-v0' `images` beside the state of the arm alone. All demonstrations are successes: an
+episode that fails is drawn again, and their number stands in the .json beside the file. The file is a function of the
+seed, whatever the number of workers. Rerun the same command to resume.
 """
 
 import functools
@@ -27,16 +27,16 @@ from absl import flags
 from tqdm import tqdm
 
 from envs.collect import bare_main, sigint_ignored, usable_cores
-from envs.files import Arrays, read_json, write_json, write_npz
+from envs.npz import Arrays, read_json, write_json, write_npz
+from envs.ogbench.specs import DEFAULT_DATASET_DIR
 from envs.panda import TASKS, gym_hil_assets
-from envs.parts import PartsFolder
-from envs.quiet import choose_renderer
-from envs.recipes import DEFAULT_DATASET_DIR
+from envs.parallel_episodes import EpisodeCache
 from envs.tasks import VISUAL, make_env
-from utils import cli
 from utils.errors import UserError
-from utils.locks import only_one
-from utils.rendering import check_mujoco, set_rendering_backend
+from utils.system.cli import parse
+from utils.system.entry_point import run_main
+from utils.system.locks import exclusive_lock
+from utils.system.rendering import check_mujoco, choose_renderer, set_rendering_backend
 
 if TYPE_CHECKING:
     from envs.panda.arm import PandaEnv
@@ -92,14 +92,14 @@ def demonstrate(
     versions = {package: importlib.metadata.version(package) for package in ("mujoco", "numpy", "gym-hil")}
     settings = {"env_name": env_name, "seed": seed, "tremor": tremor, "lengths": "dm"}
     record = path.with_suffix(".json")
-    with only_one(path.with_suffix(".lock")):
+    with exclusive_lock(path.with_suffix(".lock")):
         if path.exists():
             found = read_json(record) or {}
             if any(found.get(key) != value for key, value in (settings | {"episodes": episodes}).items()):
                 raise UserError(f"{path} holds something else; move it away or choose another --output")
             print(f"{path} is there already.", file=sys.stderr)
             return path
-        folder = PartsFolder(path.with_suffix(".parts"), settings | {"versions": versions})
+        folder = EpisodeCache(path.with_suffix(".parts"), settings | {"versions": versions})
         _make_missing(folder, env_name, seed, tremor, episodes, workers)
         arrays = folder.merge("train", episodes)
         failed = int(arrays.pop("failed").sum())
@@ -112,7 +112,7 @@ def demonstrate(
     return path
 
 
-def _make_missing(folder: PartsFolder, env_name: str, seed: int, tremor: float, episodes: int, workers: int) -> None:
+def _make_missing(folder: EpisodeCache, env_name: str, seed: int, tremor: float, episodes: int, workers: int) -> None:
     """Makes the episodes that the folder lacks, in this process if there is one worker."""
     done = {index for _, index in folder.done() if index < episodes}
     missing = [index for index in range(episodes) if index not in done]
@@ -230,7 +230,7 @@ def _define_flags() -> flags.FlagValues:
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
     values = _define_flags()
-    if overrides := cli.parse(argv, values):
+    if overrides := parse(argv, values):
         raise UserError(f"demonstrations know no --agent.{min(overrides)}")
     if not values.env_name:
         raise UserError(f"--env_name is missing; use {' or '.join(TASKS)}")
@@ -244,4 +244,4 @@ if __name__ == "__main__":
     # Workers look their functions up in the importable module, not in __main__.
     from envs.panda.demonstrate import main as importable_main
 
-    cli.run(importable_main)
+    run_main(importable_main)

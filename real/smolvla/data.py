@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from real.lerobot_files import Recording, read_recording
+from real.episode_labels import LABELS, Lengths, label_files, successes
+from real.lerobot_dataset import Recording, read_recording
 from real.statistics import resting, scale_of_resting
-from real.success import LABELS, Lengths, label_files, successes
 from utils.errors import UserError
 
 STATE, ACTION = "observation.state", "action"
@@ -96,7 +96,7 @@ def read_rows(
     Args:
         demos: folders of demonstrations; those that say nothing of success are successes.
         rollouts: folders of rollouts.
-        labels: files of labels, one for each of the rollouts, or none: see `real.success.successes`.
+        labels: files of labels, one for each of the rollouts, or none: see `real.episode_labels.successes`.
         normalise: states [N, o] and actions [N, A] as recorded → as the policy has them.
 
     Raises:

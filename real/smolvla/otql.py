@@ -23,11 +23,11 @@ import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, pad_vector
 from torch import Tensor
 
-from real.smolvla.coupling import couple, tilted_marginal
 from real.smolvla.critic import Critic, pessimistic, track
 from real.smolvla.data import Rows
 from real.smolvla.expert import Prefix, matching_error, sample, sample_times, with_state
 from real.smolvla.prefixes import AllPrefixes
+from real.smolvla.torch_coupling import couple, tilted_marginal
 
 Info = dict[str, Tensor]
 

@@ -20,13 +20,13 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 
-from envs.files import read_json, write_json
+from envs.npz import read_json, write_json
 from real.smolvla.data import STATE
-from real.smolvla.directory import Processor
 from real.smolvla.expert import Prefix, encode
+from real.smolvla.policy_directory import Processor
 from utils.errors import UserError
-from utils.files import disk_errors
-from utils.logging import ProgressBar
+from utils.output.loggers import ProgressBar
+from utils.system.files import disk_errors
 
 MODES = ("disk", "memory", "none")
 _BATCH = 16  # Frames that are encoded at once.

@@ -27,17 +27,17 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from safetensors import safe_open
 
-from envs.files import read_json, write_json
+from envs.npz import read_json, write_json
 from real.command_line import Parser
-from real.lerobot_files import read_recording
+from real.lerobot_dataset import read_recording
 from real.smolvla.data import ACTION, STATE, Rows, read_rows, scales_at_rest
-from real.smolvla.directory import add_lora, adopt, load_config, load_policy, load_processors, save_directory
 from real.smolvla.otql import Otql, Settings, Sft
+from real.smolvla.policy_directory import add_lora, adopt, load_config, load_policy, load_processors, save_directory
 from real.smolvla.prefixes import MODES, AllPrefixes, Encoder, Prefixes
 from utils.errors import UserError
-from utils.files import atomic_write_bytes
-from utils.locks import only_one
-from utils.logging import CsvLogger, ProgressBar
+from utils.output.loggers import CsvLogger, ProgressBar
+from utils.system.files import atomic_write_bytes
+from utils.system.locks import exclusive_lock
 
 _OWN = ("output_dir", "device", "cache", "cache_dir", "save_interval", "log_interval")  # No number depends on these.
 
@@ -276,7 +276,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line; a mistake ends in one line and exit code 2, a signal in 128 + its number."""
     try:
         run = Run(parse(argv))
-        with only_one(run.root / ".lock"):
+        with exclusive_lock(run.root / ".lock"):
             print(f"trained: {run.train()}")
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

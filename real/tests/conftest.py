@@ -9,9 +9,9 @@ import pytest
 import torch
 from random_agents import OBSERVATION_DIM
 
-from real.acting import acting_part
 from real.export import write_directory
-from real.lerobot_format import Normalisation, policy_files
+from real.lerobot_policy import Normalisation, policy_files
+from real.policy_tensors import acting_part
 
 
 @pytest.fixture(autouse=True, scope="session")

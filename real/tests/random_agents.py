@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from utils.observations import blank
-from utils.runs import load_agent
+from utils.run.agent_files import load_agent
 
 OBSERVATION_DIM, ACTION_DIM = 6, 3
 

@@ -17,11 +17,14 @@ from recordings import write_recording
 from real import adapt
 from real.adapt import outcomes, recorded
 from real.import_rollouts import import_rollouts
-from real.lerobot_files import read_recording
-from utils import cli
+from real.lerobot_dataset import read_recording
 from utils.errors import UserError
-from utils.logging import read_csv
-from utils.runs import ROOT, load_agent, load_run, resolve_config
+from utils.output.loggers import read_csv
+from utils.run.agent_config import resolve_config
+from utils.run.agent_files import load_agent
+from utils.run.loading import load_run
+from utils.system.files import ROOT
+from utils.system.signals import run_program
 
 RECORD = """
 import json, sys
@@ -163,7 +166,7 @@ def test_mistakes_are_noticed_before_anything_is_trained(
 @pytest.mark.parametrize(("code", "error"), [(2, SystemExit), (3, UserError)])
 def test_a_program_that_has_said_why_has_the_last_word(code: int, error: type[BaseException]) -> None:
     with pytest.raises(error) as ended:
-        cli.run_program([sys.executable, "-c", f"raise SystemExit({code})"], "it")
+        run_program([sys.executable, "-c", f"raise SystemExit({code})"], "it")
     assert error is UserError or ended.value.code == 2
 
 

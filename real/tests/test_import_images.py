@@ -11,11 +11,11 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 from pyarrow import parquet
 
-from envs.gym_data import read_gym_dataset
+from envs.gym_dataset import read_gym_dataset
 from real.export import find_normalisation
 from real.import_rollouts import import_rollouts, main
-from real.lerobot_format import read_normalisation
 from real.lerobot_images import _frames
+from real.lerobot_policy import read_normalisation
 from utils.errors import UserError
 
 HEIGHT, WIDTH, LENGTHS, FPS = 64, 96, (3, 5), 10

@@ -12,13 +12,13 @@ import pytest
 from recordings import VIDEO, write_recording
 
 from envs.datasets import load_file
-from envs.gym_data import read_gym_dataset
+from envs.gym_dataset import read_gym_dataset
 from envs.tasks import parse_task
 from real import import_rollouts as program
 from real.export import find_normalisation
 from real.import_rollouts import STATS, import_rollouts, main
-from real.lerobot_format import read_normalisation
-from utils.datasets import describe
+from real.lerobot_policy import read_normalisation
+from utils.data.batches import describe
 from utils.errors import UserError
 
 

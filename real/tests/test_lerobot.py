@@ -21,7 +21,7 @@ from lerobot.utils.control_utils import predict_action
 from lerobot.utils.import_utils import register_third_party_plugins
 from random_agents import ACTION_DIM, make_agent
 
-from real.lerobot_format import Normalisation
+from real.lerobot_policy import Normalisation
 
 FEATURES = {"observation.state": 4, "observation.environment_state": 2}
 STATS = {

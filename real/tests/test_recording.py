@@ -13,10 +13,10 @@ from lerobot_robot_otql_sim import OtqlExpertConfig, OtqlSimConfig
 from lerobot_teleoperator_otql_reset import OtqlResetConfig
 from sessions import ArmConfig, fake_policy, labels_of, record
 
-from envs.gym_data import read_gym_dataset
+from envs.gym_dataset import read_gym_dataset
 from envs.panda.experts import EXPERTS
 from real.import_rollouts import import_rollouts
-from real.lerobot_files import read_recording
+from real.lerobot_dataset import read_recording
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -206,7 +206,7 @@ def test_images_are_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.full((*size, 3), {"view": 10, "handcam_rgb": 20}[camera] + round(10 * env.data.time))
 
     monkeypatch.setattr("envs.panda.arm.PandaEnv._picture", picture)
-    monkeypatch.setattr("utils.rendering.set_rendering_backend", lambda: None)
+    monkeypatch.setattr("utils.system.rendering.set_rendering_backend", lambda: None)
     blind, robot = OtqlSim(OtqlSimConfig(task=TASK)), OtqlSim(OtqlSimConfig(task=TASK, image_size=8))
     with blind, robot:
         for steps in range(2):

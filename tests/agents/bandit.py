@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from compiling import optimised
 
-from utils import datasets, training
+from utils.data import batches
 from utils.flow import euler
+from utils.run.update_loop import UpdateLoop
+from utils.trees import tree_slice, tree_stack
 
 VALUES = np.array([0.0, 0.3, 0.6, 1.0], np.float32)
 SHARES = np.array([0.35, 0.3, 0.2, 0.15])
@@ -42,7 +44,7 @@ def make_data(size: int = 20_000, seed: int = 0) -> dict[str, np.ndarray]:
     rows = {"observations": contexts, "actions": actions.astype(np.float32), "rewards": VALUES[mode]}
     rows = {k: np.repeat(v, 2, axis=0) for k, v in rows.items()}
     ends = np.tile(np.float32([0, 1]), size)
-    return datasets.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, True)
+    return batches.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, True)
 
 
 def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> list:
@@ -52,18 +54,18 @@ def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> lis
     config.update(SMALL)
     config.update({k: v[0] for k, v in lanes.items()})
     create = jax.jit(lambda example: module.Agent.create(jax.random.key(0), example, config))
-    first = create(datasets.example_batch(data, 1))
+    first = create(batches.example_batch(data, 1))
     assert all(k in first.hyper or len(set(v)) == 1 for k, v in lanes.items())
     agents = []
     for i in range(count):
         varied = {k: jnp.float32(v[i]) for k, v in lanes.items() if k in first.hyper}
         agents.append(first.replace(hyper=first.hyper | varied))
-    trainer = training.Trainer(jax.random.split(jax.random.PRNGKey(1), count))
+    trainer = UpdateLoop(jax.random.split(jax.random.PRNGKey(1), count))
     trainer.set_data(data)
-    agents = training.stack(agents)
+    agents = tree_stack(agents)
     with optimised():
         stacked, _ = trainer.train(agents, 0, num_updates)
-    return [training.lane(stacked, i) for i in range(count)]
+    return [tree_slice(stacked, i) for i in range(count)]
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import optax
 import pytest
 from numpy_networks import as_float64, mlp
 
-from utils.training import stack
+from utils.trees import tree_stack
 
 CURVATURE = 10.0
 
@@ -137,7 +137,7 @@ def assert_entropy_reaches_target(agent_class, network, scale_name, batch, loss,
     settings = [{"target_entropy": 0.5, scale_name: 1.0}, {"target_entropy": 1.0, scale_name: 1.0}]
     settings.append({"target_entropy": 0.5, scale_name: 2.0})
     agents = [first.replace(hyper=first.hyper | jax.tree.map(jnp.float32, setting)) for setting in settings]
-    trained = fit(stack(agents), loss)
+    trained = fit(tree_stack(agents), loss)
     draws, log_probs = jax.jit(jax.vmap(sample, (0, None)))(trained, jax.random.key(9))
     temperatures = np.exp(trained.params["temperature"]["log_value"])
     for setting, draw, log_prob, found in zip(settings, draws, log_probs, temperatures, strict=True):

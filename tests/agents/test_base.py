@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from numpy_networks import as_float64, critic, fixed_policy, make_agent, make_batch, velocity
 
-from agents import base, otql
-from utils import runs
+from agents import AGENTS, base, otql
 
 sample_actions = jax.jit(lambda agent, observations, key: agent.sample_actions(observations, key))
 critic_loss = jax.jit(lambda agent, key: agent.critic_loss(agent.params, BATCH, key))
@@ -198,13 +197,16 @@ def test_create():
     assert np.abs(qs[0] - qs[1]).max() > 0.01  # members start apart
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in Path(base.__file__).parent.glob("*.py")))
+def test_list_of_agents():
+    """Every file with presets is listed."""
+    files = Path(base.__file__).parent.glob("*.py")
+    assert sorted(AGENTS) == sorted(file.stem for file in files if "\nPRESETS" in file.read_text())
+
+
+@pytest.mark.parametrize("name", AGENTS)
 def test_presets_are_valid_settings(name):
     """Every preset names settings that the agent has, with values of the same type."""
     module = importlib.import_module(f"agents.{name}")
-    if not hasattr(module, "PRESETS"):
-        assert name in runs.NOT_AGENTS
-        return
     for domain, settings in module.PRESETS.items():
         config = ml_collections.ConfigDict(module.get_config())
         known = set(config) | {"sparse"}

@@ -10,7 +10,7 @@ from numpy_networks import as_float64, critic, make_agent, make_batch
 from scipy.stats import expectile
 
 from agents import ifql
-from utils.runs import resolve_config
+from utils.run.agent_config import resolve_config
 
 BATCH = make_batch()
 

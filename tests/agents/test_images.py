@@ -11,8 +11,9 @@ import pytest
 from numpy_networks import make_batch, random_params
 
 from agents import base, otql
-from utils import datasets, encoders
+from utils import encoders
 from utils.coupling import principal_components
+from utils.data import batches
 from utils.observations import Observation
 
 ALL = ["bc", "cgql", "dsrl", "ewfm", "fawac", "fedit", "fql", "ifql", "otql", "qam", "qam_e", "qam_f", "qc", "qsm"]
@@ -183,7 +184,7 @@ def image_bandit(size=3000, pixels=8, seed=0):
     rows |= {"actions": actions.astype(np.float32), "rewards": (mode == quarters).astype(np.float32)}
     rows = {k: np.repeat(v, 2, axis=0) for k, v in rows.items()}
     ends = np.tile(np.float32([0, 1]), size)
-    return datasets.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, True)
+    return batches.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, True)
 
 
 def test_bandit_is_solved_by_looking(monkeypatch):

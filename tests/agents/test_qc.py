@@ -9,7 +9,7 @@ from loss_checks import check_loss_and_gradient, flow_error, flow_sample, td_los
 from numpy_networks import as_float64, critic, make_agent, make_batch
 
 from agents import qc
-from utils.runs import resolve_config
+from utils.run.agent_config import resolve_config
 
 BATCH = make_batch()
 

@@ -13,7 +13,7 @@ from loss_checks import check_loss_and_gradient, td_loss
 from numpy_networks import as_float64, critic, make_agent, make_batch
 
 from agents import qsm
-from utils.runs import resolve_config
+from utils.run.agent_config import resolve_config
 
 BATCH = make_batch()
 CORNER = np.array([1.0, -1.0, -1.0, 1.0])

@@ -15,12 +15,14 @@ from test_images import ALL, image_agent, image_batch, linear  # noqa: F401
 
 import online_main
 from agents import base, qsm
-from utils import coupling, evaluations
-from utils.datasets import sample_starts
-from utils.evaluation import episode_seed
-from utils.evaluations import policy_of
+from utils import coupling
+from utils.data.batches import sample_starts
 from utils.random_streams import Stream, stream_key, stream_seed
-from utils.training import NOT_FINITE, Trainer, act, stack
+from utils.rollout.evaluator import episode_seed
+from utils.rollout.policy import act, evaluation_policy
+from utils.run import evaluation_queue
+from utils.run.update_loop import NOT_FINITE, UpdateLoop
+from utils.trees import tree_stack
 
 SEEDS, STEPS = (0, 1), (0, 1, 7)
 USES = ("bernoulli", "choice", "normal", "permutation", "randint", "split", "uniform")
@@ -74,10 +76,10 @@ class Revealing(flax.struct.PyTreeNode):
 
 def acting_keys():
     """Those of evaluations (seeds, steps, episodes, chunks) and of acting online, and those above them."""
-    agents, grid = stack([Revealing(jnp.int32(0))]), np.array(list(itertools.product(range(6), range(4))))
+    agents, grid = tree_stack([Revealing(jnp.int32(0))]), np.array(list(itertools.product(range(6), range(4))))
     observations = np.zeros((len(grid), 1))
-    with mock.patch.object(evaluations, "act", lambda agents, index, observations, key, *_: key):
-        keys = [policy_of(seed, agents, 0, step)[0](None, None, None) for seed in SEEDS for step in STEPS]
+    with mock.patch.object(evaluation_queue, "act", lambda agents, index, observations, key, *_: key):
+        keys = [evaluation_policy(seed, agents, 0, step)[0](None, None, None) for seed in SEEDS for step in STEPS]
     keys += [stream_key(seed, Stream.ACTING) for seed in SEEDS]
     return keys + [np.asarray(act(agents, 0, observations, key, *grid.T)).view(np.uint32) for key in keys]
 
@@ -86,12 +88,12 @@ def distilling_keys(agent, root):
     """Keys that the agent and the trainer draw from while a one-step policy is distilled."""
     used = []
 
-    class Recorder(Trainer):
+    class Recorder(UpdateLoop):
         def train(self, agents, step, num_updates):
             used.append((agents.key[0], self.keys[0]))
             return agents, {NOT_FINITE: np.zeros((1, 1))}
 
-    online_main.distil(stack([agent]), Recorder(root[None]), 1)
+    online_main.distil(tree_stack([agent]), Recorder(root[None]), 1)
     return used
 
 
@@ -140,8 +142,8 @@ def test_no_two_streams_meet():
 def test_no_two_episodes_share_a_seed():
     """Those learnt from and those of evaluations, of several seeds and steps."""
     resets = [stream_seed(seed, Stream.RESET, episode) for seed in range(20) for episode in range(20)]
-    agents = stack([Revealing(jnp.int32(0))])
-    bases = [policy_of(seed, agents, 0, step)[1] for seed in range(20) for step in (0, 1, 2, 50_000, 1_000_000)]
+    agents = tree_stack([Revealing(jnp.int32(0))])
+    bases = [evaluation_policy(seed, agents, 0, step)[1] for seed in range(20) for step in (0, 1, 2, 50_000, 1_000_000)]
     episodes = [episode_seed(own, i) for own in bases for i in range(10)]
     assert len({*resets, *bases, *episodes}) == len(resets) + len(bases) + len(episodes)
     # Fewer counters are not the same as counters of zero.

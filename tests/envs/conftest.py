@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from envs.collect import collect
-from envs.files import write_npz
-from envs.oracles import Collector
-from envs.recipes import RECIPES, dataset_files, file_stem
+from envs.npz import write_npz
+from envs.ogbench.oracles import Collector
+from envs.ogbench.specs import DATASET_SPECS, dataset_files, file_stem
 
 SMALL = {
     "scene-play-v0": (3, 100),
@@ -23,8 +23,8 @@ def collected(tmp_path_factory):
     (scene, (episodes, steps)), *others = SMALL.items()
     paths = {scene: collect(scene, episodes=episodes, max_steps=steps, dataset_dir=directory, workers=2)}
     for name, (episodes, steps) in others:  # The same files without the start of more workers.
-        collector = Collector(RECIPES[name], steps)
-        train_path, val_path = dataset_files(directory, file_stem(RECIPES[name], episodes, 0, steps))
+        collector = Collector(DATASET_SPECS[name], steps)
+        train_path, val_path = dataset_files(directory, file_stem(DATASET_SPECS[name], episodes, 0, steps))
         for path, split, count in ((train_path, "train", episodes), (val_path, "val", 1)):
             rows = [collector.episode(0, split, index) for index in range(count)]
             write_npz(path, {key: np.concatenate([episode[key] for episode in rows]) for key in rows[0]})

@@ -14,15 +14,15 @@ import numpy as np
 import ogbench
 import pytest
 
-from envs import oracles, recipes
 from envs.collect import collect, main
 from envs.datasets import load_file
-from envs.files import write_npz
-from envs.oracles import Collector
-from envs.recipes import RECIPES, file_stem, find_collected, find_recipe
+from envs.npz import write_npz
+from envs.ogbench import oracles, specs
+from envs.ogbench.oracles import Collector
+from envs.ogbench.specs import DATASET_SPECS, file_stem, find_collected, find_spec
 from envs.tasks import parse_task
 from utils.errors import UserError
-from utils.rendering import rendering_backend
+from utils.system.rendering import rendering_backend
 
 ROOT = Path(__file__).parents[2]
 MAZE = "pointmaze-medium-navigate-v0"
@@ -59,7 +59,7 @@ def test_episodes_differ_from_each_other(raw_arrays, collected):
 # 'noisy' in the scene is the case in which OGBench's environment carries something over a reset.
 @pytest.mark.parametrize(("name", "steps"), [("scene-noisy-v0", 300), ("pointmaze-teleport-navigate-v0", 200)])
 def test_an_episode_does_not_depend_on_the_one_before(name, steps):
-    used, fresh = (Collector(find_recipe(name), steps) for _ in range(2))
+    used, fresh = (Collector(find_spec(name), steps) for _ in range(2))
     used.episode(0, "train", 0)
     expected = fresh.episode(0, "train", 1)
     assert same(used.episode(0, "train", 1), expected)
@@ -67,7 +67,7 @@ def test_an_episode_does_not_depend_on_the_one_before(name, steps):
 
 
 def test_a_redrawn_scene_episode_is_a_function_of_its_index(monkeypatch):
-    collector = Collector(find_recipe("scene-play-v0"), 20)
+    collector = Collector(find_spec("scene-play-v0"), 20)
     plain = collector.episode(0, "train", 0)
     redrawn = []
     for _ in range(2):
@@ -120,31 +120,31 @@ def test_physical_state_is_the_one_acted_from(raw_arrays):
 
 
 def test_the_oracles_do_their_task():
-    rows = Collector(find_recipe("puzzle-3x3-play-v0"), 300).episode(0, "train", 0)
+    rows = Collector(find_spec("puzzle-3x3-play-v0"), 300).episode(0, "train", 0)
     presses = np.abs(np.diff(rows["button_states"], axis=0)).sum()
     assert presses >= 3
-    maze = Collector(find_recipe(MAZE), 400).episode(0, "train", 0)
+    maze = Collector(find_spec(MAZE), 400).episode(0, "train", 0)
     assert len(np.unique(np.round(maze["qpos"] / 4), axis=0)) >= 8  # Cells of 4 m visited.
 
 
 @pytest.mark.check
 def test_settings_are_those_of_the_released_datasets():
-    sizes = {name: (r.episodes, r.max_steps) for name, r in RECIPES.items()}
-    assert len(RECIPES) == 44
+    sizes = {name: (r.episodes, r.max_steps) for name, r in DATASET_SPECS.items()}
+    assert len(DATASET_SPECS) == 44
     assert sizes["scene-play-v0"] == sizes["cube-double-noisy-v0"] == (1000, 1001)
     assert sizes["cube-triple-play-v0"] == sizes["puzzle-4x5-noisy-v0"] == (3000, 1001)
     assert sizes["cube-quadruple-play-v0"] == sizes["puzzle-4x6-play-v0"] == (5000, 1001)
     assert sizes["pointmaze-giant-navigate-v0"] == (500, 2001)
     assert sizes["pointmaze-giant-stitch-v0"] == (5000, 201)
-    assert RECIPES["cube-triple-play-v0"].p_stack == (0.05, 0.35)
-    assert RECIPES["scene-play-v0"].p_stack == (0.5, 0.5)
-    assert (RECIPES["cube-single-noisy-v0"].p_random, RECIPES["puzzle-3x3-noisy-v0"].p_random) == (0.1, 0.2)
-    assert recipes.val_episodes(1000) == 100
-    assert recipes.val_episodes(3) == 1
+    assert DATASET_SPECS["cube-triple-play-v0"].p_stack == (0.05, 0.35)
+    assert DATASET_SPECS["scene-play-v0"].p_stack == (0.5, 0.5)
+    assert (DATASET_SPECS["cube-single-noisy-v0"].p_random, DATASET_SPECS["puzzle-3x3-noisy-v0"].p_random) == (0.1, 0.2)
+    assert specs.val_episodes(1000) == 100
+    assert specs.val_episodes(3) == 1
 
 
 def test_names_tell_datasets_apart_and_are_found_again(tmp_path):
-    recipe = RECIPES["scene-play-v0"]
+    recipe = DATASET_SPECS["scene-play-v0"]
     stems = {
         (1000, 0, 1001): "scene-play-v0",
         (200, 0, 1001): "scene-play-v0-200ep",
@@ -172,7 +172,7 @@ def test_names_tell_datasets_apart_and_are_found_again(tmp_path):
 def test_goes_on_after_a_kill_and_keeps_what_was_there(tmp_path):
     arguments = {"episodes": 80, "max_steps": 400, "workers": 1}
     code = f"from envs.collect import collect; collect('{MAZE}', dataset_dir={str(tmp_path)!r}, **{arguments})"
-    parts = tmp_path / f"{file_stem(RECIPES[MAZE], 80, 0, 400)}.parts"
+    parts = tmp_path / f"{file_stem(DATASET_SPECS[MAZE], 80, 0, 400)}.parts"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_for(lambda: len(list(parts.glob("train-*"))) >= 2)
     process.kill()
@@ -189,7 +189,7 @@ def test_goes_on_after_a_kill_and_keeps_what_was_there(tmp_path):
 
     path = collect(MAZE, dataset_dir=tmp_path, **arguments)
     assert not parts.exists()
-    expected = Collector(RECIPES[MAZE], 400)
+    expected = Collector(DATASET_SPECS[MAZE], 400)
     observations = np.split(np.load(path)["observations"], 80)
     np.testing.assert_array_equal(observations[0], marked["observations"])  # Kept, not made anew.
     for index in (1, 2, 79):
@@ -204,7 +204,7 @@ def is_quiet(folder):
 
 
 def test_a_dead_worker_is_one_line_and_costs_nothing(tmp_path):
-    parts = tmp_path / f"{file_stem(RECIPES[MAZE], 300, 0, 400)}.parts"
+    parts = tmp_path / f"{file_stem(DATASET_SPECS[MAZE], 300, 0, 400)}.parts"
 
     def kill_a_worker():
         wait_for(lambda: list(parts.glob("train-*")))
@@ -264,7 +264,7 @@ def test_a_finished_dataset_is_left_alone(collected, capsys):
 
 
 def test_other_settings_are_not_mixed_in(tmp_path):
-    stem = file_stem(RECIPES[MAZE], 2, 0, 10)
+    stem = file_stem(DATASET_SPECS[MAZE], 2, 0, 10)
     parts = tmp_path / f"{stem}.parts"
     parts.mkdir()
     (parts / "settings.json").write_text(json.dumps({"noise": 0.1}))
@@ -308,8 +308,8 @@ def test_command_line_mistakes(arguments, hint, tmp_path, capsys):
 
 
 def test_a_single_task_name_means_its_dataset():
-    assert find_recipe("scene-play-singletask-task3-v0").name == "scene-play-v0"
-    assert find_recipe("scene-play-singletask-v0").name == "scene-play-v0"
+    assert find_spec("scene-play-singletask-task3-v0").name == "scene-play-v0"
+    assert find_spec("scene-play-singletask-v0").name == "scene-play-v0"
 
 
 def test_images_are_those_of_the_same_episodes(tmp_path):
@@ -318,7 +318,7 @@ def test_images_are_those_of_the_same_episodes(tmp_path):
         pytest.skip("no off-screen rendering here")
     name, steps = "cube-single-play-v0", 12
     path = collect(f"visual-{name}", episodes=1, max_steps=steps, dataset_dir=tmp_path, workers=1)
-    plain = Collector(find_recipe(name), steps).episode(0, "train", 0)
+    plain = Collector(find_spec(name), steps).episode(0, "train", 0)
     with np.load(path) as file:
         raw = dict(file)
     for key in ("actions", "qpos", "qvel", "terminals"):

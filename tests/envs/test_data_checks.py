@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.datasets import load_dataset
-from envs.gym_data import read_gym_file
+from envs.gym_dataset import read_gym_file
 from envs.tasks import parse_task
 from utils.errors import UserError
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from envs.datasets import check_horizon, load_dataset
-from envs.files import read_npz
-from envs.gym_data import read_gym_dataset
+from envs.gym_dataset import read_gym_dataset
+from envs.npz import read_npz
 from envs.tasks import parse_task
 from utils.errors import UserError
 

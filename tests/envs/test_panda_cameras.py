@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from panda_helpers import needs_model
 
-from envs.gym_data import read_gym_dataset
+from envs.gym_dataset import read_gym_dataset
 from envs.panda import TASKS, demonstrate
 from envs.panda.open_microwave import OpenMicrowave
-from utils.rendering import rendering_backend
+from utils.system.rendering import rendering_backend
 
 pytestmark = needs_model
 

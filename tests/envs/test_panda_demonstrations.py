@@ -9,8 +9,8 @@ from panda_helpers import make, needs_model, run
 from envs.datasets import load_file
 from envs.panda import demonstrate
 from envs.tasks import parse_task
-from utils import cli
 from utils.errors import UserError
+from utils.system.entry_point import run_main
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,6 @@ def test_wrong_command_lines(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(demonstrate, "gym_hil_assets", lambda: None)
     monkeypatch.setattr(sys, "argv", ["demonstrate", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.run(demonstrate.main)
+        run_main(demonstrate.main)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and message in error and error.count("\n") == 1

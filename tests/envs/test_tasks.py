@@ -151,10 +151,11 @@ def test_episode_is_a_function_of_seed_and_actions(name):
 
 def test_no_warnings_and_no_heavy_imports():
     code = (
-        "import sys, envs, envs.tasks, envs.recipes, envs.collect\n"
+        "import sys, envs, envs.tasks, envs.ogbench.specs, envs.collect\n"
         "heavy = {'jax', 'mujoco', 'ogbench', 'gymnasium'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "import envs.oracles, envs.panda.experts, real.import_rollouts, utils.video, utils.workers\n"
+        "import envs.ogbench.oracles, envs.panda.experts, real.import_rollouts\n"
+        "import utils.rollout.video, utils.rollout.worker_pool\n"
         "env = envs.tasks.make_env('scene-play-singletask-v0')\n"
         "env.reset(seed=0); env.step(env.action_space.sample()); env.action_space\n"
         "assert not {'jax', 'jaxtyping'} & set(sys.modules)\n"  # What workers and a robot's computer import.

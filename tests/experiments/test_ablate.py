@@ -9,8 +9,9 @@ from tiny_runs import TINY, call, refused, run_dirs, run_main
 from written_runs import SCENE, STEPS, write_run
 
 from experiments import ablate
-from experiments.grids import Grid
-from utils import runs
+from experiments.sweep.grids import Grid
+from utils.run.agent_config import resolve_config
+from utils.run.agent_files import load_agent
 
 
 def commands(*flags):
@@ -47,8 +48,8 @@ def test_every_study_differs_in_its_settings_alone(study, scale, tmp_path):
     assert len(choices) == expected
     for choice in choices:
         assert set(choice) == set(fields)
-        config, _, _ = runs.resolve_config(
-            runs.load_agent("agents/otql.py"), ablate.sweep.parse_task(env_name).domain, "paper", choice
+        config, _, _ = resolve_config(
+            load_agent("agents/otql.py"), ablate.sweep.parse_task(env_name).domain, "paper", choice
         )
         assert all(config[name] in values for name, values in fields.items())
 

@@ -11,14 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, bench_lanes, bench_updates, public_updates
-from utils import datasets, runs
+from agents import AGENTS
+from experiments.bench import command as bench
+from experiments.bench import public_updates
+from experiments.bench import seeds as bench_seeds
+from experiments.bench import updates as bench_updates
+from utils.data import batches
 from utils.errors import UserError
-from utils.training import stack
+from utils.run.agent_config import resolve_config
+from utils.run.agent_files import load_agent
+from utils.system.files import ROOT
+from utils.trees import tree_stack
 
 TINY = ("--agent.actor_hidden_dims=8", "--agent.value_hidden_dims=8", "--agent.num_qs=2", "--agent.batch_size=4")
 # A stand-in for the public code: same calls, an update that checks what it is given and how it is called.
-AGENTS = """
+AGENT_FILES = """
 import flax, jax, jax.numpy as jnp, ml_collections
 
 def get_config():
@@ -61,8 +68,8 @@ class Dataset(dict):
 @pytest.fixture
 def checkout(tmp_path):
     """A directory laid out as the public code."""
-    files = {"agents/__init__.py": AGENTS, "agents/fql.py": "from agents import get_config\n"}
-    for name, text in (files | {"utils/__init__.py": "", "utils/datasets.py": DATASETS}).items():
+    files = {"agents/__init__.py": AGENT_FILES, "agents/fql.py": "from agents import get_config\n"}
+    for name, text in (files | {"utils/__init__.py": "", "utils/data/batches.py": DATASETS}).items():
         path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -106,7 +113,7 @@ def test_both_sides(checkout, capsys, cores, run_bench):
 
 
 def test_agents_that_they_lack_are_measured_alone(checkout):
-    config, _, _ = runs.resolve_config(runs.load_agent("agents/fql.py"), "scene", "paper", {"num_qs": "2"})
+    config, _, _ = resolve_config(load_agent("agents/fql.py"), "scene", "paper", {"num_qs": "2"})
     side = bench_updates.public_side(str(checkout), sys.executable, dict(os.environ), {"bc": config, "fql": config})
     assert list(side.specs) == ["fql"]
     settings = side.specs["fql"]["settings"]
@@ -147,16 +154,16 @@ def test_python_without_jax_ends_in_one_line(checkout, tmp_path):
     python.chmod(0o755)
     command = [sys.executable, "-m", "experiments.bench", "--part=updates", "--agents=fql"]
     command += [f"--public={checkout}", f"--public_python={python}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
     assert "No module named 'jax'; it needs jax 0.5.3" in done.stderr
 
 
 def test_public_transitions_are_the_same_windows():
     states = bench_updates.make_states(episodes=2, length=6)
-    rows, data = public_updates.transitions(states), datasets.prepare(states, False)
+    rows, data = public_updates.transitions(states), batches.prepare(states, False)
     assert len(rows["rewards"]) == 10 and rows["terminals"].tolist() == [0, 0, 0, 0, 1] * 2
-    windows = datasets.gather(data, np.arange(3), 3)
+    windows = batches.gather(data, np.arange(3), 3)
     np.testing.assert_array_equal(rows["observations"][:3], windows["observations"])
     np.testing.assert_array_equal(rows["actions"][np.arange(3)[:, None] + np.arange(3)], windows["actions"])
     np.testing.assert_array_equal(rows["next_observations"][2:5], windows["next_observations"])
@@ -204,7 +211,7 @@ def test_matrix_products_are_counted():
 
 def test_every_public_agent_is_compared():
     """A renamed agent file would lose its comparison without a word."""
-    assert set(bench_updates.PUBLIC) <= set(bench_updates.find_agents())
+    assert set(bench_updates.PUBLIC) <= set(AGENTS)
 
 
 def test_seeds_side_by_side(tmp_path, capsys, run_bench):
@@ -249,19 +256,19 @@ def test_stepwise_updates_are_those_of_the_loop():
     _, config = bench_updates.resolve(
         {"agent": "fql", "settings": dict(flag.removeprefix("--agent.").split("=") for flag in TINY)}
     )
-    data = datasets.prepare(bench_updates.make_states(episodes=2, length=20), terminates=False)
+    data = batches.prepare(bench_updates.make_states(episodes=2, length=20), terminates=False)
     data["starts"] = data["starts"][:1]  # every batch is this window, whoever draws it
-    module = runs.load_agent("agents/fql.py")
-    agent = module.Agent.create(jax.random.PRNGKey(0), datasets.example_batch(data, config.horizon_length), config)
-    loop = bench_updates.fused(stack([agent]), data)(1)
+    module = load_agent("agents/fql.py")
+    agent = module.Agent.create(jax.random.PRNGKey(0), batches.example_batch(data, config.horizon_length), config)
+    loop = bench_updates.fused(tree_stack([agent]), data)(1)
     steps = bench_updates.stepwise(agent, data)(1)
     assert loop.keys() == steps.keys() and loop == pytest.approx(steps, rel=1e-4)
 
 
 def test_knee():
-    assert bench_lanes.knee([1, 2, 4, 8], np.array([1, 2, 3.9, 5])) == 4
-    assert bench_lanes.knee([1, 2, 4], np.array([1, 1.1, 4])) == 1
-    assert bench_lanes.knee([2, 3], np.array([1, 1.3])) == 3
+    assert bench_seeds.knee([1, 2, 4, 8], np.array([1, 2, 3.9, 5])) == 4
+    assert bench_seeds.knee([1, 2, 4], np.array([1, 1.1, 4])) == 1
+    assert bench_seeds.knee([2, 3], np.array([1, 1.3])) == 3
 
 
 @pytest.mark.parametrize(

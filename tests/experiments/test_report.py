@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from written_runs import DATA, SCENE, STEPS, groups_of, write_run
 
-from experiments import published, report, report_curves
-from utils import cli
-from utils.runs import ROOT
+from experiments.report import command as report
+from experiments.report import curves, published
+from utils.system.entry_point import run_main
+from utils.system.files import ROOT
 
 
 def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -22,7 +23,7 @@ def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
     code = 0
     try:
-        cli.run(report.main)
+        run_main(report.main)
     except SystemExit as end:
         code = end.code
     return code, *capsys.readouterr()
@@ -205,7 +206,7 @@ def test_curves_have_bands_and_the_published_ones_dashed(tmp_path, figures, end,
     assert len(dashed) == len(published.curves()[SCENE])
     (same,) = [line for line in dashed if line.get_color() == lines["FQL (3 seeds)"].get_color()]
     np.testing.assert_array_equal(same.get_ydata(), published.curves()[SCENE]["FQL"].mean)
-    assert {line.get_color() for line in dashed} == {same.get_color(), report_curves.GREY}
+    assert {line.get_color() for line in dashed} == {same.get_color(), curves.GREY}
 
 
 @pytest.mark.parametrize("other,marked", [(10_000, [[10_000, 10_000]]), (20_000, [])])

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from experiments import coupling, diagnose
+from experiments import coupling_study, diagnose
 from utils.errors import UserError
-from utils.evaluation import Evaluator
+from utils.rollout.evaluator import Evaluator
 
 
 @pytest.mark.check
 def test_the_coupling_study_needs_a_validation_set(monkeypatch):
-    monkeypatch.setattr(coupling, "load_dataset", lambda *_, **__: ({}, None, "no more"))
+    monkeypatch.setattr(coupling_study, "load_dataset", lambda *_, **__: ({}, None, "no more"))
     with pytest.raises(UserError, match=r"^cube-single-play-singletask-task2-v0 has no validation set in /nowhere"):
-        coupling.main(["coupling", "--env_name=cube-single-play-singletask-task2-v0", "--dataset_dir=/nowhere"])
+        coupling_study.main(["coupling", "--env_name=cube-single-play-singletask-task2-v0", "--dataset_dir=/nowhere"])
 
 
 @pytest.mark.check

@@ -19,11 +19,12 @@ from tiny_runs import BC, POINTMAZE, assert_same_run, call, refused, run_main
 
 import main
 import online_main
-from experiments import sweep
-from experiments.grids import GRIDS, STEPS
-from experiments.sweep_jobs import Job, run_here
-from utils import checkpoints, runs
-from utils.locks import only_one
+from experiments.sweep import command as sweep
+from experiments.sweep.grids import GRIDS, STEPS
+from experiments.sweep.jobs import Job, run_here
+from utils.run import checkpoints
+from utils.system.files import ROOT, read_json
+from utils.system.locks import exclusive_lock
 
 SHARED = (*BC, "--log_interval=2", "--save_interval=2")
 
@@ -36,7 +37,7 @@ def write_grid(pointmaze, tmp_path):
         given = [flag for flag in SHARED if not flag.startswith("--agent=")]
         path = tmp_path / "small.py"
         path.write_text(
-            "from experiments.grids import Grid\n"
+            "from experiments.sweep.grids import Grid\n"
             f"GRID = Grid(('bc',), ('{env_name}',), {seeds}, flags={(*given, f'--dataset={data}', *flags)},\n"
             f"            settings={settings or {'': ()}})\n"
         )
@@ -115,7 +116,7 @@ def test_interrupted_sweep_goes_on(write_grid, pointmaze, tmp_path):
     """SIGTERM lets the jobs save; started again, the run ends as an unbroken one."""
     own = ("--offline_steps=20000", "--save_interval=500", "--log_interval=500")
     flags = write_grid(own, seeds=1)
-    program = subprocess.Popen([sys.executable, "-m", "experiments.sweep", *flags], cwd=runs.ROOT)
+    program = subprocess.Popen([sys.executable, "-m", "experiments.sweep", *flags], cwd=ROOT)
     directory = tmp_path / "exp" / "small" / POINTMAZE / "bc" / "sd0"
     wait_for(lambda: checkpoints.saved_steps(directory / "checkpoints"))
     assert states(*flags) == {f"bc-{POINTMAZE}-sd0": "running"}
@@ -158,9 +159,9 @@ def test_refusals(write_grid, tmp_path, monkeypatch):
         ("GRID = Grid(('bc',), ('a',), 1, flags=('--offline_steps=5'))", "ends in a comma"),
         ("GRID = Grid(('bc',), ('a',), 1, settings={'a': '--agent.lr=1e-3'})", "ends in a comma"),
         ("GRID = Grid(('bc',), ('a',), 1, program='mine.py')", "program is mine.py"),
-        (twice.format(runs.ROOT, POINTMAZE), "2 of the grid's commands would write exp/wrong"),
+        (twice.format(ROOT, POINTMAZE), "2 of the grid's commands would write exp/wrong"),
     ]:
-        (tmp_path / "wrong.py").write_text(f"from experiments.grids import Grid\n{grid}\n")
+        (tmp_path / "wrong.py").write_text(f"from experiments.sweep.grids import Grid\n{grid}\n")
         assert text in refused(f"--grid={tmp_path / 'wrong.py'}", "--dry_run", program=sweep)
 
 
@@ -168,7 +169,7 @@ def test_refusals(write_grid, tmp_path, monkeypatch):
 def test_dry_run_waits_for_nobody_and_can_be_pasted(write_grid, tmp_path):
     grid, _ = write_grid()
     flags = grid, f"--save_dir={tmp_path / 'my runs'}", "--dry_run"
-    with only_one(tmp_path / "my runs" / "small" / ".sweep.lock"):
+    with exclusive_lock(tmp_path / "my runs" / "small" / ".sweep.lock"):
         lines = run_sweep(*flags).out.splitlines()
     assert len(lines) == 2 and all(f"--save_dir={tmp_path / 'my runs'}" in shlex.split(line) for line in lines)
 
@@ -210,7 +211,7 @@ def wait_for(condition, seconds=240):
 def start(*flags):
     """The sweep as a program: submitit resets Python's logging, which pytest's capture does not survive."""
     command = [sys.executable, "-m", "experiments.sweep", *flags]
-    return subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
 
 
 @pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing() or "Slurm is there")
@@ -235,7 +236,7 @@ def test_slurm_array(write_grid, tmp_path, monkeypatch):
         again = start(*flags)  # Some of the six may run by then, or be done.
         assert "; 0 to start" in again.stderr and "submitted" not in again.stdout
         wait_for(lambda: checkpoints.saved_steps(tmp_path / "exp" / "small-cancelled" / place / "checkpoints"))
-        subprocess.run(["scancel", runs.read_json(sweep_dir / "submitted.json")[name.format("cancelled")]], check=True)
+        subprocess.run(["scancel", read_json(sweep_dir / "submitted.json")[name.format("cancelled")]], check=True)
         # What was cancelled is submitted again, unless the time limit's signal came first and Slurm put it back itself.
         wait_for(lambda: start(*flags).returncode == 0 and not states(*flags), 600)
         monkeypatch.delenv("FORK_SECONDS")

@@ -9,11 +9,13 @@ import numpy as np
 import ot
 import pytest
 
-from experiments import toy, toy_report
-from experiments.toy import Job, Problem
-from utils import cli
+from experiments.toy import command as toy
+from experiments.toy import figures
+from experiments.toy.command import Job, Problem
 from utils.errors import UserError
 from utils.flow import euler
+from utils.system.cli import parse
+from utils.system.signals import Interrupted, PreemptionGuard
 
 KEY = jax.random.PRNGKey(0)
 SAMPLE_DATA, TRUE_SAMPLES = (jax.jit(f, static_argnums=1) for f in (toy.sample_data, toy.true_samples))
@@ -23,7 +25,7 @@ MOON, ROTATION = Problem(0.0, 1.0, 2.0), Problem(1.0, 0.0, 2.0)
 def set_flags(*flags):
     for name in toy.FLAGS:
         toy.FLAGS[name].unparse()
-    cli.parse(["toy", *flags], toy.FLAGS)
+    parse(["toy", *flags], toy.FLAGS)
 
 
 def energy(points, problem):
@@ -151,16 +153,16 @@ def test_coupled_flows_are_straighter_than_independent_ones():
         params, diagnostics = toy.train(job, lambda count: None)
         result = toy.evaluate(params, KEY, toy.to_problem(job), size=512)
         gaps[method], lengths[method] = result["gap"][1], result["straightness"][-1]
-        assert set(diagnostics) == (set(toy_report.DIAGNOSTICS) if method == "wcot" else set())
+        assert set(diagnostics) == (set(figures.DIAGNOSTICS) if method == "wcot" else set())
         assert np.isfinite(result["distance"]).all()
     assert gaps["wcot"] < 0.5 * gaps["ewfm"] and lengths["wcot"] < lengths["ewfm"]
 
 
 def test_interval_is_students():
-    mean, half = toy_report.interval(np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 4.0]]))
+    mean, half = figures.interval(np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 4.0]]))
     np.testing.assert_allclose(mean, [2, 4])
     np.testing.assert_allclose(half, [4.3027 / 3**0.5, 0], atol=1e-4)
-    assert np.isnan(toy_report.interval(np.ones((1, 2)))[1]).all()
+    assert np.isnan(figures.interval(np.ones((1, 2)))[1]).all()
 
 
 @pytest.fixture
@@ -169,17 +171,17 @@ def study(tmp_path, monkeypatch):
     trained = []
 
     def evaluate(params, key, problem):
-        values = {name: np.linspace(1.0, 2.0, len(toy.NFES)) + i for i, name in enumerate(toy_report.METRICS)}
+        values = {name: np.linspace(1.0, 2.0, len(toy.NFES)) + i for i, name in enumerate(figures.METRICS)}
         return values | {"path_2": np.zeros((3, 2, 4, 2)), "path_100": np.zeros((21, 2, 4, 2))}
 
     def train(job, progress):
         trained.append(job)
         progress(job.updates)
-        return None, dict.fromkeys(toy_report.DIAGNOSTICS if job.method == "wcot" else (), 0.5)
+        return None, dict.fromkeys(figures.DIAGNOSTICS if job.method == "wcot" else (), 0.5)
 
     monkeypatch.setattr(toy, "evaluate", evaluate)
     monkeypatch.setattr(toy, "train", train)
-    monkeypatch.setattr(toy, "reference", lambda key, problem: {n: np.ones(len(toy.NFES)) for n in toy_report.METRICS})
+    monkeypatch.setattr(toy, "reference", lambda key, problem: {n: np.ones(len(toy.NFES)) for n in figures.METRICS})
 
     def run(*flags):
         trained.clear()
@@ -214,7 +216,7 @@ def test_study_writes_all_files_and_goes_on(study, tmp_path, capsys, monkeypatch
     assert "| inside the circles | distance | wCOT (ours) | 2.000 ± 0.000 |" in out
 
     for draw in ("draw_samples", "draw_nfe", "draw_sweep"):
-        monkeypatch.setattr(toy_report, draw, lambda *arguments: b"")
+        monkeypatch.setattr(figures, draw, lambda *arguments: b"")
     # A finished study only draws; a damaged result is made anew; one more seed adds its own.
     assert study("--num_seeds=2") == []
     assert "26 of 26 trainings are in" in capsys.readouterr().out
@@ -227,16 +229,16 @@ def test_study_writes_all_files_and_goes_on(study, tmp_path, capsys, monkeypatch
 
 
 def test_interrupted_study_keeps_what_is_finished(study, tmp_path, monkeypatch):
-    class Signals(cli.Signals):
+    class Signals(PreemptionGuard):
         checks = 0
 
         def check(self):
             Signals.checks += 1
             if Signals.checks > 3:
-                raise cli.Interrupted(15)
+                raise Interrupted(15)
 
-    monkeypatch.setattr(cli, "Signals", Signals)
-    with pytest.raises(cli.Interrupted):
+    monkeypatch.setattr(toy, "PreemptionGuard", Signals)
+    with pytest.raises(Interrupted):
         study("--jobs=1", "--num_seeds=1", "--pages=sweep")
     assert not (tmp_path / "toy" / "runs.csv").exists()
     monkeypatch.undo()

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from experiments.report_groups import Group, group_runs
-from experiments.report_runs import find_runs
+from experiments.report.groups import Group, group_runs
+from experiments.report.runs import find_runs
 
 SCENE = "scene-play-singletask-task1-v0"
 DATA = {"file": "scene-play-v0-200ep.npz", "episodes": 200, "transitions": 200_000, "checksum": 1}

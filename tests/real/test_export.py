@@ -9,7 +9,8 @@ from safetensors.numpy import load, load_file
 from tiny_runs import BC, OTQL, POINTMAZE, call, contents, refused, run_dir, run_main
 
 from real import export
-from utils import checkpoints, runs
+from utils.run import checkpoints
+from utils.run.loading import load_run
 
 FEATURES = "--features=observation.state:1,observation.environment_state:1"
 
@@ -36,7 +37,7 @@ def test_a_finished_run(trained, tmp_path):
     out = tmp_path / "policies" / "policy"
     said = run_main(str(trained), str(out), FEATURES, program=export).out
     assert "OTQL, step 4 of 4 (finished)" in said and "success rate" in said and "normalisation: none" in said
-    agent, settings, _ = runs.load_run(trained)
+    agent, settings, _ = load_run(trained)
     config = json.loads((out / "config.json").read_text())
     width = sum(feature["shape"][0] for feature in config["input_features"].values())
     assert width == settings["observation_dim"] and config["type"] == "otql"
@@ -125,7 +126,7 @@ def test_a_run_that_sees(tmp_path):
     shapes = {name: feature["shape"] for name, feature in config["input_features"].items()}
     assert shapes == {state: [3], front: [3, 8, 12], wrist: [3, 8, 12]}
     assert (config["encoder_patch"], config["encoder_widths"], config["encoder_features"]) == (4, [16, 16], 128)
-    kernel = runs.load_run(run)[0].targets["flow"]["encoder"]["camera_1"]["stack_0"]["Conv_2"]["kernel"]
+    kernel = load_run(run)[0].targets["flow"]["encoder"]["camera_1"]["stack_0"]["Conv_2"]["kernel"]
     weight = load_file(out / "model.safetensors")["model.encoders.actor.1.convs.2.weight"]
     np.testing.assert_array_equal(weight, np.transpose(kernel, (3, 2, 0, 1)))
 

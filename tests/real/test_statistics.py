@@ -8,7 +8,7 @@ import pytest
 
 from real import import_rollouts as program
 from real.import_rollouts import import_rollouts
-from real.lerobot_files import Episode, Recording
+from real.lerobot_dataset import Episode, Recording
 from real.statistics import offset_and_scale
 from utils.errors import UserError
 

@@ -13,12 +13,12 @@ from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_pro
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from tiny_smolvla import ACTION_DIM, CHUNK, STATE_DIM, load, observation, write_dataset
 
-from real.smolvla import coupling
+from real.smolvla import torch_coupling
 from real.smolvla.data import Rows, read_rows
-from real.smolvla.directory import add_lora, merged
 from real.smolvla.expert import Prefix, encode, matching_error, sample, sample_times, with_state
-from real.smolvla.memory import Allocated
+from real.smolvla.memory_estimate import Allocated
 from real.smolvla.otql import Otql, Settings, Sft, generator, principal_components
+from real.smolvla.policy_directory import add_lora, merged
 from real.smolvla.prefixes import AllPrefixes, Encoder, Prefixes
 from utils.errors import UserError
 
@@ -107,11 +107,11 @@ def test_coupling_is_the_one_in_jax(alpha: float, epsilon: float, max_iterations
     advantages, valid = 4 * random.normal(size=32).astype(np.float32), (np.arange(32) > 2).astype(np.float32)
     settings = {"alpha": alpha, "epsilon": epsilon, "max_iterations": max_iterations, "threshold": threshold}
     theirs = np.array(jax_coupling.tilted_marginal(advantages, valid, 1.0, 10.0))
-    ours = coupling.tilted_marginal(torch.tensor(advantages), torch.tensor(valid), 1.0, 10.0)
+    ours = torch_coupling.tilted_marginal(torch.tensor(advantages), torch.tensor(valid), 1.0, 10.0)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
     expected, about = jax_coupling.solve_plan(noise, source, actions, conditions, theirs, action_mask=mask, **settings)
     tensors = (torch.tensor(each) for each in (noise, source, actions, conditions, theirs))
-    plan, found = coupling.solve_plan(*tensors, action_mask=torch.tensor(mask), **settings)
+    plan, found = torch_coupling.solve_plan(*tensors, action_mask=torch.tensor(mask), **settings)
     np.testing.assert_allclose(32 * plan, 32 * np.array(expected), rtol=1e-3, atol=1e-5)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {name: float(about[name]) for name in found}, rel=1e-3, abs=1e-5
@@ -124,7 +124,7 @@ def test_pairs_follow_the_marginal() -> None:
         random = torch.Generator().manual_seed(seed)
         noise, actions, conditions = (torch.randn(32, width, generator=random) for width in (6, 6, 3))
         settings = {"alpha": 0.3, "epsilon": 0.5, "max_iterations": 50, "threshold": 1e-2}
-        index, info = coupling.couple(noise, actions, conditions, probs, random, torch.ones(32, 6), **settings)
+        index, info = torch_coupling.couple(noise, actions, conditions, probs, random, torch.ones(32, 6), **settings)
         counts += torch.bincount(index, minlength=32)
     shares = counts.reshape(8, 4).sum(dim=0) / counts.sum()
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.0, 0.6, 0.3]), atol=0.02, rtol=0)

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from tiny_smolvla import ACTION_DIM, CAMERAS, CHUNK, SIDE, STATE_DIM, write_dataset
 
 from real.smolvla import train
-from real.smolvla.local import make_config, write_policy, write_vlm
 from real.smolvla.otql import Sft
+from real.smolvla.tiny_model import make_config, write_policy, write_vlm
 from utils.errors import UserError
-from utils.logging import read_csv
-from utils.video import rendering_backend
+from utils.output.loggers import read_csv
+from utils.rollout.video import rendering_backend
 
 REPOSITORY = Path(train.__file__).parents[2]
 

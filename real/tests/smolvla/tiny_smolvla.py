@@ -8,8 +8,8 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-from real.smolvla.directory import load_config, load_policy
-from real.smolvla.local import make_config, write_policy, write_vlm
+from real.smolvla.policy_directory import load_config, load_policy
+from real.smolvla.tiny_model import make_config, write_policy, write_vlm
 
 CAMERAS = ("front", "wrist")
 STATE_DIM, ACTION_DIM, CHUNK, SIDE = 3, 2, 4, 32

@@ -201,7 +201,7 @@ def _make_env(config: OtqlSimConfig) -> Any:
 
         import envs.panda  # noqa: F401  registers the tasks
         from utils.errors import UserError
-        from utils.rendering import set_rendering_backend
+        from utils.system.rendering import set_rendering_backend
     except ImportError as error:
         refuse(f"otql_sim needs envs/panda ({error}); in the otql repository: pip install --no-deps -e .")
     settings = {"max_steps": config.max_steps, "image_size": config.image_size}

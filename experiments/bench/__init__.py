@@ -1,0 +1,1 @@
+"""Benchmarks of updates, evaluation, actions, seeds and start-up."""

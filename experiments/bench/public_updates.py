@@ -1,0 +1,89 @@
+"""Updates a second of one agent of the public QAM code, driven as its main.py does: one jitted update a Python step.
+
+Run by `experiments.bench` in a process of its own, by a Python that has what that code needs, with PYTHONPATH at a
+checkout of github.com/ColinQiyangLi/qam. It imports nothing of this project. Takes a specification as JSON and prints
+the measurement as JSON; with no argument, the versions alone.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+WARM_UP = 3  # updates before the clock runs; public agents with a temperature compile in each of these
+
+
+def timed(run: Callable[[int], Any], seconds: float) -> dict[str, Any]:
+    """Times `run(n)`, which does n updates, waits for them and returns their losses.
+
+    Returns:
+        updates a second over about `seconds`, the updates timed, and the losses after the same few updates whatever
+        the speed.
+    """
+    run(WARM_UP)
+    start = time.perf_counter()
+    losses = run(WARM_UP)
+    count = max(2 * WARM_UP, round(seconds * WARM_UP / (time.perf_counter() - start)))
+    start = time.perf_counter()
+    run(count)
+    return {"rate": count / (time.perf_counter() - start), "updates": count, "losses": losses}
+
+
+def versions() -> dict[str, str]:
+    """What the measurement depends on."""
+    import flax
+    import jax
+    import jaxlib
+
+    device, cores = jax.devices()[0], len(os.sched_getaffinity(0))
+    libraries = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
+    # A processor's device kind is just 'cpu'.
+    name = f"{cores} CPU cores" if device.platform == "cpu" else device.device_kind
+    return {"python": sys.version.split()[0], **libraries, "device": name}
+
+
+def transitions(states: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows of states (see utils/data/batches.py) as the transitions that OGBench gives to the public code."""
+    acted = np.flatnonzero(states["terminals"] == 0)
+    rows = {key: states[key][acted] for key in ("observations", "actions", "rewards", "masks")}
+    return {**rows, "next_observations": states["observations"][acted + 1], "terminals": states["terminals"][acted + 1]}
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Creates the agent, trains it on the data and returns what `timed` does."""
+    import jax
+
+    # By name: these are modules of the public code, not of this project.
+    agents, data = (importlib.import_module(name) for name in ("agents", "utils.data.batches"))
+    config = importlib.import_module(f"agents.{spec['agent']}").get_config()
+    for key, value in spec["settings"].items():
+        if key in config:
+            config[key] = tuple(value) if isinstance(value, list) else value
+    with np.load(spec["data"]) as file:
+        dataset = data.Dataset.create(**transitions(dict(file)))
+    np.random.seed(0)
+    example = dataset.sample(())
+    agent = agents.agents[config["agent_name"]].create(0, example["observations"], example["actions"], config)
+
+    def run(count: int) -> dict[str, float]:
+        nonlocal agent
+        for _ in range(count):
+            batch = dataset.sample_sequence(
+                config["batch_size"], sequence_length=config["horizon_length"], discount=config["discount"]
+            )
+            agent, info = agent.update(batch)
+        jax.block_until_ready(agent)
+        return {key: float(value) for key, value in info.items() if "loss" in key}
+
+    return timed(run, spec["seconds"])
+
+
+if __name__ == "__main__":
+    known = importlib.import_module("agents").agents
+    measurement = measure(json.loads(sys.argv[1])) if sys.argv[1:] else {"agents": sorted(known)}
+    print(json.dumps(measurement | {"versions": versions()}))

@@ -1,0 +1,1 @@
+"""Compares runs: tables, figures and a web page."""

@@ -1,0 +1,7 @@
+"""Command line: python -m experiments.report."""
+
+from experiments.report.command import main
+from utils.system.entry_point import run_main
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,135 @@
+"""Runs side by side, and beside the published figures.
+
+    python -m experiments.report exp/debug [more directories]
+
+Writes report.md (also printed), report.html (one file with everything in it), curves/<environment>.png and
+evaluations.csv. Only finished runs that share data, rewards and number of updates are compared, and only seeds of the
+same settings are averaged; all others are listed with the reason.
+"""
+
+import csv
+import functools
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.report.curves import draw_curves, method_styles
+from experiments.report.groups import Group, group_runs
+from experiments.report.pages import html_page, markdown
+from experiments.report.runs import find_runs
+from experiments.report.tables import aggregate_table, labels_of, runs_table, success_table
+from utils.errors import UserError
+from utils.run.agent_files import load_agent
+from utils.system.cli import parse_arguments
+from utils.system.entry_point import run_main
+from utils.system.files import ROOT, atomic_write_bytes, atomic_write_text
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("output", None, "Where the report goes; default: <first directory>/report.", flag_values=FLAGS)
+flags.DEFINE_integer("last", 3, "Evaluations averaged, the last ones.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "Look at every run as if it ended here.", lower_bound=1, flag_values=FLAGS)
+
+
+def parse(argv: Sequence[str]) -> list[Path]:
+    """Parses a command line into FLAGS; returns the directories.
+
+    Raises:
+        UserError: an unknown flag, or no directory.
+    """
+    directories = [Path(argument).expanduser() for argument in parse_arguments(argv, FLAGS)]
+    if not directories:
+        raise UserError("give one or more directories of runs, such as exp/debug")
+    return directories
+
+
+def default_settings(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The defaults of a run's agent; None where they cannot be known.
+
+    Only the project's own agents are asked: a path in flags.json is no reason to execute the file that is there now.
+    """
+    agent = settings["agent"]
+    if not agent.isidentifier() or settings.get("agent_module") != f"agents.{agent}":
+        return None
+    return _agent_defaults(agent)
+
+
+@functools.cache
+def _agent_defaults(agent: str) -> dict[str, Any] | None:
+    try:
+        config = load_agent(str(ROOT / "agents" / f"{agent}.py")).get_config()
+    except UserError:
+        return None
+    return json.loads(json.dumps(config.to_dict(), default=list))
+
+
+def evaluations_csv(groups: list[Group]) -> str:
+    """Every evaluation of every run, a row each; `averaged` marks those in the tables."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ["env_name", "method", "not_compared", "seed", "step", "measure", "value", "episodes", "averaged"]
+    writer.writerow([*columns, "directory"])
+    for group in groups:
+        for run in group.runs:
+            first = len(run.steps) - len(group.condition.steps)
+            for index, (step, value, episodes) in enumerate(zip(run.steps, run.values, run.episodes, strict=True)):
+                row = [
+                    group.env_name,
+                    group.label,
+                    "; ".join(group.apart),
+                    run.seed,
+                    int(step),
+                    run.metric,
+                    float(value),
+                ]
+                writer.writerow([*row, f"{episodes:g}", int(index >= first), run.directory])
+    return text.getvalue()
+
+
+def write_report(directories: list[Path], output: Path, last: int, step: int | None = None) -> str:
+    """Reads all runs in and below `directories`, up to `step`, and writes the report; returns its Markdown.
+
+    Raises:
+        UserError: no directory, no run in it, or `output` cannot be written.
+    """
+    found, damaged = find_runs(directories, step)
+    groups = group_runs(found, last)
+    names = dict.fromkeys([*labels_of(groups), *(group.method for group in groups)])
+    # The project's own method has the first colour, whatever else is there.
+    styles = method_styles(sorted(names, key=lambda name: not name.startswith("OTQL")))
+    pictures = {}
+    for env_name in sorted({group.env_name for group in groups}):
+        png = draw_curves(env_name, [group for group in groups if group.env_name == env_name], styles)
+        if png:
+            pictures[env_name] = png
+    paths = {env_name: "curves/" + re.sub(r"[^\w.=+-]", "_", env_name) + ".png" for env_name in pictures}
+    for env_name, path in paths.items():
+        atomic_write_bytes(output / path, pictures[env_name])
+    tables = [success_table(groups, last), aggregate_table(groups), runs_table(groups, last)]
+    title = f"Report on {', '.join(map(str, directories[:3]))}"
+    title += f" and {len(directories) - 3} more" if len(directories) > 3 else ""
+    text = markdown(title, tables, paths, damaged)
+    atomic_write_text(output / "evaluations.csv", evaluations_csv(groups))
+    atomic_write_text(output / "report.md", text)
+    page = html_page(title, tables, pictures, groups, default_settings, damaged)
+    atomic_write_text(output / "report.html", page)
+    for line in damaged:
+        print(f"left out: {line}", file=sys.stderr)
+    return text
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes and prints the report."""
+    directories = parse(argv)
+    output = Path(FLAGS.output).expanduser() if FLAGS.output else directories[0] / "report"
+    print(write_report(directories, output, FLAGS.last, FLAGS.step))
+    print(f"report: {output / 'report.html'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,272 @@
+"""The tables of a report, as data: success against the published figures, IQM over tasks, cost and notes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import trim_mean
+
+from experiments.report import published
+from experiments.report.groups import Group, Statistic, scalar_interval, show_steps
+
+NONE, SINGLE_TASKS = "–", " (single seeds)"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: `text` marked as 'best', 'close' (to the best) or 'published', and `rest` after it, unmarked."""
+
+    text: str
+    mark: str = ""
+    rest: str = ""
+
+
+@dataclass
+class Table:
+    """A table: first column and header name what the rest is; `notes` are paragraphs below it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over seeds, its 95 % interval (None: one seed), and how it is measured."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    metric: str = "success_rate"
+
+    def text(self, value: float) -> str:
+        """Formats a value of this metric."""
+        return f"{value:.2f}" if self.metric == "success_rate" else f"{value:.4g}"
+
+    def brackets(self) -> str:
+        """Formats the interval, empty if there is none."""
+        return " [{}, {}]".format(*map(self.text, self.interval)) if self.interval else ""
+
+
+def compared(groups: Iterable[Group]) -> dict[str, dict[str, Group]]:
+    """Environment → label → group, of the groups that may stand side by side."""
+    result: dict[str, dict[str, Group]] = {}
+    for group in groups:
+        if not group.apart:
+            result.setdefault(group.env_name, {})[group.label] = group
+    return result
+
+
+def labels_of(groups: Iterable[Group]) -> dict[str, str]:
+    """Label → published name of all compared groups, in the order of the columns."""
+    labels = {group.label: group.algorithm for group in groups if not group.apart}
+    order = sorted(labels, key=published.method_order)
+    return {label: labels[label] for label in order}
+
+
+def marked(scores: dict[str, Score], without_interval: str = " (1 seed)") -> dict[str, Cell]:
+    """Cells of one row of the success table: the best, and those within the 95 % interval of the best, are marked.
+
+    Where some have several seeds, figures of one seed take no part; what reads the same as the best is best too.
+    """
+    rivals = {label: score for label, score in scores.items() if score.interval} or scores
+    best = max(rivals.values(), key=lambda score: score.mean, default=None)
+
+    def mark(label: str) -> str:
+        score = scores[label]
+        if best is None or len(scores) < 2 or label not in rivals:
+            return ""
+        if score.text(score.mean) == best.text(best.mean):
+            return "best"
+        return "close" if best.interval and best.interval[0] <= score.mean <= best.interval[1] else ""
+
+    return {
+        label: Cell(score.text(score.mean), mark(label), score.brackets() or without_interval)
+        for label, score in scores.items()
+    }
+
+
+def success_table(groups: list[Group], last: int) -> Table:
+    """Methods by environments, the published figures beneath what they are to be read beside."""
+    labels, environments = labels_of(groups), compared(groups)
+    table = Table("Success rate", ["environment", *labels], notes=_success_notes(groups, last))
+    domains: dict[str, list[str]] = {}
+    for env_name in sorted({group.env_name for group in groups}):
+        domains.setdefault(published.domain_of(env_name) or env_name, []).append(env_name)
+    for domain, names in domains.items():
+        for env_name in names:
+            shown = environments.get(env_name, {})
+            scores = {k: Score(g.mean, g.interval, g.condition.metric) for k, g in shown.items()}
+            measure = " (mean return)" if any(s.metric == "return_mean" for s in scores.values()) else ""
+            _add_row(table, labels, env_name + measure, marked(scores))
+            _add_published_curve(table, labels, env_name, shown)
+        full = _domain_scores([environments.get(name, {}) for name in names])
+        if full:
+            _add_row(table, labels, f"{domain}, mean of its {published.TASKS} tasks", marked(full, SINGLE_TASKS))
+        figures = published.table1().get(domain, {})
+        title = f"published: mean of {domain}'s {published.TASKS} tasks, {show_steps(published.STEPS)} (Table 1)"
+        _add_published(table, labels, title, {k: f"{figures[m]:.2f}" for k, m in labels.items() if m in figures})
+    return table
+
+
+def _success_notes(groups: list[Group], last: int) -> list[str]:
+    """The caption of the success table."""
+    seeds = sorted({len(group.runs) for group in groups if not group.apart})
+    count = " to ".join(dict.fromkeys(str(pick(seeds)) for pick in (min, max))) if seeds else "no"
+    apart = sum(bool(group.apart) for group in groups)
+    notes = [
+        f"Each seed's score is the mean of its last {last} evaluation{'s' if last > 1 else ''}; figures are means over "
+        f"seeds, in brackets the 95 % percentile bootstrap interval over seeds (too narrow below about five). "
+        f"Seeds a figure: {count}.",
+        "Bold: best of the row; underlined: within the interval of the best, as Table 1 of the paper marks runners-up. "
+        "Where some figures have several seeds, those of one seed are not marked.",
+        "Italics: published figures, at 4×512 networks. Those of 'this task' are QAM's released data (12 seeds, ± "
+        "standard deviation over seeds); those of Table 1 are means of a domain's five tasks, not of a single one.",
+    ]
+    if apart:
+        are = "group of runs is" if apart == 1 else "groups of runs are"
+        notes.append(f"{apart} {are} not compared here; the table of runs says why.")
+    return notes
+
+
+def _add_row(table: Table, labels: Iterable[str], name: str, cells: dict[str, Cell]) -> None:
+    table.rows.append([Cell(name), *(cells.get(label, Cell(NONE)) for label in labels)])
+
+
+def _add_published(table: Table, labels: Iterable[str], name: str, texts: dict[str, str]) -> None:
+    """Adds a row of published figures, if there is one."""
+    if texts:
+        cells = (Cell(texts[label], "published") if label in texts else Cell("") for label in labels)
+        table.rows.append([Cell(name, "published"), *cells])
+
+
+def _add_published_curve(table: Table, labels: dict[str, str], env_name: str, shown: dict[str, Group]) -> None:
+    """Adds the task's own published figures: at the updates of these runs, where they reach, and at the end."""
+    known = published.curves().get(env_name, {})
+    curves = {label: known[method] for label, method in labels.items() if method in known}
+    steps = next(iter(shown.values())).condition.steps if shown else ()
+    same = {label: curve.at(steps) for label, curve in curves.items()}
+    if steps and steps[-1] != published.STEPS:
+        texts = {label: f"{value:.2f}" for label, value in same.items() if value is not None}
+        _add_published(table, labels, f"published: this task, at the same updates ({show_steps(steps[-1])})", texts)
+    texts = {label: f"{curve.mean[-1]:.2f} ± {curve.std[-1]:.2f}" for label, curve in curves.items()}
+    _add_published(table, labels, f"published: this task, {show_steps(published.STEPS)}", texts)
+
+
+def _domain_scores(tasks: list[dict[str, Group]]) -> dict[str, Score]:
+    """Label → mean over a domain's tasks, of the methods that have all of them."""
+    if len(tasks) < published.TASKS:
+        return {}
+    result = {}
+    for label in set.intersection(*(set(task) for task in tasks)):
+        strata = [task[label].scores for task in tasks]
+        # Mean of the tasks' means, whatever their numbers of seeds.
+        ends = np.cumsum([len(stratum) for stratum in strata])[:-1]
+        mean_of_means = _over_tasks(ends)
+        result[label] = Score(float(np.mean([s.mean() for s in strata])), scalar_interval(strata, mean_of_means))
+    return result
+
+
+def _over_tasks(ends: Int[np.ndarray, " cuts"]) -> Statistic:
+    """The mean over tasks of the mean over runs; `ends` cuts runs into tasks."""
+    return lambda samples: np.mean([part.mean(axis=1) for part in np.split(samples, ends, axis=1)], axis=0)
+
+
+def iqm(samples: Float[np.ndarray, "*b runs"]) -> Float[np.ndarray, "*b"]:
+    """Interquartile mean over the last axis: a quarter is cut off at each end."""
+    return np.asarray(trim_mean(samples, 0.25, axis=-1))
+
+
+def aggregate_table(groups: list[Group]) -> Table:
+    """IQM over runs × tasks of each method, over the tasks that all compared methods have."""
+    environments = compared(groups)
+    labels = list(labels_of(groups))
+    success = {
+        name: shown
+        for name, shown in environments.items()
+        if {g.condition.metric for g in shown.values()} == {"success_rate"}
+    }
+    common = [name for name in sorted(success) if set(success[name]) == set(labels)]
+    table = Table("Aggregate over tasks", ["method", "IQM of success", "runs × tasks"])
+    if not common:
+        reason = "no task has finished, comparable runs of all methods above"
+        table.notes.append(f"There is no aggregate: {reason}.")
+        return table
+    scores = {}
+    for label in labels:
+        strata = [success[name][label].scores for name in common]
+        scores[label] = Score(float(iqm(np.concatenate(strata))), scalar_interval(strata, iqm)), strata
+    cells = marked({label: score for label, (score, _) in scores.items()}, SINGLE_TASKS)
+    for label, (_, strata) in scores.items():
+        counts = " + ".join(str(len(stratum)) for stratum in strata)
+        if len({len(stratum) for stratum in strata}) == 1:
+            counts = f"{len(strata[0])} × {len(strata)}"
+        table.rows.append([Cell(label), cells[label], Cell(counts)])
+    left_out = sorted({group.env_name for group in groups} - set(common))
+    table.notes += [
+        "Interquartile mean (a quarter of the scores cut off at each end, rounded down) with its 95 % bootstrap "
+        "interval, seeds resampled within each task.",
+        f"Over the tasks that all these methods have ({len(common)}): {', '.join(common)}.",
+    ]
+    if any(" + " in row[2].text for row in table.rows):
+        table.notes.append("A task with more seeds has more weight.")
+    if left_out:
+        table.notes.append(f"Not in it: {', '.join(left_out)}.")
+    return table
+
+
+def runs_table(groups: list[Group], last: int) -> Table:
+    """A row a group: success beside its cost, and what a reader must know, the groups that are set apart included."""
+    header = [
+        "environment",
+        "method",
+        "success",
+        "seeds",
+        "updates",
+        "evaluations",
+        "NFE",
+        "N",
+        "ms/action",
+        "updates/s",
+    ]
+    table = Table("Runs, cost and notes", [*header, "notes"])
+    order = labels_of(groups)
+    ranks = {label: index for index, label in enumerate(order)}
+    for group in sorted(groups, key=lambda g: (g.env_name, bool(g.apart), ranks.get(g.label, 99), g.label)):
+        steps = group.condition.steps
+        score = Score(group.mean, group.interval, group.condition.metric)
+        text = score.text(score.mean) + score.brackets() if steps else NONE
+        rates = [run.rate for run in group.runs if np.isfinite(run.rate)]
+        milliseconds = [run.milliseconds for run in group.runs if np.isfinite(run.milliseconds)]
+        lanes = max(run.lanes for run in group.runs)
+        apart = [f"Not compared; {'; '.join(group.apart)}"] if group.apart else []
+        cells = [
+            *(group.env_name, group.label, text + (" (return)" if score.metric == "return_mean" and steps else "")),
+            *(str(len(group.runs)), show_steps(steps[-1]) if steps else NONE, _evaluations(group, last)),
+            _same(run.nfe for run in group.runs),
+            _same(run.settings["config"].get("best_of_n") for run in group.runs),
+            f"{np.median(milliseconds):.3g}" if milliseconds else NONE,
+            (f"{np.median(rates):.3g}" if rates else NONE)
+            + (f" ({lanes} runs at once)" if lanes > 1 and rates else ""),
+            "; ".join(apart + group.notes),
+        ]
+        table.rows.append([Cell(cell) for cell in cells])
+    table.notes += [
+        "NFE: network evaluations of the sampler for one candidate. N: candidates. ms/action: what the run measured at "
+        "its end. updates/s: median over the logged intervals, of the whole program where it trained several runs at "
+        f"once. Times are of the machine they were taken on and of all that ran on it. {NONE}: not recorded.",
+    ]
+    return table
+
+
+def _same(values: Iterable[object]) -> str:
+    """The values of a group's runs, each once."""
+    return ", ".join(dict.fromkeys(NONE if value is None else str(value) for value in values))
+
+
+def _evaluations(group: Group, last: int) -> str:
+    """How many evaluations of how many episodes were averaged."""
+    episodes = {int(count) for run in group.runs for count in run.episodes[-last:] if np.isfinite(count)}
+    count = len(group.condition.steps)
+    return f"{count} × {' or '.join(map(str, sorted(episodes)))} episodes" if episodes else str(count)

@@ -1,0 +1,1 @@
+"""Sweeps of runs, on this machine or on Slurm."""

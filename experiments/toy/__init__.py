@@ -1,0 +1,1 @@
+"""Two-dimensional problems with known answers."""

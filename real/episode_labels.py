@@ -1,0 +1,206 @@
+"""Which recorded episodes solved the task: from labels, from what was recorded, or from a person at the terminal.
+
+Labels are JSON lines (`{"episode_index": 0, "success": true, "steps": 87}`; `steps`, the number of frames, may be
+missing and is checked if there) or a table with these columns, as spreadsheets write it: cells parted by commas,
+semicolons or tabs, in UTF-8 or UTF-16. Of names and words the common ones are known, in upper or lower case.
+"""
+
+import codecs
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from real.lerobot_dataset import Episode, Recording, videos_of
+from utils.errors import UserError
+from utils.system.files import atomic_write_text
+
+LABELS = "labels.jsonl"  # In a dataset's folder; written by the plugins and by `_ask`.
+_WORDS = dict.fromkeys(("true", "t", "1", "1.0", "yes", "y", "success", "successful", "succeeded", "solved"), True)
+_WORDS |= dict.fromkeys(("false", "f", "0", "0.0", "no", "n", "failure", "fail", "failed", "unsolved"), False)
+_NAMES = {
+    "episode_index": ("episode_index", "episode", "episode_id", "index"),
+    "success": ("success", "is_success", "successful", "solved", "label", "outcome"),
+    "steps": ("steps", "length", "frames"),
+}
+
+Lengths = list[tuple[bool, int]]
+
+
+def label_files(roots: Sequence[str | Path], labels: Sequence[str | Path]) -> list[Path | None]:
+    """The file of labels that was given for each dataset: one of `labels` for each of `roots`, or none at all.
+
+    Raises:
+        UserError: their numbers differ.
+    """
+    if labels and len(labels) != len(roots):
+        datasets = ", ".join(map(str, roots)) or "no dataset"
+        raise UserError(f"there are {len(labels)} files of --labels for {datasets}; give one for each")
+    return [Path(file).expanduser() for file in labels] or [None] * len(roots)
+
+
+def successes(recording: Recording, labels: Path | None) -> Lengths:
+    """For each episode, whether it solved the task, and how many of its frames count: those up to the first success.
+
+    The first of these that there is decides: `labels`; `labels.jsonl` in the dataset's folder; 'next.success';
+    'next.reward', if it is sparse (0 and 1, or −1 and 0); the person at the terminal, whose answers are kept in
+    `labels.jsonl`.
+
+    Raises:
+        UserError: labels that do not fit, or none and nobody to ask.
+    """
+    episodes = recording.episodes
+    if labels is not None or (recording.root / LABELS).exists():
+        path = labels or recording.root / LABELS
+        known = read_labels(path, [len(episode.actions) for episode in episodes])
+        if labels is not None and (missing := [i for i in range(len(episodes)) if i not in known]):
+            raise UserError(f"{path} has no label for episode {missing[0]} of {recording.root}; add it")
+    elif any(episode.outcomes for episode in episodes):
+        return [_recorded(recording, episode) for episode in episodes]
+    else:
+        known = {}
+    known = _ask(recording, known)
+    return [(known[i], len(episode.actions)) for i, episode in enumerate(episodes)]
+
+
+def _recorded(recording: Recording, episode: Episode) -> tuple[bool, int]:
+    """Success and frames of an episode from what was recorded at each step."""
+    if "next.success" in episode.outcomes:
+        solved = episode.outcomes["next.success"] > 0
+    else:
+        kinds = set(np.unique(np.concatenate([one.outcomes["next.reward"] for one in recording.episodes])).tolist())
+        if not (kinds <= {0.0, 1.0} or kinds <= {-1.0, 0.0}):
+            raise UserError(f"'next.reward' in {recording.root} is not sparse (0 and 1, or -1 and 0); give --labels")
+        solved = episode.outcomes["next.reward"] == (0.0 if -1.0 in kinds else 1.0)
+    return (True, int(solved.argmax()) + 1) if solved.any() else (False, len(solved))
+
+
+def read_labels(path: Path, lengths: list[int]) -> dict[int, bool]:
+    """Reads a file of labels.
+
+    Args:
+        path: the file.
+        lengths: number of frames of each episode of the dataset.
+
+    Raises:
+        UserError: no such file, or a line that is none, is unknown, or does not fit the dataset.
+    """
+    known: dict[int, bool] = {}
+    for number, row in _rows(path, _read_text(path)):
+        place, label = f"line {number} of {path}", _named(row)
+        try:
+            episode, steps = _integer(label["episode_index"]), _integer(label.get("steps") or 0)
+            said = " ".join(str(label["success"]).split())
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise UserError(f"{place} is no label; write an episode_index and a success") from None
+        success = _WORDS.get(said.lower())
+        if success is None:
+            raise UserError(f"{place} says success '{said[:60]}'; write true or false")
+        if not 0 <= episode < len(lengths):
+            raise UserError(f"{place} is about episode {episode}; the dataset has 0 to {len(lengths) - 1}")
+        if episode in known:
+            raise UserError(f"{place} is a second label for episode {episode}; keep one of them")
+        if steps not in (0, lengths[episode]):
+            raise UserError(f"{place} says {steps} steps, the episode has {lengths[episode]}; give its own labels")
+        known[episode] = success
+    return known
+
+
+def _read_text(path: Path) -> str:
+    """Returns what is in a file of UTF-8 or, with a byte order mark, UTF-16."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the labels {path}: {error.strerror}; check the path") from error
+    try:
+        return content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"line {line} of {path} is not UTF-8 text; save it as CSV in UTF-8") from error
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Returns the numbers of lines with a label, and what stands there: a dict, if it can be read."""
+    if path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{"):
+        return [(number, _json(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return _table(path, text)
+
+
+def _json(line: str) -> Any:
+    """Returns what a line of JSON says, None if it is none."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _table(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Returns the rows of a table, as `_rows` does."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if first.lower().startswith("sep="):  # Excel's.
+        text = text.replace(first, "", 1)
+        first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {path} is no row of a table ({error}); mend it") from error
+    (number, header), *rows = [row for row in rows if any(row[1])] or [(1, [])]
+    known = _named(dict.fromkeys(header))
+    if not {"episode_index", "success"} <= known.keys() or len(set(filter(None, header))) < sum(map(bool, header)):
+        raise UserError(
+            f"line {number} of {path} must be a header with episode_index and success; it is '{first.strip()[:60]}'"
+        )
+    padded = [(number, cells + [""] * (len(header) - len(cells))) for number, cells in rows]
+    return [
+        (number, None if any(cells[len(header) :]) else dict(zip(header, cells, strict=False)))
+        for number, cells in padded
+    ]
+
+
+def _named(row: Any) -> dict[str, Any]:
+    """Returns what a row says under the names of this module."""
+    if not isinstance(row, dict):
+        return {}
+    plain = {str(key).strip().lower().replace(" ", "_").replace("-", "_"): value for key, value in row.items()}
+    found = {name: next((one for one in others if one in plain), None) for name, others in _NAMES.items()}
+    return {name: plain[other] for name, other in found.items() if other is not None}
+
+
+def _integer(value: Any) -> int:
+    """Returns a number without a fraction; raises ValueError or TypeError for anything else."""
+    number = float(value)
+    if isinstance(value, bool) or number != int(number):
+        raise ValueError(value)
+    return int(number)
+
+
+def _ask(recording: Recording, known: dict[int, bool]) -> dict[int, bool]:
+    """Asks for the episodes without a label, and keeps each answer at once."""
+    known, root = dict(known), recording.root
+    for i, episode in enumerate(recording.episodes):
+        if i in known:
+            continue
+        if not sys.stdin.isatty():
+            raise UserError(f"success of episode {i} of {root} is unknown; give --labels, or start this at a terminal")
+        seen = "".join(f"\n  {video}" for video in videos_of(root, i))
+        answer = ""
+        question = f"Episode {i} of {root}, {len(episode.actions)} frames.{seen}\n  success? [y/n] "
+        while answer not in ("y", "n"):
+            try:
+                answer = input(question).lower()[:1]
+            except EOFError:
+                raise UserError(f"success of episode {i} of {root} is unknown; answer, or give --labels") from None
+        known[i] = answer == "y"
+        lengths = {j: len(recording.episodes[j].actions) for j in sorted(known)}
+        labels = [{"episode_index": j, "success": known[j], "steps": steps} for j, steps in lengths.items()]
+        atomic_write_text(root / LABELS, "".join(json.dumps(label) + "\n" for label in labels))
+    return known

@@ -1,0 +1,1 @@
+"""Batches, shards and the replay buffer."""

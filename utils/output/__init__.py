@@ -1,0 +1,1 @@
+"""What runs write for people: CSV files, progress bars, figures."""

@@ -1,0 +1,1 @@
+"""Policies acting in environments: workers, episodes, evaluation, videos."""

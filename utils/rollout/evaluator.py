@@ -1,0 +1,200 @@
+"""Batched evaluation: workers (worker_pool.py) step the environments, the policy acts for all of them in the parent.
+
+The outcome of episode i is a function of (policy, seed, i) alone, whatever the number of workers and environments.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NotRequired, TypedDict
+
+import gymnasium
+import numpy as np
+
+from utils.observations import map_parts
+from utils.rollout.worker_pool import DEFAULT_TIMEOUT, MAX_WORKERS, Request, Steps, WorkerPool
+
+Policy = Callable[[Any, np.ndarray, np.ndarray], Any]
+DEFAULT_BATCH = 8
+# What `Evaluator.evaluate` returns: the last two are there if the environment reports success.
+Result = TypedDict(
+    "Result",
+    {
+        "return": np.ndarray,
+        "length": np.ndarray,
+        "return_mean": float,
+        "length_mean": float,
+        "success": NotRequired[np.ndarray],
+        "success_rate": NotRequired[float],
+    },
+)
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """The seed that episode number `episode` of an evaluation with `seed` resets with."""
+    return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
+
+
+def default_workers() -> int:
+    """One a core that this process may use, at most MAX_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
+
+
+class Evaluator:
+    """Runs a policy for an exact number of episodes, many at a time.
+
+    Workers start at the first `evaluate`, each environment when it is first needed, and both are kept for later
+    calls. Workers import what `make_env` imports, nothing else, and end when the parent closes its pipe or dies.
+    One call at a time; any thread may make it.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        horizon: int,
+        *,
+        num_workers: int | None = None,
+        envs_per_worker: int | None = None,
+        environ: Mapping[str, str] | None = None,
+        name: str = "the environment",
+        timeout: float = DEFAULT_TIMEOUT,
+        check: Callable[[], None] = lambda: None,
+    ):
+        """Starts nothing yet.
+
+        Args:
+            make_env: makes an environment with actions in [-1, 1], and observations that are vectors or have images
+                (utils/observations.py); picklable.
+            horizon: actions in a chunk, executed open loop.
+            num_workers: processes (default: one a core that this process may use, at most 16).
+            envs_per_worker: environments that a worker steps in turn (default: 8 in all, at least 1 each). An OGBench
+                arm takes 1 s and 150 MB, and 400 MB for a worker; small batches waste the policy's time.
+            environ, name, timeout: as in `Pool`.
+            check: called several times a second while `evaluate` waits; what it raises ends the evaluation.
+        """
+        num_workers = num_workers or default_workers()
+        self.batch_size = num_workers * (envs_per_worker or math.ceil(DEFAULT_BATCH / num_workers))
+        self._horizon, self.check = horizon, check
+        self.pool = WorkerPool(make_env, num_workers, name=name, timeout=timeout, environ=environ)
+
+    def evaluate(
+        self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None] | None = None
+    ) -> Result:
+        """Runs episodes 0 … num_episodes - 1 to their end.
+
+        Args:
+            policy: (observations [B, o] float32, or with images, episodes [B] int32, chunks [B] int32) -> chunks of
+                actions [B, horizon · action_dim], clipped to [-1, 1] here. B is always `batch_size`; rows that no
+                running episode uses repeat an earlier one and their actions are dropped. Noise must depend on
+                (episode, chunk), not on the row.
+            num_episodes: at least 1.
+            seed: not negative; with the number of an episode it gives the seed of its reset.
+            progress: called with (episodes done, num_episodes) when an episode ends.
+
+        Returns:
+            'success' (0 or 1, see `episode_success`), 'return' (sum of rewards), 'length' (environment steps), arrays
+            [num_episodes] in order, and their means 'success_rate', 'return_mean', 'length_mean'. An episode that
+            reports no success where others do has failed; the two are absent if none does.
+
+        Raises:
+            ValueError: no episodes, or the policy's actions have the wrong shape.
+            FloatingPointError: the policy's actions are not finite.
+            WorkerError: an environment raised, hung or is no sound one, or its worker died. The next call starts new
+                workers.
+        """
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes is {num_episodes}; it must be at least 1")
+        try:
+            outcomes = self._run(policy, num_episodes, seed, progress or (lambda done, total: None))
+        except BaseException:
+            self.close()  # Replies may be on their way: new workers are the only clean start.
+            raise
+        success, returns, lengths = np.array(outcomes).T
+        result: Result = {
+            "return": returns,
+            "length": lengths.astype(int),
+            "return_mean": float(returns.mean()),
+            "length_mean": float(lengths.mean()),
+        }
+        if not np.isnan(success).all():
+            success = np.nan_to_num(success)
+            result |= {"success": success, "success_rate": float(success.mean())}
+        return result
+
+    def _run(
+        self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None]
+    ) -> list[tuple[float, float, int]]:
+        """The (success, return, length) of each episode, success NaN if the environment does not report it.
+
+        A slot is a row of the batch and an environment. A slot whose episode ends starts the next one at once, while
+        other workers still step. Episodes are started in order and all are finished, so short ones are not favoured.
+        """
+        episodes, chunks, lengths = np.zeros((3, self.batch_size), np.int32)
+        returns = [0.0] * self.batch_size
+        observations: list[Any] = []
+        outcomes: dict[int, tuple[float, float, int]] = {}
+        queue = iter(range(num_episodes))
+
+        def begin(slots: list[int]) -> dict[int, Request]:
+            """Gives the slots the next episodes, as far as there are any; returns the requests for their resets."""
+            requests: dict[int, Request] = {}
+            for slot, episode in zip(slots, queue, strict=False):
+                episodes[slot], chunks[slot], lengths[slot], returns[slot] = episode, 0, 0, 0.0
+                requests[slot] = "reset", (episode, episode_seed(seed, episode))
+            return requests
+
+        requests = begin(list(range(self.batch_size)))
+        while requests:
+            live = []
+            self.pool.send(requests)
+            while self.pool:
+                ended = []
+                for slot, reply in self.pool.receive(self.check):
+                    observation, over = reply, False
+                    if isinstance(reply, Steps):
+                        observation = map_parts(lambda parts: parts[0][0], [reply.observations])
+                        for reward in reply.rewards:
+                            returns[slot] += reward
+                        lengths[slot] += len(reply.rewards)
+                        over = reply.terminated or reply.truncated
+                    if over:
+                        outcomes[int(episodes[slot])] = reply.success, returns[slot], int(lengths[slot])
+                        progress(len(outcomes), num_episodes)
+                        ended.append(slot)
+                    else:
+                        observations = observations or [observation] * self.batch_size
+                        observations[slot] = observation
+                        live.append(slot)
+                self.pool.send(begin(ended))
+            requests = {}
+            if live:
+                actions = self._act(policy, observations, episodes, chunks, live)
+                requests = {slot: ("step", (own,)) for slot, own in zip(live, actions, strict=True)}
+                chunks[live] += 1
+        return [outcomes[episode] for episode in range(num_episodes)]
+
+    def _act(
+        self, policy: Policy, observations: list[Any], episodes: np.ndarray, chunks: np.ndarray, live: list[int]
+    ) -> np.ndarray:
+        """The policy's clipped actions for the live slots, [len(live), horizon, action_dim]."""
+        # Copies: a policy may keep its arguments, and JAX on a CPU shares their memory.
+        stacked = map_parts(np.stack, observations)
+        actions = np.asarray(policy(stacked, episodes.copy(), chunks.copy()), np.float32)
+        if actions.ndim != 2 or len(actions) != self.batch_size or actions.shape[1] % self._horizon:
+            expected = f"[{self.batch_size}, {self._horizon} * action_dim]"
+            raise ValueError(f"the policy returned actions of shape {actions.shape}, not {expected}")
+        actions = actions[live].reshape(len(live), self._horizon, -1)
+        if not np.isfinite(actions).all():
+            raise FloatingPointError("the policy's actions are not finite: training has diverged")
+        return np.clip(actions, -1, 1)
+
+    def close(self) -> None:
+        """Ends the workers; a later `evaluate` starts new ones."""
+        self.pool.close()
+
+    def __enter__(self) -> "Evaluator":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Training runs: settings, directories, the training loop, checkpoints."""

@@ -1,0 +1,124 @@
+"""Settings of an agent: its defaults, a preset and the user's own, checked."""
+
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+
+from utils.encoders import ENCODERS
+from utils.errors import UserError
+
+PRESETS = ("paper", "cpu", "none")
+
+
+def resolve_config(
+    module: ModuleType, domain: str, preset: str, overrides: dict[str, Any]
+) -> tuple[ml_collections.ConfigDict, bool, str]:
+    """Joins an agent's defaults, a preset and what the user set, which wins.
+
+    Args:
+        module: from `load_agent`. domain: key of the presets. preset: one of PRESETS. overrides: field → value;
+            `sparse` and `horizon_length` may be among them.
+
+    Returns:
+        the agent's config, whether rewards are made sparse, and a line on the preset that was applied.
+
+    Raises:
+        UserError: an unknown preset, or an override of an unknown field or of the wrong type.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}'; use one of {', '.join(PRESETS)}")
+    if isinstance(overrides.get("sparse"), str):
+        raise UserError("rewards are no setting of an agent; write --sparse or --nosparse")
+    values: dict[str, Any] = {}
+    note = "preset none: the agent's defaults"
+    if preset != "none":
+        values |= module.PRESETS.get(domain, {})
+        known = domain in module.PRESETS
+        note = f"preset {preset}: {'settings of ' + domain if known else 'none for ' + domain + ', defaults apply'}"
+    if preset == "cpu":
+        values |= getattr(module, "CPU", {})
+        note += ", with small networks and settings for short runs"
+    values |= overrides
+    sparse = bool(values.pop("sparse", False))
+    config = module.get_config()
+    for field, value in values.items():
+        try:
+            set_field(config, field, value)
+        except UserError as error:
+            if field in overrides:
+                raise
+            raise UserError(f"preset '{preset}' of {module.__file__} for {domain}: {error}") from error
+    check_config(config, module.get_config())
+    return config, sparse, note
+
+
+def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
+    """Sets one field, turning text from the command line into the field's type.
+
+    Raises:
+        UserError: there is no such field, or the value does not fit it.
+    """
+    if field not in config:
+        raise UserError(f"this agent has no setting '{field}'; it has {', '.join(sorted(config.keys()))}")
+    default = config[field]
+    try:
+        if isinstance(value, str) and not isinstance(default, str):
+            value = _parse(value, default)
+        elif isinstance(default, float):
+            value = float(value)
+        config[field] = tuple(value) if isinstance(default, tuple) else value
+    except (KeyError, TypeError, ValueError) as error:
+        kind = "list of integers such as 256,256" if isinstance(default, tuple) else type(default).__name__
+        raise UserError(f"--agent.{field}={value} does not fit: it must be of type {kind}") from error
+
+
+def _parse(text: str, default: Any) -> Any:
+    """Reads `text` as a value of the type of `default`."""
+    if isinstance(default, bool):
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()] if text else True
+    if isinstance(default, tuple):
+        kind = type(default[0])
+        return tuple(kind(part) for part in text.strip("()[] ").split(",") if part.strip())
+    return type(default)(text)
+
+
+def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:
+    """Refuses values that no agent can work with.
+
+    Integers are sizes and counts, at least 1, unless the agent's own default is smaller.
+
+    Raises:
+        UserError: names the field and its bounds.
+    """
+    for field, value in config.items():
+        least = min(_integers(defaults[field]))
+        if any(number < least for number in _integers(value)):
+            raise UserError(f"--agent.{field}={value}: it must be at least {least}")
+        if isinstance(value, float) and not abs(value) < float("inf"):
+            raise UserError(f"--agent.{field}={value}: it must be a finite number")
+        if field in ("discount", "tau", "flow_tau", "kappa") and not 0 <= value <= 1:
+            raise UserError(f"--agent.{field}={value}: it must be between 0 and 1")
+        if field in POSITIVE and not value > 0:
+            raise UserError(f"--agent.{field}={value}: it must be greater than 0")
+        if field in NOT_NEGATIVE and not value >= 0:
+            raise UserError(f"--agent.{field}={value}: it must not be negative")
+    for field, choices in CHOICES.items():
+        if field in config and config[field] not in choices:
+            raise UserError(f"--agent.{field}={config[field]}: use one of {', '.join(choices)}")
+
+
+def _integers(value: Any) -> list[int]:
+    """The integers that a setting holds, and 1."""
+    return [1, *(v for v in (value if isinstance(value, tuple) else (value,)) if type(v) is int)]
+
+
+POSITIVE = ("lr", "epsilon", "w_max", "noise_scale")
+NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold", "inv_temp", "fql_alpha", "edit_scale", "guidance_coef")
+CHOICES = {
+    "window_rule": ("pad", "drop"),
+    "coupling": ("ot", "independent"),
+    "source_conditions": ("iid", "systematic", "resampled", "weighted"),
+    "sampler": ("estimate", "ddpm"),
+    "encoder": tuple(ENCODERS),
+}

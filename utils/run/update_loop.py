@@ -1,0 +1,225 @@
+"""The fused training loop: many updates a call, agents of several seeds or settings side by side (lanes)."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Shaped, UInt32
+
+from utils.data.batches import Arrays, assemble, gather, sample_starts
+from utils.data.replay_buffer import ReplayBuffer
+from utils.random_streams import Stream
+from utils.trees import tree_slice
+
+NOT_FINITE = "not_finite"  # entry of a call's infos, greater than 0 if a loss or parameter is NaN or infinite
+UPDATES_PER_CALL = 100  # updates a call: signals, progress and logging wait at most this long
+CAPPED_SHARE = 0.05  # of the couplings; where more do not converge, a run warns
+HOST_BLOCK = 10  # updates whose batches are gathered at once when the data stay on the host
+
+
+def _over_lanes(function: Callable[..., Any], *stacked: Any) -> Any:
+    """Maps `function` over the lane axis.
+
+    On a processor one lane after the other: a batch axis makes its matrix products slower, and so each lane gets, bit
+    for bit, what it gets alone.
+    """
+    lanes = len(jax.tree.leaves(stacked)[0])
+    if lanes == 1:
+        return jax.tree.map(lambda leaf: leaf[None], function(*tree_slice(stacked, 0)))
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda inputs: function(*inputs), stacked)
+    return jax.vmap(function)(*stacked)
+
+
+def _updates(
+    agent: Any, num_updates: Int[Array, ""], rows_at: Callable[[Any, Int[Array, ""]], Arrays]
+) -> tuple[Any, Arrays]:
+    """Runs `num_updates` (traced, so one program serves any length) updates of one agent.
+
+    Args:
+        rows_at: (index of the update, the agent's step) → gathered windows [m, ...].
+
+    Returns:
+        the agent, and its infos averaged over the updates, with NOT_FINITE among them.
+    """
+
+    def update(i: Int[Array, ""], agent: Any) -> tuple[Any, Arrays]:
+        return agent.update(assemble(rows_at(i, agent.step), agent.hyper["discount"], agent.config.window_rule))
+
+    def body(i: Int[Array, ""], carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
+        agent, info = update(i, carry[0])
+        return agent, jax.tree.map(jnp.add, carry[1], info)
+
+    _, info = jax.eval_shape(update, 0, agent)
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), info)
+    agent, total = jax.lax.fori_loop(0, num_updates, body, (agent, total))
+    finite = jnp.stack([jnp.isfinite(value) for name, value in total.items() if name.endswith("loss")] or [True]).all()
+    # Parameters that are not finite show in the next losses; reading all of them pays only after many updates.
+    finite &= jax.lax.cond(num_updates >= UPDATES_PER_CALL, all_finite, lambda _: jnp.array(True), agent)
+    return agent, jax.tree.map(lambda leaf: leaf / num_updates, total) | {NOT_FINITE: 1.0 - finite}
+
+
+def _inexact(tree: Any) -> list[tuple[str, Any]]:
+    """Returns path and array of every leaf of real numbers."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in leaves
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+
+
+@jax.jit
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Returns whether all arrays of a tree are free of NaN and infinity."""
+    return jnp.stack([jnp.isfinite(leaf).all() for _, leaf in _inexact(tree)] or [True]).all()
+
+
+def not_finite(info: Arrays, agent: Any) -> str:
+    """Returns the names of the losses, else of the first parameters, that are not finite; '' if there are none.
+
+    Args:
+        info: of one agent, on the host. agent: one agent.
+    """
+    losses = [name for name, value in info.items() if name.endswith("loss") and not np.isfinite(value)]
+    return ", ".join(losses or [name for name, leaf in _inexact(agent) if not np.isfinite(leaf).all()][:1])
+
+
+@partial(jax.jit, donate_argnums=0)
+def _train_on_device(agents: Any, data: Arrays, keys: UInt32[Array, "L 2"], num_updates: Int[Array, ""]) -> Any:
+    def one(agent: Any, key: UInt32[Array, "2"]) -> Any:
+        def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
+            positions = sample_starts(key, step, agent.config.batch_size, len(data["starts"]))
+            return gather(data, data["starts"][positions], agent.config.horizon_length)
+
+        return _updates(agent, num_updates, rows_at)
+
+    return _over_lanes(one, agents, keys)
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=6)
+def _train_online(
+    agents: Any,
+    data: Arrays,
+    replay: Arrays,
+    counts: Int[Array, " L"],
+    keys: UInt32[Array, "L 2"],
+    num_updates: Int[Array, ""],
+    balanced: bool,
+) -> Any:
+    size, horizon, offline = agents.config.batch_size, agents.config.horizon_length, len(data["starts"])
+    # All lanes' rows in one array, so that a lane reads its own where they lie.
+    lanes, length = replay["terminals"].shape
+    experience = {name: leaf.reshape(lanes * length, *leaf.shape[2:]) for name, leaf in replay.items()}
+
+    def one(agent: Any, key: UInt32[Array, "2"], index: Int[Array, ""], count: Int[Array, ""]) -> Any:
+        def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
+            """The rows of a batch: half from each, or uniform over both together."""
+            if balanced:
+                positions = sample_starts(key, step, size // 2, offline)
+                own_positions = sample_starts(key, step, size - size // 2, count, Stream.EXPERIENCE)
+            else:
+                own_positions = sample_starts(key, step, size, offline + count) - offline
+                positions = jnp.minimum(own_positions + offline, offline - 1)
+            own_starts = experience["starts"][index * length + jnp.maximum(own_positions, 0)]
+            rows = gather(data, data["starts"][positions], horizon)
+            own_rows = gather(experience, index * length + own_starts, horizon)
+            if balanced:
+                return jax.tree.map(lambda *parts: jnp.concatenate(parts), rows, own_rows)
+
+            def choose(a: Shaped[Array, " m *s"], b: Shaped[Array, " m *s"]) -> Shaped[Array, " m *s"]:
+                return jnp.where((own_positions < 0).reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+            return jax.tree.map(choose, rows, own_rows)
+
+        return _updates(agent, num_updates, rows_at)
+
+    return _over_lanes(one, agents, keys, jnp.arange(lanes), counts)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _train_on_rows(agents: Any, rows: Arrays, num_updates: Int[Array, ""]) -> Any:
+    """`rows` [updates, lanes, m, ...]."""
+    by_lane = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
+    return _over_lanes(
+        lambda agent, own: _updates(agent, num_updates, lambda i, _: tree_slice(own, i)), agents, by_lane
+    )
+
+
+@partial(jax.jit, static_argnums=2)
+def _positions(
+    keys: UInt32[Array, "L 2"], steps: Int[Array, " u"], batch_size: int, count: Int[Array, ""]
+) -> Int[Array, "u L m"]:
+    """Positions in `starts` for several updates of all lanes."""
+    of_lanes = jax.vmap(sample_starts, (0, None, None, None))
+    return jax.vmap(of_lanes, (None, 0, None, None))(keys, steps, batch_size, count)
+
+
+class UpdateLoop:
+    """Trains stacked agents on a dataset that lies on the device or, where it does not fit, on the host.
+
+    Both give the same numbers: the rows of a batch are a function of (key, step), and a batch is assembled by the same
+    code. From the host, batches are gathered while the device works on those before them.
+
+    Args:
+        keys: PRNG keys of batch sampling, one a lane.
+        placement: 'device', 'host', or 'auto': on the device if the data fill less than half of its free memory.
+    """
+
+    def __init__(self, keys: UInt32[Array | np.ndarray, "L 2"], placement: str = "auto"):
+        self.keys, self.placement = jnp.asarray(keys), placement
+
+    def set_data(self, data: dict[str, np.ndarray]) -> None:
+        """Takes the arrays of `utils.data.batches.prepare` as the dataset from now on."""
+        self.on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(data))
+        self.data = jax.device_put(data) if self.on_device else data
+
+    def train(self, agents: Any, step: int, num_updates: int) -> tuple[Any, Arrays]:
+        """Runs updates step … step + num_updates − 1. The agents handed in are donated: use what comes back.
+
+        Returns:
+            the agents, and their infos, each [lanes], averaged over the updates.
+        """
+        if self.on_device:
+            return _train_on_device(agents, self.data, self.keys, num_updates)
+        config, infos = agents.config, []
+        for first in range(step, step + num_updates, HOST_BLOCK):
+            steps = first + np.arange(HOST_BLOCK)
+            positions = _positions(self.keys, steps, config.batch_size, len(self.data["starts"]))
+            rows = gather(self.data, self.data["starts"][np.asarray(positions)], config.horizon_length)
+            count = min(HOST_BLOCK, step + num_updates - first)
+            agents, info = _train_on_rows(agents, rows, count)
+            infos.append(jax.tree.map(lambda leaf, n=count: leaf * n / num_updates, info))
+        return agents, jax.tree.map(lambda *leaves: sum(leaves), *infos)
+
+    def train_online(self, agents: Any, replay: ReplayBuffer, num_updates: int, balanced: bool) -> tuple[Any, Arrays]:
+        """Runs updates on the dataset and what each lane has experienced; as `train`.
+
+        Args:
+            replay: the lanes' experience; with `balanced`, each lane has some.
+            balanced: half of each batch from the dataset and half from the experience; else uniform over both.
+        """
+        arguments = self.data, replay.arrays, jnp.asarray(replay.counts), self.keys
+        return _train_online(agents, *arguments, num_updates, balanced)
+
+
+def fits_on_device(data: dict[str, np.ndarray]) -> bool:
+    """Whether the arrays fill less than half of the device's free memory (a processor's memory is the host's)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    free = stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
+    return sum(leaf.nbytes for leaf in data.values()) < free / 2
+
+
+def capped_warning(info: Mapping[str, float]) -> str | None:
+    """Returns a warning if too many solves stopped at their cap; `info`: averages of what an agent logs."""
+    share = info.get("coupling/capped", 0.0)
+    if share <= CAPPED_SHARE:
+        return None
+    error = info.get("coupling/marginal_error", float("nan"))
+    return (
+        f"{share:.0%} of the couplings stopped at their cap with the target marginal not met (mean error {error:.3g}), "
+        "so the weights have less effect; raise --agent.max_iterations or --agent.epsilon, or lower --agent.alpha"
+    )

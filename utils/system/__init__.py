@@ -1,0 +1,1 @@
+"""The operating system: command line, exit codes, signals, locks, files, rendering."""

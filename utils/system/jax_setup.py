@@ -1,0 +1,104 @@
+"""Environment variables of JAX and XLA: rejected in a line where they cannot be followed, kept off the numbers."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from utils import USER_XLA_FLAGS
+from utils.errors import UserError
+
+# Numbers and types are the program's own, whatever other programs of the user want of JAX.
+OWN = {
+    "jax_enable_x64": False,
+    "jax_numpy_rank_promotion": "allow",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_legacy_prng_key": "allow",
+    "jax_transfer_guard": "allow",
+}
+CHECKED = "OTQL_XLA_FLAGS"  # environment variable: the XLA_FLAGS that a process before this one has tried
+
+
+def check_xla_flags() -> None:
+    """Checks XLA_FLAGS in a process of its own: XLA ends the process at what it cannot read.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if USER_XLA_FLAGS and os.environ.get(CHECKED) != USER_XLA_FLAGS:
+        code = "from jaxlib import xla_client; xla_client.make_cpu_client()"
+        tried = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", errors="replace")
+        if tried.returncode:
+            lines = [line.partition("] ")[2] for line in tried.stderr.splitlines()] or [""]
+            reason = next(filter(None, lines), "it ends the process")
+            raise UserError(f"XLA fails with XLA_FLAGS={USER_XLA_FLAGS}: {reason}; leave that out")
+    os.environ[CHECKED] = os.environ.get("XLA_FLAGS", "")
+
+
+def set_jax() -> None:
+    """Sets what decides about numbers."""
+    for name, value in OWN.items():
+        if hasattr(jax.config, name):
+            jax.config.update(name, value)
+
+
+def device_trouble() -> str:
+    """Says that JAX has no device of the kind that JAX_PLATFORMS names; '' if it has, or none is named."""
+    config: Any = jax.config  # Its options are added at run time.
+    named = config.jax_platforms
+    if not named:
+        return ""
+    try:
+        jax.devices()
+    except Exception as error:  # Of many types, some without a text.
+        text = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
+        reason = f" ({text})" if text else ""
+        return f"JAX finds no device with JAX_PLATFORMS={named}{reason}; unset it, or correct it"
+    return ""
+
+
+_otherwise: Callable[..., None] = warnings.showwarning  # Shows what `_show_warning` does not.
+
+
+def enable_compilation_cache() -> None:
+    """Lets later processes take what XLA compiles from ~/.cache/otql, unless JAX_COMPILATION_CACHE_DIR is set."""
+    global _otherwise
+    if warnings.showwarning is not _show_warning:
+        _otherwise, warnings.showwarning = warnings.showwarning, _show_warning
+    config: Any = jax.config  # Its options are added at run time.
+    if config.jax_compilation_cache_dir:
+        return
+    # Code for one processor may be none for another, and a home directory is often shared.
+    cpu, about = [platform.machine()], Path("/proc/cpuinfo")
+    with contextlib.suppress(OSError):
+        lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    digest = hashlib.sha256("".join(sorted(set(cpu))).encode()).hexdigest()[:12]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(root / "otql" / f"compiled-{digest}"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _show_warning(message: Warning | str, *arguments: Any, **keywords: Any) -> None:
+    """Shows a warning; those of JAX on the cache of compiled code, one a program and file, as a single line."""
+    if "persistent compilation cache" not in str(message):
+        _otherwise(message, *arguments, **keywords)
+    else:
+        config: Any = jax.config
+        _say_uncached(str(config.jax_compilation_cache_dir), str(message).rpartition(": ")[2])
+
+
+@functools.cache
+def _say_uncached(directory: str, reason: str) -> None:
+    advice = "JAX_COMPILATION_CACHE_DIR names another place"
+    print(f"compiled anew, as {directory} is damaged or cannot be written ({reason}); {advice}", file=sys.stderr)

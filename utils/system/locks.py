@@ -1,0 +1,124 @@
+"""Locks between processes: whoever dies frees its own, and who is refused learns who has it."""
+
+import errno
+import functools
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from utils.system.files import disk_errors
+
+# What flock says where the file system or its server has no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+GRACE = 0.5  # Seconds; who only looks whether a lock is held has it for a moment.
+
+
+class Held(Exception):
+    """Another process has the lock; the text names it: ' (process 12 on host)', or nothing if it does not say."""
+
+
+def take(path: Path, patience: float = GRACE) -> BaseFileLock:
+    """Takes the lock of the file `path`: flock's, or where the file system has none, that of '<path>.soft'.
+
+    It is freed by `release`, with the object, or at the process's end. A soft lock that a killed process has left is
+    taken over on the same host. Held locks of both kinds contain the process's id and host.
+
+    Args:
+        path: made if missing, with its directory; stays. patience: seconds to wait for another process.
+
+    Raises:
+        Held: another process has it. UserError: the file cannot be written or locked.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path, patience)
+        if isinstance(lock, SoftFileLock):
+            _say_soft()
+        else:
+            path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+    return lock
+
+
+def is_held(path: Path) -> bool:
+    """True if another process has the lock of `path`; makes no files."""
+    if not (path.exists() or _soft(path).exists()):
+        return False
+    try:
+        _acquire(path, 0).release()
+    except Held:
+        return True
+    except OSError:  # Not for this user to work in.
+        return False
+    return False
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Lets one process at a time into the block; others wait, and say so. The file `path` is removed afterwards.
+
+    Raises:
+        UserError: the file cannot be written or locked.
+    """
+    said = None
+    while True:
+        try:
+            lock = take(path, 0)
+            break
+        except Held as held:
+            if said is None or str(held) != said:
+                said = str(held)
+                print(f"Waiting: another process holds {path}{said}.", file=sys.stderr, flush=True)
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        # Before the release: who opened the old file sees that it is gone, and takes the new one.
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+@functools.cache
+def _say_soft() -> None:
+    print("this file system has no locks; files '….lock.soft' serve as such", file=sys.stderr)
+
+
+def _soft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.soft")
+
+
+def _acquire(path: Path, patience: float) -> BaseFileLock:
+    """Takes either lock; raises Held or OSError."""
+    lock: BaseFileLock
+    try:
+        lock = FileLock(path, patience, thread_local=False, fallback_to_soft=False)
+        lock.acquire()
+        return lock
+    except Timeout as error:
+        raise Held(_holder(path)) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        lock = SoftFileLock(_soft(path), patience, thread_local=False)
+        lock.acquire()
+        return lock
+    except Timeout as error:
+        raise Held(_holder(_soft(path))) from error
+
+
+def _holder(path: Path) -> str:
+    """Returns the text of `Held`."""
+    with suppress(OSError, ValueError):
+        pid, host, *_ = path.read_text(encoding="utf-8").splitlines()
+        # Whether a process of another host still runs cannot be told from here.
+        advice = (
+            f"; if that has ended, remove {path}" if path.suffix == ".soft" and host != socket.gethostname() else ""
+        )
+        return f" (process {pid} on {host}{advice})"
+    return ""

@@ -1,0 +1,65 @@
+"""SIGTERM and SIGINT: they end a run at the next step boundary."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from utils.errors import UserError
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT was received; `signum` says which."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class PreemptionGuard:
+    """Notes the first SIGTERM or SIGINT, so that the run can stop at the next safe point; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, signum: int, _: Any) -> None:
+        self.received = signum
+        signal.signal(signum, signal.SIG_DFL)
+        print(f"\n{signal.Signals(signum).name}: saving at the next step boundary", file=sys.stderr, flush=True)
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal came."""
+        if self.received:
+            raise Interrupted(self.received)
+
+    def release(self) -> None:
+        """Lets signals act as they did before."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) -> None:
+    """Runs another program to its end; on SIGTERM, it gets the signal `end`.
+
+    Raises:
+        UserError: it is not there, or failed. Interrupted: it was ended by a signal.
+        SystemExit: with code 2, as it did: it has said in one line what the user's mistake is.
+    """
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:
+        raise UserError(f"cannot run {command[0]}: {error.strerror}") from error
+    with child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(end))
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if code < 0 or code > 128:
+        raise Interrupted(-code if code < 0 else code - 128)
+    if code == 2:
+        sys.exit(2)
+    if code:
+        raise UserError(f"{name} ended with exit code {code}; start the same command again to go on")

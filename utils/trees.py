@@ -1,0 +1,19 @@
+"""Pytrees of several runs, stacked along a leading run axis."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+@jax.jit
+def tree_stack(trees: list[Any]) -> Any:
+    """Joins pytrees of equal structure along a new leading lane axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def tree_slice(tree: Any, index: int | Int[Array, ""]) -> Any:
+    """The pytree of one lane."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
