@@ -126,18 +126,18 @@ def start(tmp_path):
 @pytest.fixture
 def interrupt_at(monkeypatch):
     """Returns a function that lets the next run get a SIGTERM when it logs a row of train.csv at or after a step."""
-    from utils.run import program
+    from utils.run.metrics import MetricLoggers
 
-    log = program.Run.log
+    write = MetricLoggers.write
 
     def arm(step: int, of: str = "train") -> None:
-        def log_and_raise(run, name, at, row):
-            log(run, name, at, row)
+        def write_and_raise(logs, index, name, at, row):
+            write(logs, index, name, at, row)
             if name == of and at >= step:
-                monkeypatch.setattr(program.Run, "log", log)
+                monkeypatch.setattr(MetricLoggers, "write", write)
                 signal.raise_signal(signal.SIGTERM)
 
-        monkeypatch.setattr(program.Run, "log", log_and_raise)
+        monkeypatch.setattr(MetricLoggers, "write", write_and_raise)
 
     return arm
 

@@ -233,7 +233,7 @@ def test_dead_worker(flags, tmp_path, monkeypatch):
     def failing(*_):
         raise WorkerError("ValueError: no such joint\nTraceback: ...")
 
-    monkeypatch.setattr("utils.run.program.Evaluator.evaluate", failing)
+    monkeypatch.setattr("utils.rollout.evaluator.Evaluator.evaluate", failing)
     outcome = call(*flags)
     assert outcome.code == 2
     line = outcome.err.splitlines()[-1]

@@ -22,7 +22,7 @@ from tiny_runs import (
 
 from envs.tasks import make_env
 from utils.output.loggers import read_csv
-from utils.run import checkpoints, program
+from utils.run import checkpoints
 from utils.run.update_loop import UpdateLoop
 
 # Lanes
@@ -102,17 +102,17 @@ def test_seeds_at_different_steps_are_not_started_over(bc_flags, tmp_path):
 
 
 def test_killed_between_the_first_saves_of_two_seeds(bc_flags, monkeypatch, tmp_path):
-    save, calls = program.Run.save, []
+    save, calls = checkpoints.save, []
 
-    def die_at_the_second(run, *arguments):
+    def die_at_the_second(*arguments):
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        save(run, *arguments)
+        save(*arguments)
 
     flags = (*bc_flags, "--offline_steps=10", "--save_interval=5", "--num_seeds=2")
     with monkeypatch.context() as patch:
-        patch.setattr(program.Run, "save", die_at_the_second)
+        patch.setattr(checkpoints, "save", die_at_the_second)
         assert call(*flags).code == 130
     assert [len(checkpoints.saved_steps(path / "checkpoints")) for path in run_dirs(tmp_path)] == [1, 0]
     assert "training starts over" in run_main(*flags).err

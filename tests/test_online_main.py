@@ -1,6 +1,5 @@
 """Online post-training: the base, what every agent starts from, and what it learns."""
 
-import copy
 import shutil
 from pathlib import Path
 
@@ -16,12 +15,12 @@ import online_main
 from envs.tasks import parse_task
 from utils.data.batches import example_batch, prepare
 from utils.output.loggers import read_csv
-from utils.run import checkpoints
+from utils.run import checkpoints, post_train
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
+from utils.run.config import PostTrainConfig, parse_flags
 from utils.run.loading import load_run
 from utils.run.update_loop import UpdateLoop
-from utils.system.cli import parse
 from utils.trees import tree_slice, tree_stack
 
 FORK = "gym:fork_env:Fork-v0"
@@ -146,7 +145,7 @@ def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     trainer = UpdateLoop(jax.random.PRNGKey(1)[None], "device")
     trainer.set_data(data)
     with optimised():
-        distilled = online_main.distil(agents, trainer, 1500)
+        distilled = post_train.distill(agents, trainer, 1500)
     noise = jax.random.normal(jax.random.PRNGKey(2), (200, 4))
     observations = jnp.tile(data["observations"][:1], (200, 1))
 
@@ -194,11 +193,10 @@ def test_resumes_exactly(at, of, extra, short, fork, tmp_path, interrupt_at, slo
 @pytest.mark.check
 def test_demonstrators_are_as_asked(monkeypatch):
     seen = []
-    monkeypatch.setattr(online_main, "demonstrate", lambda name, **asked: seen.append((name, asked)) or Path("made"))
+    monkeypatch.setattr(post_train, "demonstrate", lambda name, **asked: seen.append((name, asked)) or Path("made"))
     flags = ("--env_name=OpenMicrowave-v0", "--dataset=", "--demonstrations=4", "--tremor=3", "--dataset_dir=there")
-    monkeypatch.setattr(online_main, "FLAGS", copy.deepcopy(online_main.FLAGS))
-    parse(["online_main", *flags], online_main.FLAGS)
-    assert online_main.find_demonstrations(parse_task("OpenMicrowave-v0")) == Path("made")
+    config = parse_flags(["online_main", *flags], PostTrainConfig)
+    assert post_train.find_demonstrations(config, parse_task("OpenMicrowave-v0")) == Path("made")
     assert seen == [("OpenMicrowave-v0", {"episodes": 4, "tremor": 3.0, "dataset_dir": "there"})]
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tiny_runs import BC, OTQL, assert_same_run, assert_same_tree, call, refused, run_dir, run_main
 
-import main
 import online_main
 from utils.output.loggers import read_csv
 from utils.run.agent_config import resolve_config
@@ -63,13 +62,13 @@ def test_data_without_environment_are_trained_on(learnt):
 def test_start_is_what_another_run_has_learnt(source, learnt, robot_data, tmp_path, monkeypatch):
     """The flow of another agent, in both places; parameters, averages and Adam's state of the same agent."""
     started = []
-    train = main.Trainer.train
+    run = UpdateLoop.run
 
     def note(self, agents, *rest):
         started.append(jax.device_get(agents))
-        return train(self, agents, *rest)
+        return run(self, agents, *rest)
 
-    monkeypatch.setattr(main.Trainer, "train", note)
+    monkeypatch.setattr(UpdateLoop, "run", note)
     start = f"--start_from={learnt[source]}"
     run_main(*flags_of(OTQL, robot_data, tmp_path), start, "--num_seeds=2", "--seed=7")
     (agents,) = started

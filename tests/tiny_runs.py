@@ -1,7 +1,6 @@
 """Tiny runs of main.py, and what tests ask of the directories they leave."""
 
 import contextlib
-import gc
 import io
 import sys
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class Outcome:
 
 def call(*flags: str, program: ModuleType = main) -> Outcome:
     """Runs main.py, or another, in this process, with defaults for flags not given; what is compiled is shared."""
-    for name in program.FLAGS:
+    for name in getattr(program, "FLAGS", ()):
         program.FLAGS[name].unparse()
     out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     sys.argv = [f"{program.__name__}.py", *flags]
@@ -54,7 +53,6 @@ def call(*flags: str, program: ModuleType = main) -> Outcome:
         code = end.code
     finally:
         sys.argv = argv
-    gc.collect()  # The lock of a run's directory lasts as long as the object that holds it.
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

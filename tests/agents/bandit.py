@@ -64,7 +64,7 @@ def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> lis
     trainer.set_data(data)
     agents = tree_stack(agents)
     with optimised():
-        stacked, _ = trainer.train(agents, 0, num_updates)
+        stacked, _ = trainer.run(agents, 0, num_updates)
     return [tree_slice(stacked, i) for i in range(count)]
 
 

@@ -13,7 +13,6 @@ import pytest
 from numpy_networks import make_batch
 from test_images import ALL, image_agent, image_batch, linear  # noqa: F401
 
-import online_main
 from agents import base, qsm
 from utils import coupling
 from utils.data.batches import sample_starts
@@ -21,6 +20,7 @@ from utils.random_streams import Stream, stream_key, stream_seed
 from utils.rollout.evaluator import episode_seed
 from utils.rollout.policy import act, evaluation_policy
 from utils.run import evaluation_queue
+from utils.run.post_train import distill
 from utils.run.update_loop import NOT_FINITE, UpdateLoop
 from utils.trees import tree_stack
 
@@ -89,11 +89,12 @@ def distilling_keys(agent, root):
     used = []
 
     class Recorder(UpdateLoop):
-        def train(self, agents, step, num_updates):
+        def run(self, agents, step, num_updates, method):
+            assert method == "distill"
             used.append((agents.key[0], self.keys[0]))
             return agents, {NOT_FINITE: np.zeros((1, 1))}
 
-    online_main.distil(tree_stack([agent]), Recorder(root[None]), 1)
+    distill(tree_stack([agent]), Recorder(root[None]), 1)
     return used
 
 

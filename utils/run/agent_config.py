@@ -5,10 +5,23 @@ from typing import Any
 
 import ml_collections
 
+from envs.tasks import Task
 from utils.encoders import ENCODERS
 from utils.errors import UserError
+from utils.run.agent_files import load_agent
+from utils.run.config import CommonConfig
 
 PRESETS = ("paper", "cpu", "none")
+
+
+def resolve_agent(config: CommonConfig, task: Task) -> tuple[ModuleType, ml_collections.ConfigDict, bool, str]:
+    """Returns an agent's module and what `resolve_config` gives for it.
+
+    Raises:
+        UserError: an unknown agent or setting.
+    """
+    module = load_agent(config.agent)
+    return module, *resolve_config(module, task.domain, config.preset, {**config.overrides, **config.chosen()})
 
 
 def resolve_config(

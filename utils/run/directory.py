@@ -1,7 +1,8 @@
-"""A run: its resolved settings, its directory, and the files that say what it is and whether it is finished."""
+"""A run's directory: the settings that identify it (flags.json), its end (summary.json), its lock and checkpoints."""
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from utils.errors import UserError
+from utils.run import checkpoints
 from utils.run.agent_config import check_config
 from utils.run.identity import difference, same_sources, sources
 from utils.system import locks
@@ -16,13 +18,23 @@ from utils.system.files import atomic_write_text, disk_errors, read_json
 
 
 def run_root(save_dir: str | Path, group: str, env_name: str) -> Path:
-    """The directory of a group's runs on one task; those of an agent are in <root>/<agent>/sd<seed>."""
+    """Returns the directory of a group's runs on one task; an agent's are in <root>/<agent>/sd<seed>."""
     return Path(save_dir).expanduser() / group / env_name.replace("/", "_").replace(":", "_")
+
+
+def checkpoint_dir(directory: str | Path) -> Path:
+    """Returns the directory of a run's checkpoints."""
+    return Path(directory).expanduser() / "checkpoints"
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run among those trained side by side in one program."""
+    """One run of a command.
+
+    Attributes:
+        seed: of the run. config: of its agent. varied: the field of --vary and its value, or nothing.
+        directory: of its files.
+    """
 
     seed: int
     config: ml_collections.ConfigDict
@@ -33,11 +45,13 @@ class RunSpec:
 def make_run_specs(
     config: ml_collections.ConfigDict, seeds: range, vary: str | None, root: Path, agent_name: str
 ) -> list[RunSpec]:
-    """The lanes of a program: every seed with every value of the varied setting.
+    """Returns the runs of a command: every seed with every value of the varied setting.
 
     Args:
+        config: of the agent. seeds: of the runs.
         vary: 'agent.lam=0.2,0.4,1' or None. Only real-valued settings can differ within one program.
-        root: directory of the environment in the run group; a lane's is <root>/<agent>[_lam=0.2]/sd<seed>.
+        root: directory of the environment in the run group; a run's is <root>/<agent>[_lam=0.2]/sd<seed>.
+        agent_name: name of the agent's file.
 
     Raises:
         UserError: the text cannot be read, or the field is unknown or not real-valued.
@@ -56,7 +70,7 @@ def make_run_specs(
             raise UserError(f"--vary={vary}: {text} is not a list of numbers") from error
         if len(set(values)) < len(values):
             raise UserError(f"--vary={vary} names a value twice")
-    lanes = []
+    specs = []
     for value, seed in itertools.product(values, seeds):
         own, name = config.copy_and_resolve_references(), agent_name
         varied: dict[str, float] = {}
@@ -65,23 +79,23 @@ def make_run_specs(
             text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
             own[field], varied, name = value, {field: value}, f"{agent_name}_{field}={text}"
             check_config(own, config)
-        lanes.append(RunSpec(seed, own, varied, root / name / f"sd{seed}"))
-    return lanes
+        specs.append(RunSpec(seed, own, varied, root / name / f"sd{seed}"))
+    return specs
 
 
 def read_flags(directory: Path) -> dict[str, Any]:
-    """The settings of the run that was begun in a directory, or none."""
+    """Returns the settings of the run in a directory, or nothing if there is none."""
     path = directory / "flags.json"
     return read_json(path) if path.exists() else {}
 
 
 def settings_conflict(directory: Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None) -> str:
-    """Says in what the run that was begun in a directory differs from one of these settings; '' if in nothing."""
+    """Returns how the run in a directory differs from one of these settings; '' if it does not, or there is none."""
     return difference(read_flags(directory), settings, defaults)
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """Returns what an ended run says of its end: its last step, and 'diverged' if it did; None while it goes on.
+    """Returns the summary of an ended run: its last step, and 'diverged' if it did; None if it has not ended.
 
     Raises:
         UserError: the file is damaged.
@@ -96,80 +110,105 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def beyond(directory: Path, step: int) -> str:
-    """Says that the finished run in a directory went further than `step`; '' if it did not."""
+    """Returns a message if the finished run in a directory is longer than `step`, else ''."""
     summary = read_summary(directory)
     further = summary["step"] if summary and "diverged" not in summary and summary["step"] > step else 0
     return f"is at step {further} already; give {further} steps or more in all" if further else ""
 
 
 class RunDirectory:
-    """The directory of one run: settings, finish mark and lock.
+    """The locked directory of a run: its settings, its checkpoints, and how it ended.
 
-    Args:
-        directory: made if missing. settings: of the run. defaults: of its agent's settings, as older runs lack some.
-
-    Raises:
-        UserError: the directory cannot be written, another process works in it, or it holds a run of other settings.
+    Attributes:
+        spec: of the run. settings: as flags.json records them, without what the dataset adds.
+        checkpoints: directory of its checkpoints. diverged: what became not finite in this process, or ''.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any], defaults: dict[str, Any] | None = None):
-        self.directory, self._defaults = directory, defaults
-        with disk_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-        try:
-            # For the life of this object.
-            self._lock = locks.take(directory / ".lock")
-        except locks.Held as held:
-            advice = "wait for it, or use another --run_group"
-            raise UserError(f"another process is working on {directory}; {advice}{held}") from held
-        self._refuse_other(settings)
+    def __init__(self, spec: RunSpec, settings: Mapping[str, Any], defaults: dict[str, Any] | None = None):
+        """Creates the directory if it is missing and locks it.
 
-    def check(self, dataset: dict[str, Any]) -> None:
-        """Checks that a run begun here is of these data.
+        Args:
+            spec: of the run. settings: that all runs of the command share.
+            defaults: of the agent's settings, for runs of older versions that lack some.
 
         Raises:
-            UserError: it is not.
+            UserError: the directory cannot be written, another process uses it, or it holds a run of other settings.
         """
-        self._refuse_other({"dataset": dataset})
+        self.spec, self._defaults, self.diverged = spec, defaults, ""
+        self.settings = {**settings, "seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
+        self.checkpoints = checkpoint_dir(spec.directory)
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = locks.take(self.path / ".lock")
+        except locks.Held as held:
+            advice = "wait for it, or use another --run_group"
+            raise UserError(f"another process is working on {self.path}; {advice}{held}") from held
+        try:
+            self._check_settings(self.settings)
+        except BaseException:
+            self.release()
+            raise
 
-    def settle(self, settings: dict[str, Any], dataset: dict[str, Any]) -> None:
-        """Writes flags.json, once all settings are known, and what the data are."""
-        settings = settings | {"dataset": dataset, "sources": sources(settings["flags"], dataset.get("file"))}
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self.spec.directory
+
+    def release(self) -> None:
+        """Releases the lock."""
+        self._lock.release()
+
+    def check_dataset(self, record: dict[str, Any]) -> None:
+        """Checks that an existing run here was trained on this dataset.
+
+        Raises:
+            UserError: it was not.
+        """
+        self._check_settings({"dataset": record})
+
+    def write_flags(self, settings: dict[str, Any], record: dict[str, Any]) -> None:
+        """Writes flags.json: the settings, the record of the dataset, and the files that the command starts from."""
+        settings = settings | {"dataset": record, "sources": sources(settings["flags"], record.get("file"))}
         text = json.dumps(settings, indent=2, sort_keys=True, default=list)
-        atomic_write_text(self.directory / "flags.json", text + "\n")
+        atomic_write_text(self.path / "flags.json", text + "\n")
+
+    def read_flags(self) -> dict[str, Any]:
+        """Returns the settings of the existing run, or nothing if there is none."""
+        return read_flags(self.path)
+
+    def exists(self) -> bool:
+        """True if a run was started here, even if it has no checkpoint yet."""
+        return (self.path / "flags.json").exists()
 
     def same_sources(self, flags: dict[str, Any]) -> bool:
-        """True if a command with these flags starts from the very files that the run began with."""
-        old = self.recorded()
+        """True if a command with these flags starts from the very files that the existing run started from."""
+        old = self.read_flags()
         return same_sources(old.get("sources"), sources(flags, old.get("dataset", {}).get("file")))
 
-    def _refuse_other(self, settings: dict[str, Any]) -> None:
-        if difference := settings_conflict(self.directory, settings, self._defaults):
-            raise UserError(f"{self.directory} {difference}; use another --run_group or --save_dir")
+    def finished(self, step: int) -> bool:
+        """True if the run ended at `step` or later without divergence."""
+        summary = read_summary(self.path)
+        return summary is not None and "diverged" not in summary and summary["step"] >= step
 
-    def recorded(self) -> dict[str, Any]:
-        """The settings of the run that was begun here, or none."""
-        return read_flags(self.directory)
+    def divergence(self) -> str:
+        """Returns one line on where the run diverged and what usually helps; '' if it has not."""
+        summary, saved = read_summary(self.path), checkpoints.saved_steps(self.checkpoints)
+        if not summary or "diverged" not in summary:
+            return ""
+        kept = f"the checkpoint of step {saved[-1]} is sound" if saved else "there is no checkpoint"
+        advice = "a smaller --agent.lr in another --run_group usually helps, or rewards of a smaller scale"
+        return f"{self.path} at step {summary['step']}, not finite: {summary['diverged']}; {kept}; {advice}"
 
-    def begun(self) -> bool:
-        """Whether the run was ever started, even if it has no checkpoint yet."""
-        return (self.directory / "flags.json").exists()
+    def diverge(self, step: int, quantity: str) -> None:
+        """Ends the run at a step at which `quantity` is not finite; its last checkpoint stays."""
+        self.diverged = quantity
+        self.write_summary({"step": step, "diverged": quantity})
 
-    def finished(self, step: int) -> dict[str, Any] | None:
-        """The summary of the run if it went to `step`."""
-        summary = read_summary(self.directory)
-        return summary if summary and "diverged" not in summary and summary["step"] >= step else None
-
-    def diverged(self) -> dict[str, Any] | None:
-        """Returns the summary of the run if it has diverged."""
-        summary = read_summary(self.directory)
-        return summary if summary and "diverged" in summary else None
-
-    def finish(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as ended."""
-        atomic_write_text(self.directory / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+        atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
-
-def checkpoint_dir(directory: str | Path) -> Path:
-    """Where a run keeps its checkpoints."""
-    return Path(directory).expanduser() / "checkpoints"
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        if difference := settings_conflict(self.path, settings, self._defaults):
+            raise UserError(f"{self.path} {difference}; use another --run_group or --save_dir")

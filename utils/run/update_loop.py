@@ -1,5 +1,6 @@
-"""The fused training loop: many updates a call, agents of several seeds or settings side by side (lanes)."""
+"""The fused training loop: many updates a call, for the agents of several runs, stacked along a run axis."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -18,16 +19,16 @@ NOT_FINITE = "not_finite"  # entry of a call's infos, greater than 0 if a loss o
 UPDATES_PER_CALL = 100  # updates a call: signals, progress and logging wait at most this long
 CAPPED_SHARE = 0.05  # of the couplings; where more do not converge, a run warns
 HOST_BLOCK = 10  # updates whose batches are gathered at once when the data stay on the host
+UPDATE = "update"  # the method of an agent that training calls
 
 
-def _over_lanes(function: Callable[..., Any], *stacked: Any) -> Any:
-    """Maps `function` over the lane axis.
+def _over_runs(function: Callable[..., Any], *stacked: Any) -> Any:
+    """Maps `function` over the run axis.
 
-    On a processor one lane after the other: a batch axis makes its matrix products slower, and so each lane gets, bit
-    for bit, what it gets alone.
+    On a CPU one run after the other: a batch axis makes its matrix products slower, and so each run gets, bit for bit,
+    the numbers that it gets alone.
     """
-    lanes = len(jax.tree.leaves(stacked)[0])
-    if lanes == 1:
+    if len(jax.tree.leaves(stacked)[0]) == 1:
         return jax.tree.map(lambda leaf: leaf[None], function(*tree_slice(stacked, 0)))
     if jax.default_backend() == "cpu":
         return jax.lax.map(lambda inputs: function(*inputs), stacked)
@@ -35,19 +36,21 @@ def _over_lanes(function: Callable[..., Any], *stacked: Any) -> Any:
 
 
 def _updates(
-    agent: Any, num_updates: Int[Array, ""], rows_at: Callable[[Any, Int[Array, ""]], Arrays]
+    agent: Any, num_updates: Int[Array, ""], rows_at: Callable[[Any, Int[Array, ""]], Arrays], method: str = UPDATE
 ) -> tuple[Any, Arrays]:
     """Runs `num_updates` (traced, so one program serves any length) updates of one agent.
 
     Args:
         rows_at: (index of the update, the agent's step) → gathered windows [m, ...].
+        method: of the agent, called with each batch.
 
     Returns:
         the agent, and its infos averaged over the updates, with NOT_FINITE among them.
     """
 
     def update(i: Int[Array, ""], agent: Any) -> tuple[Any, Arrays]:
-        return agent.update(assemble(rows_at(i, agent.step), agent.hyper["discount"], agent.config.window_rule))
+        batch = assemble(rows_at(i, agent.step), agent.hyper["discount"], agent.config.window_rule)
+        return getattr(agent, method)(batch)
 
     def body(i: Int[Array, ""], carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
         agent, info = update(i, carry[0])
@@ -74,7 +77,7 @@ def _inexact(tree: Any) -> list[tuple[str, Any]]:
 
 @jax.jit
 def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Returns whether all arrays of a tree are free of NaN and infinity."""
+    """True if all arrays of a tree are free of NaN and infinity."""
     return jnp.stack([jnp.isfinite(leaf).all() for _, leaf in _inexact(tree)] or [True]).all()
 
 
@@ -88,16 +91,18 @@ def not_finite(info: Arrays, agent: Any) -> str:
     return ", ".join(losses or [name for name, leaf in _inexact(agent) if not np.isfinite(leaf).all()][:1])
 
 
-@partial(jax.jit, donate_argnums=0)
-def _train_on_device(agents: Any, data: Arrays, keys: UInt32[Array, "L 2"], num_updates: Int[Array, ""]) -> Any:
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _train_on_device(
+    agents: Any, data: Arrays, keys: UInt32[Array, "L 2"], num_updates: Int[Array, ""], method: str = UPDATE
+) -> Any:
     def one(agent: Any, key: UInt32[Array, "2"]) -> Any:
         def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
             positions = sample_starts(key, step, agent.config.batch_size, len(data["starts"]))
             return gather(data, data["starts"][positions], agent.config.horizon_length)
 
-        return _updates(agent, num_updates, rows_at)
+        return _updates(agent, num_updates, rows_at, method)
 
-    return _over_lanes(one, agents, keys)
+    return _over_runs(one, agents, keys)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=6)
@@ -111,9 +116,9 @@ def _train_online(
     balanced: bool,
 ) -> Any:
     size, horizon, offline = agents.config.batch_size, agents.config.horizon_length, len(data["starts"])
-    # All lanes' rows in one array, so that a lane reads its own where they lie.
-    lanes, length = replay["terminals"].shape
-    experience = {name: leaf.reshape(lanes * length, *leaf.shape[2:]) for name, leaf in replay.items()}
+    # All runs' rows in one array, so that a run reads its own in place.
+    runs, length = replay["terminals"].shape
+    experience = {name: leaf.reshape(runs * length, *leaf.shape[2:]) for name, leaf in replay.items()}
 
     def one(agent: Any, key: UInt32[Array, "2"], index: Int[Array, ""], count: Int[Array, ""]) -> Any:
         def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
@@ -137,15 +142,15 @@ def _train_online(
 
         return _updates(agent, num_updates, rows_at)
 
-    return _over_lanes(one, agents, keys, jnp.arange(lanes), counts)
+    return _over_runs(one, agents, keys, jnp.arange(runs), counts)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _train_on_rows(agents: Any, rows: Arrays, num_updates: Int[Array, ""]) -> Any:
-    """`rows` [updates, lanes, m, ...]."""
-    by_lane = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
-    return _over_lanes(
-        lambda agent, own: _updates(agent, num_updates, lambda i, _: tree_slice(own, i)), agents, by_lane
+@partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _train_on_rows(agents: Any, rows: Arrays, num_updates: Int[Array, ""], method: str = UPDATE) -> Any:
+    """Runs updates on gathered rows [updates, runs, m, ...]."""
+    by_run = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
+    return _over_runs(
+        lambda agent, own: _updates(agent, num_updates, lambda i, _: tree_slice(own, i), method), agents, by_run
     )
 
 
@@ -153,53 +158,63 @@ def _train_on_rows(agents: Any, rows: Arrays, num_updates: Int[Array, ""]) -> An
 def _positions(
     keys: UInt32[Array, "L 2"], steps: Int[Array, " u"], batch_size: int, count: Int[Array, ""]
 ) -> Int[Array, "u L m"]:
-    """Positions in `starts` for several updates of all lanes."""
-    of_lanes = jax.vmap(sample_starts, (0, None, None, None))
-    return jax.vmap(of_lanes, (None, 0, None, None))(keys, steps, batch_size, count)
+    """Returns positions in `starts` for several updates of all runs."""
+    of_runs = jax.vmap(sample_starts, (0, None, None, None))
+    return jax.vmap(of_runs, (None, 0, None, None))(keys, steps, batch_size, count)
 
 
 class UpdateLoop:
-    """Trains stacked agents on a dataset that lies on the device or, where it does not fit, on the host.
+    """Updates stacked agents on a dataset on the device or, where it does not fit, on the host.
 
-    Both give the same numbers: the rows of a batch are a function of (key, step), and a batch is assembled by the same
-    code. From the host, batches are gathered while the device works on those before them.
+    Both give the same numbers: the rows of a batch are a function of (key, step), and the same code assembles it. From
+    the host, batches are gathered while the device works on earlier ones.
 
     Args:
-        keys: PRNG keys of batch sampling, one a lane.
+        keys: PRNG keys of batch sampling, one a run.
         placement: 'device', 'host', or 'auto': on the device if the data fill less than half of its free memory.
     """
 
     def __init__(self, keys: UInt32[Array | np.ndarray, "L 2"], placement: str = "auto"):
         self.keys, self.placement = jnp.asarray(keys), placement
 
+    def with_keys(self, keys: UInt32[Array | np.ndarray, "L 2"]) -> "UpdateLoop":
+        """Returns a loop over the same dataset that draws batches with other keys."""
+        loop = copy.copy(self)
+        loop.keys = jnp.asarray(keys)
+        return loop
+
     def set_data(self, data: dict[str, np.ndarray]) -> None:
-        """Takes the arrays of `utils.data.batches.prepare` as the dataset from now on."""
+        """Sets the dataset: the arrays of `utils.data.batches.prepare`."""
         self.on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(data))
         self.data = jax.device_put(data) if self.on_device else data
 
-    def train(self, agents: Any, step: int, num_updates: int) -> tuple[Any, Arrays]:
-        """Runs updates step … step + num_updates − 1. The agents handed in are donated: use what comes back.
+    def run(self, agents: Any, step: int, num_updates: int, method: str = UPDATE) -> tuple[Any, Arrays]:
+        """Runs updates step … step + num_updates − 1. The agents handed in are donated: use the returned ones.
+
+        Args:
+            agents: stacked. step: of the first update. num_updates: how many.
+            method: of the agent: 'update', or 'distill'.
 
         Returns:
-            the agents, and their infos, each [lanes], averaged over the updates.
+            the agents, and their infos, each [runs], averaged over the updates.
         """
         if self.on_device:
-            return _train_on_device(agents, self.data, self.keys, num_updates)
+            return _train_on_device(agents, self.data, self.keys, num_updates, method)
         config, infos = agents.config, []
         for first in range(step, step + num_updates, HOST_BLOCK):
             steps = first + np.arange(HOST_BLOCK)
             positions = _positions(self.keys, steps, config.batch_size, len(self.data["starts"]))
             rows = gather(self.data, self.data["starts"][np.asarray(positions)], config.horizon_length)
             count = min(HOST_BLOCK, step + num_updates - first)
-            agents, info = _train_on_rows(agents, rows, count)
+            agents, info = _train_on_rows(agents, rows, count, method)
             infos.append(jax.tree.map(lambda leaf, n=count: leaf * n / num_updates, info))
         return agents, jax.tree.map(lambda *leaves: sum(leaves), *infos)
 
-    def train_online(self, agents: Any, replay: ReplayBuffer, num_updates: int, balanced: bool) -> tuple[Any, Arrays]:
-        """Runs updates on the dataset and what each lane has experienced; as `train`.
+    def run_online(self, agents: Any, replay: ReplayBuffer, num_updates: int, balanced: bool) -> tuple[Any, Arrays]:
+        """Runs updates on the dataset and each run's experience; otherwise as `run`.
 
         Args:
-            replay: the lanes' experience; with `balanced`, each lane has some.
+            replay: the runs' experience; with `balanced`, each run has some.
             balanced: half of each batch from the dataset and half from the experience; else uniform over both.
         """
         arguments = self.data, replay.arrays, jnp.asarray(replay.counts), self.keys
@@ -207,7 +222,7 @@ class UpdateLoop:
 
 
 def fits_on_device(data: dict[str, np.ndarray]) -> bool:
-    """Whether the arrays fill less than half of the device's free memory (a processor's memory is the host's)."""
+    """True if the arrays fill less than half of the device's free memory (a CPU's memory is the host's)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     free = stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
     return sum(leaf.nbytes for leaf in data.values()) < free / 2

@@ -1,7 +1,8 @@
-"""The command line: flags with one-line errors, and signals that end a run cleanly."""
+"""The command line: flags with one-line errors."""
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -51,3 +52,17 @@ def parse_arguments(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         return values(list(argv))[1:]
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def define_flag(
+    values: flags.FlagValues,
+    kind: str,
+    name: str,
+    default: Any,
+    help: str,
+    choices: Sequence[str] = (),
+    **bounds: Any,
+) -> None:
+    """Defines a flag of absl's kind `kind` ('string', 'integer', …) in `values`."""
+    kind, more = ("enum", {"enum_values": list(choices)}) if choices else (kind, bounds)
+    getattr(flags, f"DEFINE_{kind}")(name=name, default=default, help=help, flag_values=values, **more)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +19,16 @@ class Interrupted(Exception):
 
 
 class PreemptionGuard:
-    """Notes the first SIGTERM or SIGINT, so that the run can stop at the next safe point; a second one acts at once."""
+    """Notes the first SIGTERM or SIGINT, so that a run stops at its next step boundary; a second one acts at once.
+
+    Use as a context manager, or call `release` at the end. Outside the main thread no signals are caught.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGTERM, signal.SIGINT)}
+        main = threading.current_thread() is threading.main_thread()
+        caught = (signal.SIGTERM, signal.SIGINT) if main else ()
+        self._before = {signum: signal.signal(signum, self._note) for signum in caught}
 
     def _note(self, signum: int, _: Any) -> None:
         self.received = signum
@@ -35,9 +41,15 @@ class PreemptionGuard:
             raise Interrupted(self.received)
 
     def release(self) -> None:
-        """Lets signals act as they did before."""
+        """Restores the signal handlers."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+
+    def __enter__(self) -> "PreemptionGuard":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) -> None:

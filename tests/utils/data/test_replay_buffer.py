@@ -267,7 +267,7 @@ def test_shares_of_experience_in_a_batch(balanced):
     data, updates = offline_data(), 40
     trainer = UpdateLoop(jax.random.split(jax.random.PRNGKey(0), 2))
     trainer.set_data(data)
-    agents, _ = trainer.train_online(tree_stack([Wide.create(0.9, updates)] * 2), replay, updates, balanced)
+    agents, _ = trainer.run_online(tree_stack([Wide.create(0.9, updates)] * 2), replay, updates, balanced)
     for index in range(2):
         seen = np.asarray(tree_slice(agents, index).batches["observations"])
         share = np.mean(seen[..., 0] >= 0)

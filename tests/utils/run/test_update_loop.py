@@ -39,8 +39,8 @@ def test_batches_are_a_function_of_key_and_step(data, placement):
     trainer = UpdateLoop(keys, placement)
     trainer.set_data(data)
     agents = tree_stack([Recorder.create(0.9, 25), Recorder.create(0.5, 25)])
-    agents, first = trainer.train(agents, 0, 7)
-    agents, second = trainer.train(agents, 7, 18)
+    agents, first = trainer.run(agents, 0, 7)
+    agents, second = trainer.run(agents, 7, 18)
     assert np.array_equal(agents.step, [25, 25])
     for i, discount in enumerate((0.9, 0.5)):
         for step in range(25):
@@ -79,7 +79,7 @@ def trained(data, agents, calls, seeds=(0,), placement="device"):
     )
     trainer.set_data(data)
     for count in calls:
-        agents, info = trainer.train(agents, step, count)
+        agents, info = trainer.run(agents, step, count)
         step += count
     return jax.tree.map(np.asarray, agents), info
 
@@ -176,13 +176,13 @@ def test_every_window_is_drawn(mode):
     trainer.set_data(data)
     agents = tree_stack([Recorder.create(0.9, updates)])
     if mode == "offline":
-        agents, _ = trainer.train(agents, 0, updates)
+        agents, _ = trainer.run(agents, 0, updates)
     else:
         size = len(own["rewards"])
         experience = {k: jnp.asarray(np.resize(v, (1, size, *v.shape[1:]))) for k, v in own.items()}
         replay = ReplayBuffer(1, updates, 1, np.zeros(3, np.float32), 2)
         replay.arrays, replay.counts[:] = experience, len(own["starts"])
-        agents, _ = trainer.train_online(agents, replay, updates, mode == "balanced")
+        agents, _ = trainer.run_online(agents, replay, updates, mode == "balanced")
     seen = np.asarray(agents.batches["observations"])[0, :, :, 0].astype(int)
     expected = set(data["starts"].tolist()) | ({1000 + int(s) for s in own["starts"]} if mode != "offline" else set())
     assert set(seen.ravel()) == expected

@@ -1,0 +1,251 @@
+"""Settings of runs: name, type, default, bounds and help of each, stated once. Flags are derived from them."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import numpy as np
+from absl import flags
+
+from envs.action_units import UNITS
+from envs.datasets import SOURCES
+from envs.ogbench.specs import DEFAULT_DATASET_DIR
+from utils.errors import UserError
+from utils.random_streams import Stream
+from utils.system.cli import define_flag, parse
+
+KINDS = {str: "string", int: "integer", float: "float", bool: "bool"}
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    choices: Sequence[str] = (),
+    alias: str = "",
+) -> Any:
+    """Returns a dataclass field that is also a flag.
+
+    Args:
+        default: value if none is given. help: one line for --help.
+        min, max: bounds, inclusive. choices: allowed texts. alias: a former name of the flag.
+    """
+    return field(
+        default=default, metadata={"help": help, "min": min, "max": max, "choices": tuple(choices), "alias": alias}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """Settings of offline training and of post-training.
+
+    Attributes:
+        overrides: settings of the agent that differ from the preset, name → value.
+    """
+
+    agent: str = setting("agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
+    env_name: str = setting(
+        "scene-play-singletask-task1-v0",
+        "OGBench single task, Panda task, either with visual-; gym:<id>; robot:<name>.",
+    )
+    preset: str = setting(
+        "paper", "paper: published settings of the domain; cpu: small networks, short runs; none: the agent's defaults."
+    )
+    seed: int = setting(0, "First seed.", min=0, max=2**31)
+    num_seeds: int = setting(1, "Seeds trained in parallel in one program.", min=1)
+    vary: str | None = setting(None, "Runs over values of a real-valued setting, for example agent.lam=0.2,0.4,1.")
+    log_interval: int = setting(5_000, "Steps between rows of train.csv.", min=1)
+    eval_interval: int = setting(50_000, "Steps between evaluations; 0: only at the end.", min=0)
+    save_interval: int = setting(50_000, "Steps between checkpoints; 0: only at the end.", min=0)
+    eval_episodes: int = setting(50, "Episodes an evaluation; 0: no evaluations.", min=0)
+    eval_overlap: bool = setting(True, "Continue training while evaluating; the numbers are the same.")
+    eval_workers: int | None = setting(None, "Processes that step environments; default: one a core.", min=1)
+    env_timeout: float = setting(120.0, "Seconds that a step or a reset may take; 0: any time.", min=0)
+    max_episode_steps: int | None = setting(None, "Cuts episodes, as a time limit does.", min=1)
+    video_episodes: int = setting(0, "Episodes of the final policy recorded in videos/.", min=0)
+    video_frame_skip: int = setting(3, "Environment steps a frame.", min=1)
+    save_dir: str = setting("exp", "Runs are kept in <save_dir>/<run_group>/<env_name>/<agent>/sd<seed>.")
+    run_group: str = setting("debug", "Name of a group of runs.")
+    wandb: str = setting("disabled", "Weights & Biases.", choices=("online", "offline", "disabled"))
+    horizon_length: int | None = setting(None, "Actions in a chunk; default: the preset's.", min=1)
+    sparse: bool | None = setting(None, "Rewards -1 until solved, then 0; default: the preset's.")
+    dataset: str | None = setting(None, "An .npz file to use as the dataset; needed for gym: and robot: tasks.")
+    dataset_actions: str = setting("auto", "Units of its actions; scaled: to [-1, 1].", choices=UNITS)
+    dataset_dir: str = setting(DEFAULT_DATASET_DIR, "Where datasets are.")
+    online_steps: int = setting(0, "Environment steps of online training, after the updates on the dataset.", min=0)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in settings_of(type(self))):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Steps at which a phase ends, ascending; the last one is the run's end."""
+        raise NotImplementedError
+
+    @property
+    def total_steps(self) -> int:
+        """Step at which the run ends."""
+        return self.phase_ends[-1]
+
+    @property
+    def stream(self) -> Stream:
+        """Random stream of all updates."""
+        raise NotImplementedError
+
+    def flag_values(self) -> dict[str, Any]:
+        """Returns the settings that are flags, as flags.json records them."""
+        return {f.name: getattr(self, f.name) for f in settings_of(type(self))}
+
+    def validate(self) -> None:
+        """Checks every setting's type, bounds and choices.
+
+        Raises:
+            UserError: names the first setting that does not fit.
+        """
+        types = get_type_hints(type(self))
+        for f in settings_of(type(self)):
+            value, kind, about = getattr(self, f.name), types[f.name], f.metadata
+            if value is None and type(None) in get_args(kind):
+                continue
+            kind = _plain(kind)
+            allowed: Any = {int: (int, np.integer), float: (int, float, np.number)}.get(kind, kind)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+                raise UserError(f"--{f.name}={value!r}: it must be {WORDS[kind]}")
+            if about["choices"] and value not in about["choices"]:
+                raise UserError(f"--{f.name}={value}: use one of {', '.join(about['choices'])}")
+            if about["min"] is not None and not value >= about["min"]:
+                raise UserError(f"--{f.name}={value}: it must be at least {about['min']}")
+            if about["max"] is not None and value > about["max"]:
+                raise UserError(f"--{f.name}={value}: it must be at most {about['max']}")
+        if both := {"horizon_length", "sparse"} & self.overrides.keys() & self.chosen().keys():
+            name = min(both)
+            raise UserError(f"--{name} and --agent.{name} are one setting; give one of them")
+
+    def chosen(self) -> dict[str, Any]:
+        """Returns the settings beside `overrides` that win over the preset's, if they are given."""
+        names = ("horizon_length", "sparse")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(CommonConfig):
+    """Settings of `train`: offline RL, then online RL."""
+
+    offline_steps: int = setting(1_000_000, "Updates on the dataset.", min=1)
+    start_training: int = setting(5_000, "Environment steps before the first online update.", min=0)
+    utd_ratio: int = setting(1, "Updates an environment step.", min=1)
+    balanced_sampling: bool = setting(False, "Online: half of a batch from each of dataset and experience.")
+    start_from: str | None = setting(None, "Directory of a run to start from: its agent, or of another agent its flow.")
+    dataset_source: str = setting("auto", "Where the dataset comes from.", choices=SOURCES)
+    dataset_episodes: int | None = setting(None, "Episodes to collect; default: the official number.", min=1)
+    dataset_placement: str = setting("auto", "Memory that holds it.", choices=("auto", "device", "host"))
+    ogbench_dataset_dir: str | None = setting(None, "Directory of .npz shards, used one after the other.")
+    dataset_replace_interval: int = setting(1_000, "Updates before the next shard.", min=1)
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Steps at which the offline phase and the run end."""
+        return self.offline_steps, self.offline_steps + self.online_steps
+
+    @property
+    def stream(self) -> Stream:
+        """Random stream of all updates."""
+        return Stream.TRAINING
+
+    def validate(self) -> None:
+        """Checks the settings, and that they do not exclude each other."""
+        super().validate()
+        if self.ogbench_dataset_dir and self.dataset:
+            raise UserError("--dataset and --ogbench_dataset_dir exclude each other; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostTrainConfig(CommonConfig):
+    """Settings of `post_train`: online RL from a pre-trained flow."""
+
+    env_name: str = setting("OpenMicrowave-v0", "Panda task, either with visual-, or gym:<id>.")
+    log_interval: int = setting(500, "Steps between rows of train.csv.", min=1)
+    eval_interval: int = setting(1_000, "Steps between evaluations; 0: only at the end.", min=0)
+    save_interval: int = setting(1_000, "Steps between checkpoints; 0: only at the end.", min=0)
+    rollout_steps: int = setting(2_000, "Environment steps of the base.", min=0)
+    online_steps: int = setting(8_000, "Environment steps after them.", min=1)
+    utd_ratio: int = setting(10, "Updates an environment step.", min=1)
+    balanced_sampling: bool = setting(True, "Half of a batch from the demonstrations; else uniform over all.")
+    dataset: str | None = setting(None, "An .npz file of demonstrations; default: made by the scripted expert.")
+    dataset_dir: str = setting(DEFAULT_DATASET_DIR, "Directory of the demonstrations that are made.")
+    demonstrations: int = setting(30, "Number of demonstrations to make.", min=1)
+    expert_noise: float = setting(
+        1.0, "Noise of the expert that makes them; 1: as steady as a practised person.", min=0, alias="tremor"
+    )
+    base_checkpoint: str | None = setting(None, "Directory of the run whose flow is the base; default: trained here.")
+    base_group: str | None = setting(None, "Run group of the base that is trained here; default: this run's.")
+    base_steps: int = setting(20_000, "Updates of the base.", min=1)
+    base_seed: int = setting(0, "Seed of the base, which all agents and seeds share.", min=0)
+    distill_steps: int = setting(10_000, "Updates of a one-step policy before it acts.", min=1)
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Steps at which the rollouts of the base and the run end."""
+        return self.rollout_steps, self.rollout_steps + self.online_steps
+
+    @property
+    def stream(self) -> Stream:
+        """Random stream of all updates."""
+        return Stream.POST_TRAINING
+
+    def validate(self) -> None:
+        """Checks the settings, and that they do not exclude each other."""
+        super().validate()
+        defaults = {f.name: f.default for f in settings_of(type(self))}
+        names = ("demonstrations", "expert_noise")
+        if self.dataset and (unused := [f"--{name}" for name in names if getattr(self, name) != defaults[name]]):
+            raise UserError(f"{' and '.join(unused)}: no demonstrations are made with --dataset; leave out either")
+
+
+Config = TypeVar("Config", bound=CommonConfig)
+
+
+def settings_of(cls: type[CommonConfig]) -> list[dataclasses.Field]:
+    """Returns the fields of a config that are flags."""
+    return [f for f in dataclasses.fields(cls) if "help" in f.metadata]
+
+
+def define_flags(cls: type[CommonConfig]) -> flags.FlagValues:
+    """Returns flags of the names, types, defaults, bounds and help of a config's settings."""
+    values, types = flags.FlagValues(), get_type_hints(cls)
+    for f in settings_of(cls):
+        kind, about = KINDS[_plain(types[f.name])], f.metadata
+        bounds = {"lower_bound": about["min"], "upper_bound": about["max"]}
+        bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+        define_flag(values, kind, f.name, f.default, about["help"], choices=about["choices"], **bounds)
+        if about["alias"]:
+            flags.DEFINE_alias(about["alias"], f.name, flag_values=values)
+    return values
+
+
+def parse_flags(argv: Sequence[str], cls: type[Config]) -> Config:
+    """Returns the config that a command line asks for.
+
+    Raises:
+        UserError: an unknown flag, a value that does not fit, or a stray argument.
+        SystemExit: with code 0, after --help was answered.
+    """
+    values = define_flags(cls)
+    overrides = parse(argv, values)
+    given: dict[str, Any] = {f.name: values[f.name].value for f in settings_of(cls)}
+    config = cls(**given, overrides=overrides)
+    config.validate()
+    return config
+
+
+def _plain(kind: Any) -> type:
+    """Returns the type of a setting without its None."""
+    return next((part for part in get_args(kind) if part is not type(None)), kind)

@@ -1,0 +1,120 @@
+"""The dataset of a command's runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs import datasets
+from envs.data_card import DataCard
+from envs.tasks import Task
+from utils.data.batches import describe, first_observation, prepare
+from utils.data.shards import ShardRotation
+from utils.run.config import RunConfig
+from utils.run.identity import content
+
+
+class Dataset:
+    """One set of arrays, or shards used one after the other.
+
+    Attributes:
+        record: entry 'dataset' of flags.json, by which runs are compared. card: its summary.
+        interval: steps before the next shard; 0 if there is one set.
+    """
+
+    interval = 0
+
+    def __init__(self, arrays: dict[str, np.ndarray], record: dict[str, Any], card: DataCard):
+        self._arrays, self.record, self.card = arrays, record, card
+
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the arrays (utils/data/batches.py) that updates from `step` on use."""
+        return self._arrays
+
+    def observation(self) -> Any:
+        """Returns the first observation."""
+        return first_observation(self._arrays)
+
+    def close(self) -> None:
+        """Stops loading in the background."""
+
+
+class ShardedDataset(Dataset):
+    """Shards used one after the other, the next one loaded in the background."""
+
+    def __init__(self, rotation: ShardRotation, record: dict[str, Any], card: DataCard):
+        super().__init__(rotation.at(0), record, card)
+        self._rotation, self.interval = rotation, rotation.interval
+
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the shard that updates from `step` on use."""
+        return self._rotation.at(step)
+
+    def close(self) -> None:
+        """Stops loading in the background."""
+        self._rotation.close()
+
+
+def load_dataset(config: RunConfig, task: Task, horizon: int, sparse: bool) -> Dataset:
+    """Loads the dataset that a config asks for, and prints its summary.
+
+    Args:
+        config: of the runs. task: theirs. horizon: actions in a chunk. sparse: whether rewards are made sparse.
+
+    Raises:
+        UserError: there are no data, or they cannot be used.
+    """
+    if config.ogbench_dataset_dir:
+        return _load_shards(config, task, horizon, sparse)
+    raw, _, info = datasets.load_dataset(
+        task,
+        source=config.dataset_source,
+        dataset_dir=config.dataset_dir,
+        dataset_path=config.dataset,
+        sparse=sparse,
+        collect_episodes=config.dataset_episodes,
+        with_val=False,
+        actions=config.dataset_actions,
+    )
+    arrays = prepared(raw, task, horizon)
+    dataset = Dataset(arrays, describe(arrays, info.path.name), info.card)
+    _show(dataset, str(info.path), info.origin)
+    return dataset
+
+
+def prepared(raw: dict[str, np.ndarray], task: Task, horizon: int) -> dict[str, np.ndarray]:
+    """Returns arrays that windows of `horizon` steps can be sampled from.
+
+    Raises:
+        UserError: no episode is that long.
+    """
+    datasets.check_horizon(raw, horizon)
+    return prepare(raw, terminates=task.terminates)
+
+
+def _load_shards(config: RunConfig, task: Task, horizon: int, sparse: bool) -> Dataset:
+    assert config.ogbench_dataset_dir
+    paths, cards = datasets.list_shards(config.ogbench_dataset_dir), dict[Path, DataCard]()
+
+    def load(path: Path) -> dict[str, np.ndarray]:
+        """Loads a shard; all are in the units of the first one."""
+        units = cards[paths[0]].units if cards else config.dataset_actions
+        raw, card = datasets.read_dataset(task, path, sparse, units)
+        if cards and path not in cards:
+            card.warn()
+        cards[path] = card
+        return prepared(raw, task, horizon)
+
+    rotation = ShardRotation(paths, load, config.dataset_replace_interval)
+    record = describe(rotation.at(0), Path(config.ogbench_dataset_dir).name) | {"shards": len(paths)}
+    dataset = ShardedDataset(rotation, record, cards[paths[0]])
+    _show(dataset, config.ogbench_dataset_dir, f"{len(paths)} shards")
+    record["contents"] = {str(number): content(path) for number, path in enumerate(paths)}
+    return dataset
+
+
+def _show(dataset: Dataset, name: str, origin: str) -> None:
+    """Prints the dataset's file, size and card."""
+    record = dataset.record
+    print(f"dataset: {name} ({origin}), {record['episodes']} episodes, {record['transitions']} transitions")
+    dataset.card.show()
