@@ -15,6 +15,9 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+# Agent files outside the project use these as base.CPU and base.presets.
+from agents.presets import CPU as CPU
+from agents.presets import presets as presets
 from utils.arrays import Info, Observations, Scalar
 from utils.encoders import Encoder, augmented, encoded
 from utils.flow import euler, flow_matching_loss
@@ -25,78 +28,6 @@ from utils.random_streams import Stream, stream_key
 Batch = dict[str, Any]
 # Of an agent as a tree: an array, of one lane or of all, or what JAX puts in its place.
 Leaf = Array | Any
-
-# What the paper fixes per domain for every agent (method §4.1, §D.1, Table 3).
-CHUNKED = {"horizon_length": 5, "discount": 0.99, "rho": 0.5}
-DOMAINS: dict[str, dict[str, Any]] = {
-    "antmaze-large": {"horizon_length": 1, "sparse": False, "discount": 0.99, "rho": 0.5},
-    "antmaze-giant": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.5},
-    "humanoidmaze-medium": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.0},
-    "humanoidmaze-large": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.0},
-    "cube-double": CHUNKED | {"sparse": False},
-    "cube-triple": CHUNKED | {"sparse": False},
-    "scene": CHUNKED | {"sparse": True},
-    "puzzle-3x3": CHUNKED | {"sparse": True},
-    # Not in the paper: the settings of the nearest domain that is.
-    "cube-single": CHUNKED | {"sparse": False},
-    "cube-quadruple": CHUNKED | {"sparse": False},
-    "puzzle-4x4": CHUNKED | {"sparse": True},
-    "puzzle-4x5": CHUNKED | {"sparse": True},
-    "puzzle-4x6": CHUNKED | {"sparse": True},
-    **{
-        f"{maze}-{size}": {"horizon_length": 1, "sparse": False, "discount": discount, "rho": rho}
-        for maze, size, discount, rho in [
-            ("pointmaze", "medium", 0.99, 0.5),
-            ("pointmaze", "large", 0.99, 0.5),
-            ("pointmaze", "giant", 0.995, 0.5),
-            ("pointmaze", "teleport", 0.99, 0.5),
-            ("antmaze", "medium", 0.99, 0.5),
-            ("antmaze", "teleport", 0.99, 0.5),
-            ("humanoidmaze", "giant", 0.995, 0.0),
-            ("antsoccer", "arena", 0.99, 0.5),
-            ("antsoccer", "medium", 0.99, 0.5),
-        ]
-    },
-    # The online tasks (Table 5), and a robot (Table 7, which has neither chunk nor networks: as for the online tasks).
-    **{
-        task: {
-            "horizon_length": 10,
-            "sparse": False,
-            "discount": 0.99,
-            "rho": 0.0,
-            "num_qs": 2,
-            "actor_hidden_dims": (256, 256, 256, 256),
-            "value_hidden_dims": (256, 256, 256, 256),
-        }
-        for task in ("ArrangeBoxes", "OpenMicrowave", "robot")
-    },
-}
-# Whose agent settings a domain takes that an agent has none for.
-NEAREST = {
-    "robot": "ArrangeBoxes",
-    "cube-single": "cube-double",
-    "cube-quadruple": "cube-triple",
-    "puzzle-4x4": "puzzle-3x3",
-    "puzzle-4x5": "puzzle-4x4",
-    "puzzle-4x6": "puzzle-4x4",
-    "pointmaze-giant": "antmaze-giant",
-    "humanoidmaze-giant": "humanoidmaze-large",
-    **{f"pointmaze-{size}": "antmaze-large" for size in ("medium", "large", "teleport")},
-    **{f"antmaze-{size}": "antmaze-large" for size in ("medium", "teleport")},
-    **{f"antsoccer-{size}": "antmaze-large" for size in ("arena", "medium")},
-}
-# Small networks and faster rates, for runs of 10⁴ updates on a laptop's processor; what agents add to it was chosen on
-# scene task 1 (README: Laptop scale).
-CPU = {
-    "actor_hidden_dims": (128, 128, 128),
-    "value_hidden_dims": (128, 128, 128),
-    "num_qs": 2,
-    "lr": 1e-3,
-    "tau": 0.02,
-    "rho": 0.0,
-    "flow_tau": 0.002,
-    "encoder": "impala_tiny",
-}
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -120,15 +51,6 @@ def get_config() -> ml_collections.ConfigDict:
             "augment": True,  # random shifts of these, as in FQL
         }
     )
-
-
-def presets(own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """An agent's PRESETS: the shared settings of every domain joined with the agent's own, or those of the nearest."""
-
-    def find(domain: str) -> dict[str, Any]:
-        return own.get(domain, {}) if domain in own or domain not in NEAREST else find(NEAREST[domain])
-
-    return {domain: shared | find(domain) for domain, shared in DOMAINS.items()}
 
 
 class Agent(flax.struct.PyTreeNode):

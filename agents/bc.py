@@ -5,7 +5,7 @@ from typing import Any
 import ml_collections
 from jaxtyping import PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Scalar
 from utils.networks import VectorField
 
@@ -30,5 +30,5 @@ def get_config() -> ml_collections.ConfigDict:
     return base.get_config()
 
 
-PRESETS = base.presets({})
-CPU = base.CPU
+PRESETS = presets.presets({})
+CPU = presets.CPU

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Number, Observations, Scalar
 
 
@@ -63,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 STRONG, WEAK = {"inv_temp": 10.0, "guidance_coef": 0.1}, {"inv_temp": 10.0, "guidance_coef": 0.01}
 # QAM, arXiv 2601.14234.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": STRONG,
         "puzzle-4x4": STRONG,
@@ -77,4 +77,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": WEAK,
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from agents.losses import soft_loss
 from utils.arrays import Observations, Scalar
 from utils.networks import CriticEnsemble, TanhGaussian, Temperature, sample_tanh_gaussian
@@ -97,7 +97,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 # QAM, arXiv 2601.14234.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"noise_scale": 1.0},
         "puzzle-4x4": {"noise_scale": 1.0},
@@ -111,4 +111,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"noise_scale": 0.8},
     }
 )
-CPU = base.CPU | {"noise_scale": 1.0}
+CPU = presets.CPU | {"noise_scale": 1.0}

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import PRNGKeyArray
 
-from agents import base, otql
+from agents import base, otql, presets
 from utils.arrays import Scalar
 from utils.coupling import tilted_marginal
 from utils.flow import flow_matching_loss
@@ -68,8 +68,8 @@ def get_config() -> ml_collections.ConfigDict:
 PANDA = {"lam": 1.0, "w_max": 20.0}
 # Table 6 for the online tasks. The paper has no offline EWFM: there λ and w_max are OTQL's (Table 4), so that the two
 # differ by the coupling, N and NFE alone.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {domain: {k: settings[k] for k in ("lam", "w_max")} for domain, settings in otql.PRESETS.items()}
     | {"ArrangeBoxes": PANDA, "OpenMicrowave": PANDA}
 )
-CPU = base.CPU | {"lam": 1.0}
+CPU = presets.CPU | {"lam": 1.0}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Scalar
 from utils.flow import flow_matching_loss
 from utils.networks import StateValue
@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 WEAK, STRONG = {"inv_temp": 0.8}, {"inv_temp": 6.4}
 # QAM's settings.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "antmaze-large": STRONG,
         "antmaze-giant": WEAK,
@@ -83,4 +83,4 @@ PRESETS = base.presets(
         "puzzle-4x4": WEAK,
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

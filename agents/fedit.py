@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from agents.losses import soft_loss
 from utils.arrays import Observations, Scalar
 from utils.networks import TanhGaussian, Temperature, sample_tanh_gaussian
@@ -96,7 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 # QAM, arXiv 2601.14234.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"edit_scale": 0.2},
         "puzzle-4x4": {"edit_scale": 0.8},
@@ -110,4 +110,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"edit_scale": 0.1},
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.networks import OneStepPolicy
 
@@ -97,7 +97,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 # QAM's settings (arXiv 2601.14234) and, for the online tasks, the paper's Table 6.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "antmaze-large": {"alpha": 3.0},
         "antmaze-giant": {"alpha": 3.0},
@@ -113,4 +113,4 @@ PRESETS = base.presets(
         "OpenMicrowave": {"alpha": 300.0},
     }
 )
-CPU = base.CPU | {"alpha": 100.0}
+CPU = presets.CPU | {"alpha": 100.0}

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.networks import StateValue
 
@@ -79,7 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 # The settings of the QAM paper's experiments (arXiv 2601.14234).
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "antmaze-large": {"kappa": 0.9},
         "antmaze-giant": {"kappa": 0.8},
@@ -93,4 +93,4 @@ PRESETS = base.presets(
         "puzzle-4x4": {"kappa": 0.9},
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.coupling import couple, principal_components, tilted_weights
 from utils.flow import flow_matching_loss
@@ -111,7 +111,7 @@ def get_config() -> ml_collections.ConfigDict:
 MAZE, MANIPULATION = {"lam": 2.0, "w_max": 3.0, "best_of_n": 1}, {"lam": 0.4, "w_max": 10.0, "best_of_n": 5}
 HUMANOID, PANDA = {"lam": 5.0, "w_max": 1.0, "best_of_n": 1}, {"lam": 1.5, "w_max": 10.0, "flow_steps": 3}
 # Tables 4, 6 and 8.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "antmaze-large": MAZE,
         "antmaze-giant": MAZE,
@@ -126,4 +126,4 @@ PRESETS = base.presets(
         "robot": PANDA | {"lam": 0.75, "best_of_n": 5},
     }
 )
-CPU = base.CPU | {"lam": 1.0}
+CPU = presets.CPU | {"lam": 1.0}

@@ -33,7 +33,7 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base, fedit, fql
+from agents import base, fedit, fql, presets
 from utils.arrays import Observations, Scalar
 from utils.errors import UserError
 from utils.networks import OneStepPolicy, TanhGaussian, Temperature, VectorField
@@ -183,7 +183,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 # Its authors' settings, of plain QAM.
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"inv_temp": 3.0},
         "puzzle-4x4": {"inv_temp": 30.0},
@@ -197,4 +197,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"inv_temp": 3.0},
     }
 )
-CPU = base.CPU | {"inv_temp": 10.0}
+CPU = presets.CPU | {"inv_temp": 10.0}

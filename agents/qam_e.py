@@ -5,7 +5,7 @@ Where the scale is 0 its authors' tuning ended at plain QAM.
 
 import ml_collections
 
-from agents import base, qam
+from agents import presets, qam
 from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"inv_temp": 1.0, "edit_scale": 0.1},
         "puzzle-4x4": {"inv_temp": 0.1, "edit_scale": 0.9},

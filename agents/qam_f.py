@@ -5,7 +5,7 @@ Where α is 0 its authors' tuning ended at plain QAM, which acts with `flow_step
 
 import ml_collections
 
-from agents import base, qam
+from agents import presets, qam
 from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"inv_temp": 3.0, "fql_alpha": 0.0},
         "puzzle-4x4": {"inv_temp": 3.0, "fql_alpha": 3.0},

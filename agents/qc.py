@@ -12,7 +12,7 @@ the part before it; here they are left out, as QAM's code does. QC-FQL, its othe
 
 import ml_collections
 
-from agents import base
+from agents import base, presets
 
 
 class Agent(base.Agent):
@@ -27,5 +27,5 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 # The paper's N = 32 is one value for all domains, the online tasks (Table 6) included.
-PRESETS = base.presets({})
-CPU = base.CPU | {"best_of_n": 8}
+PRESETS = presets.presets({})
+CPU = presets.CPU | {"best_of_n": 8}

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.networks import CriticEnsemble, Denoiser
 
@@ -172,7 +172,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 # The settings of the QAM paper's experiments (arXiv 2601.14234).
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "antmaze-large": {"inv_temp": 10.0, "alpha": 10.0},
         "antmaze-giant": {"inv_temp": 10.0, "alpha": 10.0},
@@ -186,4 +186,4 @@ PRESETS = base.presets(
         "puzzle-4x4": {"inv_temp": 10.0, "alpha": 1.0},
     }
 )
-CPU = base.CPU
+CPU = presets.CPU
