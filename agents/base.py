@@ -20,13 +20,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from agents.presets import CPU as CPU
 from agents.presets import presets as presets
 from utils.arrays import Info, Observations, Scalar
+from utils.data.batches import Batch
 from utils.encoders import Encoder, augmented, encoded
 from utils.flow import euler, flow_matching_loss
 from utils.networks import CriticEnsemble, VectorField
 from utils.observations import Observation, state_of
 from utils.random_streams import Stream, stream_key
 
-Batch = dict[str, Any]
 # A leaf of an agent: an array, of one run or stacked over several, or a placeholder of JAX's transformations.
 Leaf = Array | Any
 

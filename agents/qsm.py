@@ -6,7 +6,7 @@ One update, on a batch {(s, a, R, s')} of m windows, with the variance-preservin
     noise      t ~ U{1, …, T}, ε ~ N(0, I);  x ← sqrt(ᾱ_t) a + sqrt(1 − ᾱ_t) ε
     denoiser   step on ‖ε_θ(s, x, t) + τ ∇_x Q̄(s, x)‖² + α ‖ε_θ(s, x, t) − ε‖²,  Q̄ the mean of the target critics
 
-Sampling starts at x ~ N(0, I). For t = T, …, 1, x̂ = (x − sqrt(1 − ᾱ_t) ε_θ) / sqrt(ᾱ_t) estimates the clean action:
+Sampling starts at x ~ N(0, I). For t = T, …, 1, x̂ = (x − sqrt(1 − ᾱ_t) ε_θ) / sqrt(ᾱ_t) is the clean estimate, and
 
     'estimate'   x ← clip(x̂ + 1(t > 1) sqrt(1 − α_t) ξ),  ξ ~ N(0, I), as in the public code
     'ddpm'       x ~ q(x_{t−1} | x_t, clip x̂), the posterior of Ho et al. (arXiv 2006.11239)
