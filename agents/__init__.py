@@ -1,4 +1,4 @@
-"""Algorithms, one file each; `base` holds what they share, `presets` the published settings, `losses` shared losses."""
+"""Algorithms, one file each; `base` has what they share, `presets` the published settings, `losses` shared losses."""
 
 AGENTS = (
     *("bc", "cgql", "dsrl", "ewfm", "fawac", "fedit", "fql", "ifql"),

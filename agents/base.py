@@ -1,10 +1,11 @@
-"""What all agents share: the critic ensemble and its TD target, best-of-N, Polyak averaging and the optimiser.
+"""Base class of all agents: critic ensemble and TD target, best-of-N, Polyak averaging and the optimiser.
 
-An agent file adds its policy loss and its sampler. See `agents/bc.py` for the smallest one.
+An agent file adds its policy loss and its sampler. `agents/bc.py` is the smallest one.
 """
 
 import functools
 import inspect
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,92 +16,23 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+# Agent files outside the project use these as base.CPU and base.presets.
+from agents.presets import CPU as CPU
+from agents.presets import presets as presets
 from utils.arrays import Info, Observations, Scalar
+from utils.data.batches import Batch
 from utils.encoders import Encoder, augmented, encoded
 from utils.flow import euler, flow_matching_loss
 from utils.networks import CriticEnsemble, VectorField
 from utils.observations import Observation, state_of
 from utils.random_streams import Stream, stream_key
 
-Batch = dict[str, Any]
-# Of an agent as a tree: an array, of one lane or of all, or what JAX puts in its place.
+# A leaf of an agent: an array, of one run or stacked over several, or a placeholder of JAX's transformations.
 Leaf = Array | Any
-
-# What the paper fixes per domain for every agent (method §4.1, §D.1, Table 3).
-CHUNKED = {"horizon_length": 5, "discount": 0.99, "rho": 0.5}
-DOMAINS: dict[str, dict[str, Any]] = {
-    "antmaze-large": {"horizon_length": 1, "sparse": False, "discount": 0.99, "rho": 0.5},
-    "antmaze-giant": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.5},
-    "humanoidmaze-medium": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.0},
-    "humanoidmaze-large": {"horizon_length": 1, "sparse": False, "discount": 0.995, "rho": 0.0},
-    "cube-double": CHUNKED | {"sparse": False},
-    "cube-triple": CHUNKED | {"sparse": False},
-    "scene": CHUNKED | {"sparse": True},
-    "puzzle-3x3": CHUNKED | {"sparse": True},
-    # Not in the paper: the settings of the nearest domain that is.
-    "cube-single": CHUNKED | {"sparse": False},
-    "cube-quadruple": CHUNKED | {"sparse": False},
-    "puzzle-4x4": CHUNKED | {"sparse": True},
-    "puzzle-4x5": CHUNKED | {"sparse": True},
-    "puzzle-4x6": CHUNKED | {"sparse": True},
-    **{
-        f"{maze}-{size}": {"horizon_length": 1, "sparse": False, "discount": discount, "rho": rho}
-        for maze, size, discount, rho in [
-            ("pointmaze", "medium", 0.99, 0.5),
-            ("pointmaze", "large", 0.99, 0.5),
-            ("pointmaze", "giant", 0.995, 0.5),
-            ("pointmaze", "teleport", 0.99, 0.5),
-            ("antmaze", "medium", 0.99, 0.5),
-            ("antmaze", "teleport", 0.99, 0.5),
-            ("humanoidmaze", "giant", 0.995, 0.0),
-            ("antsoccer", "arena", 0.99, 0.5),
-            ("antsoccer", "medium", 0.99, 0.5),
-        ]
-    },
-    # The online tasks (Table 5), and a robot (Table 7, which has neither chunk nor networks: as for the online tasks).
-    **{
-        task: {
-            "horizon_length": 10,
-            "sparse": False,
-            "discount": 0.99,
-            "rho": 0.0,
-            "num_qs": 2,
-            "actor_hidden_dims": (256, 256, 256, 256),
-            "value_hidden_dims": (256, 256, 256, 256),
-        }
-        for task in ("ArrangeBoxes", "OpenMicrowave", "robot")
-    },
-}
-# Whose agent settings a domain takes that an agent has none for.
-NEAREST = {
-    "robot": "ArrangeBoxes",
-    "cube-single": "cube-double",
-    "cube-quadruple": "cube-triple",
-    "puzzle-4x4": "puzzle-3x3",
-    "puzzle-4x5": "puzzle-4x4",
-    "puzzle-4x6": "puzzle-4x4",
-    "pointmaze-giant": "antmaze-giant",
-    "humanoidmaze-giant": "humanoidmaze-large",
-    **{f"pointmaze-{size}": "antmaze-large" for size in ("medium", "large", "teleport")},
-    **{f"antmaze-{size}": "antmaze-large" for size in ("medium", "teleport")},
-    **{f"antsoccer-{size}": "antmaze-large" for size in ("arena", "medium")},
-}
-# Small networks and faster rates, for runs of 10⁴ updates on a laptop's processor; what agents add to it was chosen on
-# scene task 1 (README: Laptop scale).
-CPU = {
-    "actor_hidden_dims": (128, 128, 128),
-    "value_hidden_dims": (128, 128, 128),
-    "num_qs": 2,
-    "lr": 1e-3,
-    "tau": 0.02,
-    "rho": 0.0,
-    "flow_tau": 0.002,
-    "encoder": "impala_tiny",
-}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Settings that every agent has. Entries of type float become traced leaves; all others are static."""
+    """Returns the settings that every agent has. Floats become traced leaves of the agent; all others are static."""
     return ml_collections.ConfigDict(
         {
             "batch_size": 256,  # m
@@ -115,33 +47,26 @@ def get_config() -> ml_collections.ConfigDict:
             "value_hidden_dims": (512, 512, 512, 512),
             "flow_steps": 10,  # NFE
             "best_of_n": 1,  # N, candidates at acting and in the TD target
-            "window_rule": "pad",  # windows that see a true termination: 'pad' keeps them, 'drop' does not
-            "encoder": "impala_small",  # of camera images, where the data have some; see utils/encoders.py
-            "augment": True,  # random shifts of these, as in FQL
+            "window_rule": "pad",  # windows with a true termination: 'pad' keeps them, 'drop' does not
+            "encoder": "impala_small",  # of camera images, if the data have any; see utils/encoders.py
+            "augment": True,  # random shifts of the images, as in FQL
         }
     )
-
-
-def presets(own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """An agent's PRESETS: the shared settings of every domain joined with the agent's own, or those of the nearest."""
-
-    def find(domain: str) -> dict[str, Any]:
-        return own.get(domain, {}) if domain in own or domain not in NEAREST else find(NEAREST[domain])
-
-    return {domain: shared | find(domain) for domain, shared in DOMAINS.items()}
 
 
 class Agent(flax.struct.PyTreeNode):
     """Base of all agents: pure methods over a pytree, so that agents can be vmapped, scanned and donated.
 
     Attributes:
-        params: network name → parameters, all trained by one Adam. A network that takes observations has an encoder of
-            its own if these have images: its entry 'encoder'.
-        targets: names in `params` → Polyak averages.
-        opt_state: Adam's state. key: PRNG key of all updates, constant over training. step: updates done, int32.
-        hyper: the float entries of the config, traced: one program serves every value.
+        params: network name → parameters, all trained by one Adam. If observations have images, each network that
+            takes them has its own encoder, under 'encoder'.
+        targets: name in `params` → Polyak average.
+        opt_state: state of the optimiser.
+        key: PRNG key of all updates, constant over training.
+        step: number of updates done, int32.
+        hyper: float entries of the config, traced: one program serves every value.
         condition_stats: mean and standard deviation of the states, each [o].
-        config: all other entries of the config.
+        config: all other entries of the config, static.
     """
 
     params: dict[str, Any]
@@ -153,16 +78,16 @@ class Agent(flax.struct.PyTreeNode):
     condition_stats: tuple[Leaf, Leaf]
     config: ml_collections.FrozenConfigDict = flax.struct.field(pytree_node=False)
 
-    # Networks that have a Polyak copy → the setting that is its rate.
+    # Network with a Polyak copy → the setting that holds its rate.
     TARGETS = {"critic": "tau", "flow": "flow_tau"}
-    # Networks that take the place of a pre-trained flow. Not annotated, which would make it a field.
+    # Networks that start from a pre-trained flow, if one is given. An annotation would make this a field.
     FLOWS = cast(tuple[str, ...], ("flow",))
-    # What gradients pass through before they are scaled by lr.
+    # Transforms gradients before they are scaled by lr.
     OPTIMISER = optax.scale_by_adam()
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
-        """Name → module of every network; action_dim is d, the width of a whole chunk."""
+        """Returns name → module of every network; `action_dim` is d, the width of a whole chunk."""
         return {
             "critic": CriticEnsemble(tuple(config.value_hidden_dims), config.num_qs),
             "flow": VectorField(tuple(config.actor_hidden_dims), action_dim),
@@ -173,17 +98,17 @@ class Agent(flax.struct.PyTreeNode):
         """Initialises an agent.
 
         Args:
-            key: PRNG key that those of the initialisation and of the updates are derived from.
-            example_batch: a batch (see utils/data/batches.py) of any size; its observations should be representative,
-                since their mean and deviation standardise the conditions of the coupling.
-            config: this agent's `get_config()`, changed at will.
+            key: PRNG key, from which those of the initialisation and of the updates are derived.
+            example_batch: a batch (utils/data/batches.py) of any size. Its observations should be representative:
+                their mean and deviation standardise the conditions of the coupling.
+            config: this agent's `get_config()`, with any changes.
         """
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)
         observations, actions = jax.tree.map(jnp.asarray, (example_batch["observations"], example_batch["actions"]))
         config = ml_collections.ConfigDict(config)
         hyper = {k: jnp.asarray(v, jnp.float32) for k, v in config.items() if isinstance(v, float)}
-        # The class by name: structures of two classes with equal fields compare equal, and jit must not mix them up.
+        # Tree structures of two classes with equal fields compare equal; the name keeps jit from mixing them up.
         fixed = {"action_dim": actions.shape[-1], "algorithm": f"{cls.__module__}.{cls.__qualname__}"}
         static = ml_collections.FrozenConfigDict({k: v for k, v in config.items() if k not in hyper} | fixed)
         one = jax.tree.map(lambda x: x[:1], observations)
@@ -196,7 +121,7 @@ class Agent(flax.struct.PyTreeNode):
         deviation = states.std(axis=0)
         return cls(
             params=params,
-            # A copy, not an alias: a donated buffer must stand once.
+            # Copies: a buffer that occurs twice cannot be donated.
             targets=jax.tree.map(jnp.copy, {name: params[name] for name in cls.TARGETS}),
             opt_state=cls.OPTIMISER.init(params),
             key=stream_key(key, Stream.UPDATE),
@@ -208,42 +133,47 @@ class Agent(flax.struct.PyTreeNode):
 
     @property
     def cfg(self) -> SimpleNamespace:
-        """All settings by attribute, static and traced."""
+        """Returns all settings, static and traced, as attributes."""
         return SimpleNamespace(**self.config, **self.hyper)
 
     @property
     def acting_flow(self) -> Any:
-        """Returns the parameters of v̄, the flow that is sampled from: the Polyak copy of the trained one, v.
-
-        They are equal where `flow_tau` is 1; a warm start takes v̄.
-        """
+        """Returns the parameters of v̄, the flow that acts: the Polyak copy of the trained v (v if flow_tau is 1)."""
         return self.targets["flow"]
 
     def apply(self, name: str, *inputs: Any, params: Any = None) -> Any:
-        """Evaluates the network `name`, with `params` of that network or the agent's own.
+        """Evaluates the network `name` at `params`, by default the agent's own.
 
-        Observations with images are encoded first; give those that `encode` made where it is asked time and again.
+        Observations with images are encoded first. For repeated evaluations, encode them once with `encode`.
         """
         params = self.params[name] if params is None else params
         module = self.networks(self.config, self.config.action_dim)[name]
         return module.apply({"params": params}, *(self.encode(name, x, params) for x in inputs))
 
     def encode(self, name: str, observations: Any, params: Any = None) -> Array:
-        """What the network `name` sees of observations: the state joined with the features of the images.
-
-        What has no images is returned as it is.
-        """
+        """Returns the inputs of the network `name`: states joined with image features; anything else unchanged."""
         if not isinstance(observations, Observation):
             return observations
         params = self.params[name] if params is None else params
         return encoded(self.config.encoder, params["encoder"], observations)
 
     def update(self, batch: Batch) -> tuple["Agent", Info]:
-        """One gradient step on `loss` and one Polyak step. Its randomness is a function of (key, step)."""
+        """Takes one gradient step on `loss` and one Polyak step; all randomness is a function of (key, step).
+
+        Returns:
+            the new agent, and scalars to log.
+        """
+        return self._update(batch, self.loss)
+
+    def distill(self, batch: Batch) -> tuple["Agent", Info]:
+        """Takes the same step as `update`, with the same keys, on `distill_loss`."""
+        return self._update(batch, self.distill_loss)
+
+    def _update(self, batch: Batch, loss: Callable[..., tuple[Scalar, Info]]) -> tuple["Agent", Info]:
         key = jax.random.fold_in(self.key, self.step)
         if self.config.augment and isinstance(batch["observations"], Observation):
             batch = augmented(batch, stream_key(key, Stream.AUGMENTATION))
-        (_, info), grads = jax.value_and_grad(self.loss, has_aux=True)(self.params, batch, key)
+        (_, info), grads = jax.value_and_grad(loss, has_aux=True)(self.params, batch, key)
         directions, opt_state = self.OPTIMISER.update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
         targets = {
@@ -253,24 +183,24 @@ class Agent(flax.struct.PyTreeNode):
         return self.replace(params=params, targets=targets, opt_state=opt_state, step=self.step + 1), info
 
     def with_flow(self, params: Any) -> "Agent":
-        """The agent with the parameters of a pre-trained flow in its own flow and that one's average (θ ← θ̄)."""
+        """Returns the agent with a pre-trained flow's parameters in its own flows and their averages (θ ← θ̄)."""
         flows = dict.fromkeys(self.FLOWS, params)
         averages = {name: params for name in self.FLOWS if name in self.TARGETS}
-        # A copy for each: a donated buffer must stand once.
+        # Copies: a buffer that occurs twice cannot be donated.
         copied = jax.tree.map(jnp.copy, {"params": self.params | flows, "targets": self.targets | averages})
         return self.replace(**copied)
 
     @property
     def distilled(self) -> tuple[str, ...]:
-        """Networks that `distill_loss` fits to a pre-trained flow before the agent acts for the first time."""
+        """Returns the names of the networks that `distill` fits to a pre-trained flow before the agent first acts."""
         return ()
 
     def distill_loss(self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Info]:
-        """What is minimised to that end, and what to log."""
+        """Returns the loss of `distill` at `params`, and scalars to log."""
         raise NotImplementedError
 
     def loss(self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Info]:
-        """The sum of all losses at `params`: here, the critics' TD loss and flow matching on the data; what to log."""
+        """Returns the sum of all losses at `params`, here TD and flow matching on the data, and scalars to log."""
         critic_key, flow_key = jax.random.split(key)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
@@ -279,13 +209,13 @@ class Agent(flax.struct.PyTreeNode):
     def critic_loss(
         self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray
     ) -> tuple[Scalar, Float[Array, " K m"], Info]:
-        """TD loss of the ensemble (paper Eq. 10, with target networks, mask and γ^H).
+        """Computes the TD loss of the ensemble (paper Eq. 10, with target networks, mask and γ^H).
 
-        y = R + γ^H · mask · V(s'), V from `next_value`; the loss is the mean over ensemble and batch of
-        valid · (Q_k(s, a) − y)².
+        The mean over ensemble and batch of valid · (Q_k(s, a) − y)², y = R + γ^H · mask · V(s') with V from
+        `next_value`.
 
         Returns:
-            the loss, Q_k(s, a) at `params`, and what to log.
+            the loss, Q_k(s, a) at `params`, and scalars to log.
         """
         cfg = self.cfg
         next_value = self.next_value(batch["next_observations"], key)
@@ -297,11 +227,7 @@ class Agent(flax.struct.PyTreeNode):
     def bc_loss(
         self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray, name: str = "flow"
     ) -> tuple[Scalar, Info]:
-        """Behaviour cloning of the flow `name` (Eq. 1, q(z, a) = q(z) q(a)): fresh noise, the batch's actions.
-
-        Returns:
-            the loss, and what to log.
-        """
+        """Returns the flow-matching loss of `name` on data and independent noise (paper Eq. 1), and scalars to log."""
         noise_key, time_key = jax.random.split(key)
         loss = flow_matching_loss(
             lambda x, t: self.apply(name, batch["observations"], x, t, params=params[name]),
@@ -313,21 +239,18 @@ class Agent(flax.struct.PyTreeNode):
         return loss, {f"{name}/loss": loss}
 
     def next_value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
-        """The value that the TD target bootstraps from: the pessimistic target Q of what the agent does.
-
-        mean_k Q̄_k(s', a') − ρ std_k Q̄_k(s', a'), a' from `sample_actions`, population deviation.
-        """
+        """Returns the value that the TD target bootstraps from: `pessimistic_q` at the actions of `sample_actions`."""
         return self.pessimistic_q(observations, self.sample_actions(observations, key))
 
     def pessimistic_q(self, observations: Observations, actions: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-        """Returns mean − ρ · population deviation of the target critics."""
+        """Returns mean_k Q̄_k(s, a) − ρ std_k Q̄_k(s, a) of the target critics, with the population deviation."""
         qs = self.apply("critic", observations, actions, params=self.targets["critic"])
         return qs.mean(axis=0) - self.hyper["rho"] * qs.std(axis=0)
 
     def flow_actions(
         self, observations: Observations, noise: Float[Array, "*b d"], params: Any = None
     ) -> Float[Array, "*b d"]:
-        """Euler samples of v̄, the flow that acts, clipped."""
+        """Returns Euler samples of v̄, the flow that acts, clipped to [−1, 1]."""
         params = self.acting_flow if params is None else params
         observations = self.encode("flow", observations, params)
         actions = euler(
@@ -337,39 +260,28 @@ class Agent(flax.struct.PyTreeNode):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations that a candidate action costs at acting."""
+        """Returns the number of network evaluations for one candidate action."""
         return self.config.flow_steps
 
     def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
-        """One action of the policy for each observation, before best-of-N, in [−1, 1]."""
+        """Samples one action for each observation, before best-of-N, in [−1, 1]."""
         noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
         return self.flow_actions(observations, noise)
 
     def candidates(
         self, observations: Observations, key: PRNGKeyArray, n: int
     ) -> tuple[Float[Array, " {n} *b o"] | Observation, Float[Array, " {n} *b d"]]:
-        """Returns n proposals for each observation: the observations repeated, and actions.
-
-        Images are not repeated: they are encoded once.
-        """
+        """Returns n proposals for each observation: repeated observations (images are not repeated), and actions."""
         states = jnp.broadcast_to(state_of(observations), (n, *observations.shape))
         observations = observations._replace(state=states) if isinstance(observations, Observation) else states
         return observations, self.propose(observations, key)
 
     def rank(self, qs: Float[Array, " K *b"]) -> Float[Array, "*b"]:
-        """What best-of-N maximises, from the online critic's values: their mean."""
+        """Returns the score that best-of-N maximises: the mean of the online critics' values."""
         return qs.mean(axis=0)
 
     def sample_actions(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
-        """Acts: of N proposals the one that the online critic ranks first.
-
-        Args:
-            observations: of any number.
-            key: draws the proposals.
-
-        Returns:
-            action chunks in [−1, 1].
-        """
+        """Returns action chunks in [−1, 1]: the best of N proposals by the online critics."""
         observations, actions = self.candidates(observations, key, self.config.best_of_n)
         if self.config.best_of_n == 1:
             return actions[0]
@@ -378,7 +290,7 @@ class Agent(flax.struct.PyTreeNode):
 
 
 def init_network(key: PRNGKeyArray, module: Any, inputs: dict[str, Any], encoder: str) -> dict[str, Any]:
-    """Parameters of a network, initialised on those of `inputs` that its __call__ names, and of its encoder, if any."""
+    """Initialises a network on those of `inputs` that its __call__ names, and its encoder if there are images."""
     own = {k: v for k, v in inputs.items() if k in inspect.signature(module.__call__).parameters}
     if not isinstance(own.get("observations"), Observation):
         return module.init(key, **own)["params"]

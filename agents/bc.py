@@ -1,34 +1,39 @@
-"""BC flow: conditional flow matching with the independent coupling. The base policy of the other agents."""
+"""Behaviour cloning (BC): conditional flow matching with the independent coupling, the base policy of other agents.
+
+One update, on a batch {(s, a)} of m windows, is paper Eq. 1 with q(z, a) = q(z) q(a):
+
+    flow        z ~ N(0, I), t ~ U[0, 1];  step on ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
+"""
 
 from typing import Any
 
 import ml_collections
 from jaxtyping import PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Scalar
 from utils.networks import VectorField
 
 
 class Agent(base.Agent):
-    """A flow that imitates the data; it has no critic."""
+    """A flow that imitates the data; there is no critic."""
 
     TARGETS = {"flow": "flow_tau"}
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
-        """Name → module of every network."""
+        """Returns name → module of every network."""
         return {"flow": VectorField(tuple(config.actor_hidden_dims), action_dim)}
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """Flow matching on the batch's actions and fresh noise."""
+        """Returns the flow-matching loss on the batch's actions, and scalars to log."""
         return self.bc_loss(params, batch, key)
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     return base.get_config()
 
 
-PRESETS = base.presets({})
-CPU = base.CPU
+PRESETS = presets.presets({})
+CPU = presets.CPU

@@ -1,16 +1,21 @@
-"""Critic-guided Q-learning (CGQL, a baseline of QAM, arXiv 2601.14234), mode 'simple': a BC flow guided while it acts.
+"""Critic-guided Q-learning (CGQL, a baseline of QAM, arXiv 2601.14234), mode 'simple': a BC flow guided as it acts.
 
 v is a BC flow and v̄ its Polyak copy. Actions are Euler samples, in T = flow_steps steps and clipped at the end, of v̄ at
-t = 0 and from then on of
+t = 0 and of the following velocity at t > 0:
 
     v̄(s, x, t) + ω (x + (1 − t) τ ∇_x Q(s, x)) / t
 
-with ω the guidance coefficient and Q the ensemble mean of the online critic, asked as for clean actions. One update is
-a step on the TD loss of Q, with a' sampled so, plus flow matching of v. Guidance is no part of any gradient.
+with ω the guidance coefficient and Q the ensemble mean of the online critic, evaluated at x as at a clean action. One
+update, on a batch {(s, a, R, s')} of m windows:
 
-On the path x_t = t a + (1 − t) z the velocity is v = (x + (1 − t) ∇_x log p_t(x)) / t. With τ ∇Q in place of the score
-this is the guidance, added in the proportion ω. Public code gives its critics one more input, here always 1, and no
-guidance at all at τ = 0, where here the data's own x / t stays; ω = 0 is BC.
+    critic      a' ← a guided sample at s';  TD step on Q
+    flow        z ~ N(0, I);  step on ‖v(s, t a + (1−t) z, t) − (a − z)‖²
+
+No gradient passes through the guidance. On the path x_t = t a + (1 − t) z the velocity is
+v = (x + (1 − t) ∇_x log p_t(x)) / t; with τ ∇Q in place of the score this is the guidance, added in proportion ω.
+
+This follows QAM's public code, with two differences: its critics have one more input, which is always 1 in this mode,
+and at τ = 0 it has no guidance at all, whereas here the term x / t remains. BC is ω = 0.
 """
 
 from typing import Any
@@ -20,7 +25,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Number, Observations, Scalar
 
 
@@ -30,7 +35,7 @@ class Agent(base.Agent):
     def flow_actions(
         self, observations: Observations, noise: Float[Array, "*b d"], params: Any = None
     ) -> Float[Array, "*b d"]:
-        """Guided Euler samples, clipped."""
+        """Returns guided Euler samples, clipped to [−1, 1]."""
         cfg, params = self.cfg, self.acting_flow if params is None else params
         states, valued = self.encode("flow", observations, params), self.encode("critic", observations)
 
@@ -49,11 +54,11 @@ class Agent(base.Agent):
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     config = base.get_config()
     config.update(
         {
-            "flow_tau": 0.005,  # the flow that is guided is a Polyak copy
+            "flow_tau": 0.005,  # a Polyak copy of the flow acts
             "inv_temp": 10.0,  # τ, of the critic's gradient
             "guidance_coef": 0.1,  # ω
         }
@@ -62,8 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 STRONG, WEAK = {"inv_temp": 10.0, "guidance_coef": 0.1}, {"inv_temp": 10.0, "guidance_coef": 0.01}
-# QAM, arXiv 2601.14234.
-PRESETS = base.presets(
+# Settings of QAM's experiments (arXiv 2601.14234).
+PRESETS = presets.presets(
     {
         "puzzle-3x3": STRONG,
         "puzzle-4x4": STRONG,
@@ -77,4 +82,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": WEAK,
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

@@ -1,7 +1,7 @@
-"""DSRL (arXiv 2506.15799), in its noise-aliased form: reinforcement learning over the noise that a BC flow starts from.
+"""DSRL (arXiv 2506.15799), noise-aliased: reinforcement learning over the noise that a BC flow starts from.
 
-With b the noise scale, v̄ the Polyak copy of the flow v, α the temperature, sg a stop of gradients and Q_k, Q^z_k the
-members of the two ensembles, one update on a batch of m windows is a step on the sum of
+With b the noise scale, v̄ the Polyak copy of the flow v, α the temperature, sg the stop-gradient and Q_k, Q^z_k the
+members of two ensembles, one update on a batch of m windows is a step on the sum of
 
     critic          ‖Q_k(s, a) − y‖²,  a' = Euler_v̄(s', b z'),  z' ~ π(·|s')
     flow            flow matching on (s, a)
@@ -9,9 +9,9 @@ members of the two ensembles, one update on a batch of m windows is a step on th
     latent actor    sg(α) log π(z|s) − mean_k Q^z_k(s, b z),  z ~ π(·|s), a tanh-Gaussian
     temperature     α (−sg log π(z|s) − H̄),  H̄ = −target_entropy · d
 
-This follows the public code of QAM (arXiv 2601.14234). DSRL's own steers a flow that stays frozen, adds the entropy to
-the TD target, takes the least of its critics, not their mean, an entropy target that is a setting (0 as shipped), and
-counts the latent critic's steps apart from the others. Unlike in either code, `valid` weights every loss.
+This is the baseline of QAM's public code (arXiv 2601.14234). DSRL's own code steers a frozen flow, adds the entropy to
+the TD target, takes the minimum of its critics, not their mean, has the target entropy as a setting (0 by default), and
+sets the number of latent critic steps separately. Unlike in either code, `valid` weights every loss.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from agents.losses import soft_loss
 from utils.arrays import Observations, Scalar
 from utils.networks import CriticEnsemble, TanhGaussian, Temperature, sample_tanh_gaussian
@@ -32,7 +32,7 @@ class Agent(base.Agent):
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
-        """Name → module of every network."""
+        """Returns name → module of every network."""
         return super().networks(config, action_dim) | {
             "latent_critic": CriticEnsemble(tuple(config.value_hidden_dims), config.num_qs),
             "latent_actor": TanhGaussian(tuple(config.actor_hidden_dims), action_dim),
@@ -40,7 +40,7 @@ class Agent(base.Agent):
         }
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """TD loss, flow matching, distillation of the latent critic, and the latent actor's losses."""
+        """Returns the sum of the five losses, and scalars to log."""
         critic_key, flow_key, latent_key, actor_key = jax.random.split(key, 4)
         critic_loss, _, critic_info = self.critic_loss(params, batch, critic_key)
         flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
@@ -58,7 +58,7 @@ class Agent(base.Agent):
         return jnp.mean(batch["valid"] * jnp.square(latent_qs - qs))
 
     def actor_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """Latent actor: ensemble mean of the latent critic, and entropy (the density before scaling); temperature."""
+        """Returns the losses of latent actor (log π before scaling by b) and temperature, and scalars to log."""
         observations = batch["observations"]
         latents, log_probs = self.latents(observations, key, params["latent_actor"])
         q = self.apply("latent_critic", observations, latents).mean(axis=0)
@@ -75,29 +75,29 @@ class Agent(base.Agent):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations that a candidate action costs at acting: the latent actor's and the flow's."""
+        """Returns the number of network evaluations for one candidate action: those of latent actor and flow."""
         return self.config.flow_steps + 1
 
     def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
-        """Euler_v̄(s, b z), z ~ π(·|s), in [−1, 1]."""
+        """Returns Euler_v̄(s, b z), z ~ π(·|s), in [−1, 1]."""
         return self.flow_actions(observations, self.latents(observations, key)[0])
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     config = base.get_config()
     config.update(
         {
-            "flow_tau": 0.005,  # the flow that is steered is a Polyak copy
-            "noise_scale": 1.0,  # b, bound on the latents that the actor chooses
+            "flow_tau": 0.005,  # a Polyak copy of the flow is steered
+            "noise_scale": 1.0,  # b, bound on the actor's latents
             "target_entropy": 0.5,  # H̄ = −target_entropy · d
         }
     )
     return config
 
 
-# QAM, arXiv 2601.14234.
-PRESETS = base.presets(
+# Settings of QAM's experiments (arXiv 2601.14234).
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"noise_scale": 1.0},
         "puzzle-4x4": {"noise_scale": 1.0},
@@ -111,4 +111,4 @@ PRESETS = base.presets(
         "humanoidmaze-large": {"noise_scale": 0.8},
     }
 )
-CPU = base.CPU | {"noise_scale": 1.0}
+CPU = presets.CPU | {"noise_scale": 1.0}

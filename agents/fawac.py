@@ -1,4 +1,4 @@
-"""Flow AWAC (FAWAC): advantage-weighted flow matching, the flow form of AWAC (arXiv 2006.09359) in FQL (2502.02538).
+"""Flow AWAC (FAWAC): advantage-weighted flow matching, FQL's flow form (arXiv 2502.02538) of AWAC (2006.09359).
 
 One update, on a batch {(s, a, R, s')} of m windows, with v̄ the Polyak copy of v_θ (v_θ itself where flow_tau is 1):
 
@@ -6,10 +6,10 @@ One update, on a batch {(s, a, R, s')} of m windows, with v̄ the Polyak copy of
     value       step on (V_ψ(s) − mean_k Q̄_k(s, a))², at the data's action
     flow        z ~ N(0, I);  step on min(exp(τ_inv (Q_φ(s, a) − V_ψ(s))), 100) · ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
 
-The AWAC paper's V is the mean of Q over the policy's actions, and no weight is clamped; its authors' code takes Q at
-one action, and by default the softmax over the batch for weights. What stands here is the code of QAM (2601.14234):
-V_ψ learns the value of the data's behaviour from the target critics, without pessimism, the clamp is that of implicit
-Q-learning, and the weights are not normalised. Its value loss is the mean over the members k: the same gradient.
+This follows QAM's public code (arXiv 2601.14234): V_ψ learns the value of the data's policy from the target critics,
+without pessimism; the clamp at 100 is that of implicit Q-learning; weights are not normalised. QAM's value loss is a
+mean over the members k, with the same gradient. In the AWAC paper V is the mean of Q over the policy's actions and no
+weight is clamped; its authors' code takes Q at one action and, by default, weights by a softmax over the batch.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Scalar
 from utils.flow import flow_matching_loss
 from utils.networks import StateValue
@@ -32,11 +32,11 @@ class Agent(base.Agent):
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
-        """Name → module of every network."""
+        """Returns name → module of every network."""
         return super().networks(config, action_dim) | {"value": StateValue(tuple(config.value_hidden_dims))}
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """TD loss of the critics, regression of V, and weighted flow matching from independent noise."""
+        """Returns the TD loss, the regression of V and weighted flow matching, and scalars to log."""
         critic_key, noise_key, time_key = jax.random.split(key, 3)
         observations, actions, valid = (batch[k] for k in ("observations", "actions", "valid"))
         critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
@@ -46,7 +46,7 @@ class Agent(base.Agent):
         value_loss = jnp.mean(valid * jnp.square(values - target_q))
 
         advantages = jax.lax.stop_gradient(qs.mean(axis=0) - values)
-        # The clamp stands inside exp, which so cannot overflow.
+        # Clamped inside exp, which cannot overflow then.
         weights = jnp.exp(jnp.minimum(self.hyper["inv_temp"] * advantages, jnp.log(W_MAX)))
         flow_loss = flow_matching_loss(
             lambda x, t: self.apply("flow", observations, x, t, params=params["flow"]),
@@ -61,15 +61,15 @@ class Agent(base.Agent):
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     config = base.get_config()
     config.inv_temp = 0.8  # τ_inv, inverse temperature of the weights
     return config
 
 
 WEAK, STRONG = {"inv_temp": 0.8}, {"inv_temp": 6.4}
-# QAM's settings.
-PRESETS = base.presets(
+# Settings of QAM's experiments (arXiv 2601.14234).
+PRESETS = presets.presets(
     {
         "antmaze-large": STRONG,
         "antmaze-giant": WEAK,
@@ -83,4 +83,4 @@ PRESETS = base.presets(
         "puzzle-4x4": WEAK,
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

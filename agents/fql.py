@@ -7,11 +7,14 @@ is 1) and a one-step policy μ_ω(s, z):
     flow        z ~ N(0, I);  step on ‖v_θ(s, t a + (1−t) z, t) − (a − z)‖²
     one step    z ~ N(0, I), b ← clip Euler(v̄, s, z);   step on α · mean (μ_ω(s, z) − b)² − Q_φ(s, clip μ_ω(s, z))
 
-Only μ_ω acts: one network evaluation. The paper writes the distillation as a squared norm, a sum over dimensions; its
-code takes the mean over batch and dimensions, on whose scale α is given, and so does this. Its TD target is the mean of
-two critics, or their least on antmaze, without ρ; here it is that of all agents. Its option to divide the
-Q term by mean |Q| is off there by default and absent from QAM's code, whose α these are; it is left out. Public code
-takes both terms of μ_ω on invalid windows too; here these weigh nothing.
+Only μ_ω acts, at one network evaluation. Departures of the public code from the paper, and of this file from both:
+
+- The paper writes the distillation as a squared norm, a sum over dimensions. The code takes the mean over batch and
+  dimensions, and α is given on that scale; this file follows the code.
+- Their TD target is the mean of two critics, or the minimum on antmaze, without ρ; here it is that of all agents.
+- Their option to divide the Q term by mean |Q| is off by default and absent from QAM's code (arXiv 2601.14234), where
+  the values of α come from; it is left out.
+- Public code includes invalid windows in both terms of μ_ω; here their weight is zero.
 """
 
 from typing import Any
@@ -21,20 +24,20 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.networks import OneStepPolicy
 
 
-class OneStep(base.Agent):
-    """Distillation of the flow into the network 'one_step'."""
+class OneStepMixin(base.Agent):
+    """The one-step policy μ_ω, the network 'one_step', and its losses."""
 
     def one_step_loss(
         self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray, alpha: Scalar
     ) -> tuple[Scalar, base.Info]:
-        """α · mean (μ_ω(s, z) − b)² − mean Q_φ(s, clip μ_ω(s, z)), and what to log."""
+        """Returns α · mean (μ_ω(s, z) − b)² − mean Q_φ(s, clip μ_ω(s, z)), and scalars to log."""
         distill_loss, actions = self.distillation(params, batch, key)
-        # The critic is not given `params`: the gradient reaches the one-step policy alone.
+        # At the critic's own parameters, not `params`: the gradient reaches the one-step policy alone.
         q = self.apply("critic", batch["observations"], jnp.clip(actions, -1.0, 1.0)).mean(axis=0)
         info = {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
         return alpha * distill_loss - jnp.mean(batch["valid"] * q), info
@@ -49,55 +52,58 @@ class OneStep(base.Agent):
         return jnp.mean(batch["valid"][:, None] * errors), actions
 
     def distill_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """The one-step policy's distance to its flow."""
+        """Returns the distance of the one-step policy to its flow, and scalars to log."""
         loss, _ = self.distillation(params, batch, key)
         return loss, {"one_step/distill_loss": loss}
 
+    def one_step_actions(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """Returns clip μ_ω(s, z), z ~ N(0, I)."""
+        noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
+        return jnp.clip(self.apply("one_step", observations, noise), -1.0, 1.0)
 
-class Agent(OneStep):
+
+class Agent(OneStepMixin):
     """FQL."""
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
-        """Name → module of every network."""
+        """Returns name → module of every network."""
         return super().networks(config, action_dim) | {
             "one_step": OneStepPolicy(tuple(config.actor_hidden_dims), action_dim)
         }
 
     @property
     def nfe(self) -> int:
-        """Network evaluations that a candidate action costs at acting."""
+        """Returns the number of network evaluations for one candidate action."""
         return 1
 
     def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
-        """Returns clip μ_ω(s, z), z ~ N(0, I)."""
-        noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
-        return jnp.clip(self.apply("one_step", observations, noise), -1.0, 1.0)
+        """Returns an action of the one-step policy for each observation, in [−1, 1]."""
+        return self.one_step_actions(observations, key)
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """TD loss of the critics, flow matching on the data, and the one-step policy's distillation and Q terms."""
+        """Returns the TD loss, flow matching on the data and the loss of the one-step policy, and scalars to log."""
         critic_key, flow_key, noise_key = jax.random.split(key, 3)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         flow_loss, flow_info = self.bc_loss(params, batch, flow_key)
-
         one_step_loss, one_step_info = self.one_step_loss(params, batch, noise_key, self.hyper["alpha"])
         return critic_loss + flow_loss + one_step_loss, info | flow_info | one_step_info
 
     @property
     def distilled(self) -> tuple[str, ...]:
-        """The one-step policy."""
+        """Returns the name of the one-step policy."""
         return ("one_step",)
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     config = base.get_config()
     config.alpha = 100.0  # α, weight of the distillation against Q
     return config
 
 
-# QAM's settings (arXiv 2601.14234) and, for the online tasks, the paper's Table 6.
-PRESETS = base.presets(
+# Settings of QAM's experiments (arXiv 2601.14234); for the online tasks, Table 6 of the OTQL paper.
+PRESETS = presets.presets(
     {
         "antmaze-large": {"alpha": 3.0},
         "antmaze-giant": {"alpha": 3.0},
@@ -113,4 +119,4 @@ PRESETS = base.presets(
         "OpenMicrowave": {"alpha": 300.0},
     }
 )
-CPU = base.CPU | {"alpha": 100.0}
+CPU = presets.CPU | {"alpha": 100.0}

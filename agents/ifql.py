@@ -1,4 +1,4 @@
-"""Implicit flow Q-learning (IFQL): a value learned in the data's support, a cloned flow, and best-of-N at acting.
+"""Implicit flow Q-learning (IFQL): in-sample expectile values, a BC flow, and best-of-N at acting.
 
 One update, on a batch {(s, a, R, s')} of m windows:
 
@@ -6,15 +6,15 @@ One update, on a batch {(s, a, R, s')} of m windows:
     critic   TD step on (Q_k(s, a) − y)²,  y = R + γ^H mask V(s')
     flow     v step on ‖v(s, t a + (1−t) z, t) − (a − z)‖²
 
-V(s) is the κ-expectile of Q̄ over the data's actions: their mean at κ = 0.5, towards the best of them as κ → 1. Training
-samples no action; acting draws N = 32 of v̄, the Polyak copy of v (v itself where flow_tau is 1), and keeps the one
-whose smallest Q_k is the largest.
+V(s) is the κ-expectile of Q̄ over the data's actions: the mean at κ = 0.5, tending to the maximum as κ → 1. Training
+samples no action. Acting draws N = 32 samples of v̄, the Polyak copy of v (v itself where flow_tau is 1), and keeps the
+one with the largest min_k Q_k.
 
-IDQL (arXiv 2304.10573) with a flow for its diffusion policy, as in the public FQL and QAM code. What follows QAM's
-`agents/ifql.py` and not IDQL: Q̄ is mean − ρ std, not the minimum of two, and the ONLINE critics rank, not the targets
-(IDQL can also draw by the expectile's weights; the best is its mode for evaluation).
-The bootstrap V(s') is the online V, without gradient and without ρ. QAM's value loss also counts windows that are no
-sample; here they have no weight in it.
+This is IDQL (arXiv 2304.10573) with a flow as its policy, as in the public code of FQL and QAM, and follows QAM's
+`agents/ifql.py` where that departs from IDQL: Q̄ is mean − ρ std, not the minimum of two, and the online critics rank,
+not their targets. (IDQL can also sample by the expectile's weights; for evaluation it takes the best.) The bootstrap
+V(s') is the online V, without gradient and without ρ. Unlike in QAM's code, invalid windows have zero weight in the
+value loss too.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.networks import StateValue
 
@@ -34,11 +34,11 @@ class Agent(base.Agent):
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
-        """Name → module of every network."""
+        """Returns name → module of every network."""
         return super().networks(config, action_dim) | {"value": StateValue(tuple(config.value_hidden_dims))}
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """TD loss of the critics, expectile loss of V and flow matching on the data."""
+        """Returns the TD loss, the expectile loss of V and flow matching on the data, and scalars to log."""
         critic_key, flow_key = jax.random.split(key)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         value_loss, value_info = self.value_loss(params, batch)
@@ -46,11 +46,7 @@ class Agent(base.Agent):
         return critic_loss + value_loss + flow_loss, info | value_info | flow_info
 
     def value_loss(self, params: dict[str, Any], batch: base.Batch) -> tuple[Scalar, base.Info]:
-        """Expectile loss of V at the data's actions: mean over the batch of valid · |κ − 1(u < 0)| u².
-
-        Returns:
-            the loss, and what to log.
-        """
+        """Returns the mean over the batch of valid · |κ − 1(u < 0)| u², and scalars to log."""
         values = self.apply("value", batch["observations"], params=params["value"])
         gap = self.pessimistic_q(batch["observations"], batch["actions"]) - values
         weights = jnp.where(gap >= 0, self.cfg.kappa, 1 - self.cfg.kappa)
@@ -58,28 +54,28 @@ class Agent(base.Agent):
         return loss, {"value/loss": loss, "value/v": values.mean()}
 
     def next_value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
-        """What the TD target bootstraps from: the online V(s')."""
+        """Returns the value that the TD target bootstraps from: the online V(s')."""
         return self.apply("value", observations)
 
     def rank(self, qs: Float[Array, " K *b"]) -> Float[Array, "*b"]:
-        """What best-of-N maximises: the ensemble's minimum."""
+        """Returns the score that best-of-N maximises: the ensemble's minimum."""
         return qs.min(axis=0)
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     config = base.get_config()
     config.update(
         {
-            "kappa": 0.9,  # κ, expectile that V is
+            "kappa": 0.9,  # κ, the expectile
             "best_of_n": 32,  # N, at acting only
         }
     )
     return config
 
 
-# The settings of the QAM paper's experiments (arXiv 2601.14234).
-PRESETS = base.presets(
+# Settings of QAM's experiments (arXiv 2601.14234).
+PRESETS = presets.presets(
     {
         "antmaze-large": {"kappa": 0.9},
         "antmaze-giant": {"kappa": 0.8},
@@ -93,4 +89,4 @@ PRESETS = base.presets(
         "puzzle-4x4": {"kappa": 0.9},
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

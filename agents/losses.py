@@ -1,4 +1,4 @@
-"""Losses of a stochastic policy and its temperature, as in soft actor-critic (arXiv 1812.05905, §5)."""
+"""Losses that several agents share: those of soft actor-critic (arXiv 1812.05905, §5)."""
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,19 @@ def soft_loss(
     target_entropy: Scalar,
     valid: Float[Array, " m"],
 ) -> tuple[Scalar, Info]:
-    """Maximises value and entropy, and moves the temperature so that the entropy becomes `target_entropy`.
+    """Computes the losses of a stochastic policy and of its temperature α.
 
-    mean of valid · (sg(α) log π − q), for the actor, plus mean of valid · α (−sg(log π) − target), for α.
+    The mean of valid · (sg(α) log π − q), for the policy, plus the mean of valid · α (−sg(log π) − target), for α.
 
     Args:
-        temperature: α at the parameters that are trained.
-        log_probs: log π of the samples.
-        q: their value.
-        target_entropy: of the policy, at which α rests. valid: 1 where the window is a sample, else 0.
+        temperature: α, a function of the parameters.
+        log_probs: log π of the policy's samples.
+        q: value of the samples.
+        target_entropy: entropy that α is adjusted to.
+        valid: 1 where the window is a sample, else 0.
 
     Returns:
-        the sum of both losses, and what to log.
+        the sum of both losses, and scalars to log.
     """
     actor_loss = jnp.mean(valid * (jax.lax.stop_gradient(temperature) * log_probs - q))
     temperature_loss = temperature * jnp.mean(valid * (-jax.lax.stop_gradient(log_probs) - target_entropy))

@@ -1,23 +1,28 @@
-"""Optimal Transport Q-Learning (OTQL): a flow trained on pairs from an advantage-weighted coupling.
+"""Optimal Transport Q-Learning (OTQL): a flow trained on pairs from an advantage-weighted optimal-transport coupling.
 
-One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (the paper's Algorithm 1), with v̄ the Polyak copy of v_θ
-(v_θ itself where flow_tau is 1, as in the paper):
+One update, on a batch {(s_j, a_j, R_j, s'_j)} of m windows (paper Algorithm 1), with v̄ the Polyak copy of v_θ (v_θ
+itself where flow_tau is 1, as in the paper):
 
     critic      a'_j ← best of N Euler samples of v̄ at s'_j;  TD step on Q_φ
     advantage   A_j ← Q_φ(s_j, a_j) − V̂(s_j),  V̂(s_j) = mean of Q_φ(s_j, â) over Euler samples â of v̄ at s_j
     marginal    p_j ∝ min(exp(λ A_j), w_max) · valid_j
-    coupling    z_i ~ N(0, I), c̄_i ~ Categorical(p) over the s_j;  Γ* ← entropic OT between (z, αc̄; 1/m) and (a, αs; p)
+    coupling    z_i ~ N(0, I), c̄_i ~ Categorical(p) over the s_j;  Γ* ← entropic OT from (z, αc̄; 1/m) to (a, αs; p)
     flow        (z_i, a_j, s_j) ~ Γ*;  step on ‖v_θ(s_j, t a_j + (1−t) z_i, t) − (a_j − z_i)‖²
 
-Algorithm 1's V̂ prints s' and a bare sum; §3.2 defines it as the mean over π_θ(·|s), which is what stands here. Both
-losses are differentiated at the same parameters, as in the public Q-chunking code, so Q_φ(s_j, a_j) is evaluated once.
+TD target: Eq. 10; advantage: §3.2; marginal p: Eq. 5; plan Γ*: Eqs. 2 and 4 (utils/coupling.py); flow loss: Eq. 1.
+Where the paper is inconsistent or silent:
 
-With cameras, s_j in the coupling is the standardised state joined with principal components of the image features. The
-paper does not say what it takes there. Its first author's COT Policy (arXiv 2505.01179) has, in its public code, the
-state and 100 components of the PIXELS, fitted to the whole dataset and not scaled, replaces them by cluster centres,
-and sets α from each batch. What stands here are components over the batch, scaled to unit variance, of the features of
-v̄, the flow that is sampled from: features see what the task needs, where pixels show mostly the arm, and α weighs a
-component as it weighs a number of the state.
+- Algorithm 1 prints V̂ with s' and as a sum. §3.2 defines V̂(s) as the mean over π_θ(·|s), which is followed.
+- Algorithm 1 omits the clamp w_max of §3.2, which is followed.
+- Both losses are differentiated at the same parameters, as in the public Q-chunking code: Q_φ(s_j, a_j) is evaluated
+  once.
+- The paper gives no value of α, ε or the number k of samples in V̂. They are settings with measured defaults.
+- s_j in the coupling is standardised by the statistics of the data. With cameras, leading principal components of the
+  image features join it. The paper does not say what it takes there. Its first author's COT Policy (arXiv 2505.01179)
+  takes, in its public code, the state and 100 components of the pixels, fitted to the whole dataset and not scaled,
+  replaces them by cluster centres, and sets α from each batch. Here the components are those of the features of v̄, over
+  the batch and scaled to unit variance: features hold what the task needs, whereas most pixels show the arm, and α
+  weighs a component like an entry of the state.
 """
 
 from typing import Any
@@ -27,13 +32,14 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.coupling import couple, principal_components, tilted_weights
 from utils.flow import flow_matching_loss
 from utils.observations import Observation, state_of
 
-# In deviations: what hardly moves in the data can be hundreds away online, and that alone keeps a solve at its cap.
+# In standard deviations. What hardly varies in the data can be hundreds of them away online, and a single such entry
+# keeps Sinkhorn from converging within its cap.
 CONDITION_BOUND = 5.0
 
 
@@ -41,7 +47,7 @@ class Agent(base.Agent):
     """OTQL."""
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """TD loss of the critics plus flow-matching loss on the weighted coupling (Algorithm 1)."""
+        """Returns the TD loss plus flow matching on pairs of the coupling (Algorithm 1), and scalars to log."""
         cfg = self.cfg
         critic_key, value_key, couple_key, time_key = jax.random.split(key, 4)
         critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
@@ -70,9 +76,9 @@ class Agent(base.Agent):
         return critic_loss + flow_loss, info
 
     def conditions(self, observations: Observations) -> Float[Array, "*b c"]:
-        """Returns what the coupling's cost compares, without gradient: observations standardised and bounded.
+        """Returns the conditions of the coupling's cost, without gradient: observations standardised and bounded.
 
-        Images add the leading principal components of their features in the flow that is sampled from.
+        Images add the leading principal components of their features in v̄.
         """
         mean, deviation = self.condition_stats
         states = (state_of(observations) - mean) / deviation
@@ -82,13 +88,13 @@ class Agent(base.Agent):
         return jnp.clip(states, -CONDITION_BOUND, CONDITION_BOUND)
 
     def value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
-        """V̂(s) = mean over `value_samples` flow samples of the ensemble mean of Q_φ(s, â) (§3.2)."""
+        """Returns V̂(s), the mean over `value_samples` flow samples â of the ensemble mean of Q_φ(s, â) (§3.2)."""
         observations, actions = self.candidates(observations, key, self.config.value_samples)
         return self.apply("critic", observations, actions).mean(axis=(0, 1))
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     config = base.get_config()
     config.update(
         {
@@ -96,11 +102,11 @@ def get_config() -> ml_collections.ConfigDict:
             "lam": 1.0,  # λ, temperature of the tilt
             "w_max": 10.0,  # clamp on the weights exp(λ A)
             "value_samples": 2,  # k, flow samples in V̂
-            "coupling": "ot",  # 'ot', or 'independent': the same weights, noise paired at random
+            "coupling": "ot",  # 'ot', or 'independent': the same weights, but random pairs
             "source_conditions": "iid",  # 'iid' (the paper), 'systematic', 'resampled' or 'weighted'
             "alpha": 0.3,  # weight of the condition in the cost, on standardised observations
-            "epsilon": 0.5,  # entropic regularisation over the mean of ‖z − a‖²
-            "max_iterations": 50,  # Sinkhorn's cap
+            "epsilon": 0.5,  # entropic regularisation relative to the mean of ‖z − a‖²
+            "max_iterations": 50,  # of Sinkhorn
             "threshold": 1e-2,  # Sinkhorn stops at this L1 error of the marginal p
             "image_components": 16,  # principal components of image features in the condition
         }
@@ -110,8 +116,8 @@ def get_config() -> ml_collections.ConfigDict:
 
 MAZE, MANIPULATION = {"lam": 2.0, "w_max": 3.0, "best_of_n": 1}, {"lam": 0.4, "w_max": 10.0, "best_of_n": 5}
 HUMANOID, PANDA = {"lam": 5.0, "w_max": 1.0, "best_of_n": 1}, {"lam": 1.5, "w_max": 10.0, "flow_steps": 3}
-# Tables 4, 6 and 8.
-PRESETS = base.presets(
+# Tables 4 (offline), 6 (online) and 8 (robot) of the paper.
+PRESETS = presets.presets(
     {
         "antmaze-large": MAZE,
         "antmaze-giant": MAZE,
@@ -126,4 +132,4 @@ PRESETS = base.presets(
         "robot": PANDA | {"lam": 0.75, "best_of_n": 5},
     }
 )
-CPU = base.CPU | {"lam": 1.0}
+CPU = presets.CPU | {"lam": 1.0}

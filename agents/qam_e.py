@@ -1,24 +1,24 @@
-"""QAM-E: QAM (agents/qam.py) with an edit policy on its flow's samples, in the settings of arXiv 2601.14234.
+"""QAM-E: QAM (agents/qam.py) with an edit policy on its flow's samples.
 
-Where the scale is 0 its authors' tuning ended at plain QAM.
+Settings are those of QAM's experiments (arXiv 2601.14234). Where edit_scale is 0, its authors' tuning chose plain QAM.
 """
 
 import ml_collections
 
-from agents import base, qam
+from agents import presets, qam
 from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """QAM's defaults, with an edit policy."""
+    """Returns QAM's defaults, with an edit policy."""
     config = qam.get_config()
     config.edit_scale = 0.1
     return config
 
 
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"inv_temp": 1.0, "edit_scale": 0.1},
         "puzzle-4x4": {"inv_temp": 0.1, "edit_scale": 0.9},

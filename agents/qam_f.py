@@ -1,24 +1,25 @@
-"""QAM-F: QAM (agents/qam.py) with a one-step policy distilled from its flow, in the settings of arXiv 2601.14234.
+"""QAM-F: QAM (agents/qam.py) with a one-step policy distilled from its flow.
 
-Where α is 0 its authors' tuning ended at plain QAM, which acts with `flow_steps` network evaluations.
+Settings are those of QAM's experiments (arXiv 2601.14234). Where α is 0, its authors' tuning chose plain QAM, which
+acts with `flow_steps` network evaluations.
 """
 
 import ml_collections
 
-from agents import base, qam
+from agents import presets, qam
 from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """QAM's defaults, with a one-step policy."""
+    """Returns QAM's defaults, with a one-step policy."""
     config = qam.get_config()
     config.fql_alpha = 30.0
     return config
 
 
-PRESETS = base.presets(
+PRESETS = presets.presets(
     {
         "puzzle-3x3": {"inv_temp": 3.0, "fql_alpha": 0.0},
         "puzzle-4x4": {"inv_temp": 3.0, "fql_alpha": 3.0},

@@ -1,4 +1,4 @@
-"""Q-score matching (QSM): a diffusion policy that predicts noise from the data and from the critic's action gradient.
+"""Q-score matching (QSM): a diffusion policy fitted to the data's noise and to the critic's action gradient.
 
 One update, on a batch {(s, a, R, s')} of m windows, with the variance-preserving ᾱ_t of T steps:
 
@@ -6,21 +6,25 @@ One update, on a batch {(s, a, R, s')} of m windows, with the variance-preservin
     noise      t ~ U{1, …, T}, ε ~ N(0, I);  x ← sqrt(ᾱ_t) a + sqrt(1 − ᾱ_t) ε
     denoiser   step on ‖ε_θ(s, x, t) + τ ∇_x Q̄(s, x)‖² + α ‖ε_θ(s, x, t) − ε‖²,  Q̄ the mean of the target critics
 
-Psenka et al., ICML 2024 (arXiv 2312.11752), as the QAM paper's experiments have it (its `agents/dcgql.py`). The second
-regression is theirs: without it nothing ties the policy to the data. The gradient of critics and denoiser together is
-clipped to norm 1. QAM's code raises the squared error to the POWER of `valid`, meaning a product; here it is one.
+Sampling starts at x ~ N(0, I). For t = T, …, 1, x̂ = (x − sqrt(1 − ᾱ_t) ε_θ) / sqrt(ᾱ_t) is the clean estimate, and
+
+    'estimate'   x ← clip(x̂ + 1(t > 1) sqrt(1 − α_t) ξ),  ξ ~ N(0, I), as in the public code
+    'ddpm'       x ~ q(x_{t−1} | x_t, clip x̂), the posterior of Ho et al. (arXiv 2006.11239)
+
+As T grows, only 'ddpm' tends to the denoiser's distribution. 'estimate' does not return to the noise level of step
+t − 1: it is a mean shift of shrinking bandwidth and tends to points in the heaviest mode. At T = 10 the two are close.
+
+This is QSM (Psenka et al., ICML 2024, arXiv 2312.11752) as in QAM's experiments (its `agents/dcgql.py`), which add the
+second regression: without it nothing ties the policy to the data. The global norm of the gradient, over critics and
+denoiser, is clipped at 1. QAM's code raises the squared error to the power of `valid`, where a product is meant; here it
+is a product.
 
 The minimiser is not the noise prediction of p_data(a) exp(τ Q(a)), nor, at α = 0, that of exp(τ Q(a)):
-  - that one is −sqrt(1 − ᾱ_t) × the score of the NOISED density. The published target −τ ∇Q̄ has no such factor, and for
-    that score takes the gradient of the clean Q at noisy actions, where no data trained it;
-  - one network under two regressions is the AVERAGE (α E[ε|x] − τ ∇Q̄) / (1 + α) of their targets, where a product of
-    densities has the sum of scores: τ/α trades value for data, and the data's own score is shrunk by α / (1 + α).
 
-Sampling starts at x ~ N(0, I); for t = T, …, 1, x̂ = (x − sqrt(1 − ᾱ_t) ε_θ) / sqrt(ᾱ_t) estimates the clean action, and
-  'estimate'   (the public code's)  x ← clip(x̂ + 1(t > 1) sqrt(1 − α_t) ξ),  ξ ~ N(0, I);
-  'ddpm'       x ~ q(x_{t−1} | x_t, clip x̂), the posterior of Ho et al. (arXiv 2006.11239).
-As T grows only 'ddpm' tends to the denoiser's distribution. 'estimate' does not return to the noise of step t − 1: it
-is a mean shift of shrinking bandwidth and tends to points in the heaviest mode. At T = 10 the two happen to lie close.
+- The noise prediction is −sqrt(1 − ᾱ_t) times the score of the noised density. The published target −τ ∇Q̄ lacks the
+  factor and replaces that score by the gradient of the clean Q at noisy actions, where it was not trained.
+- One network under two regressions is the average (α E[ε|x] − τ ∇Q̄) / (1 + α) of their targets, whereas a product of
+  densities has the sum of the scores: τ/α trades value for data, and α / (1 + α) shrinks the data's own score.
 """
 
 from collections.abc import Callable
@@ -33,7 +37,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agents import base
+from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.networks import CriticEnsemble, Denoiser
 
@@ -41,7 +45,7 @@ BETA_MIN, BETA_MAX = 0.1, 10.0  # rates of the variance-preserving process
 
 
 def signal_powers(num_steps: int) -> Float[np.ndarray, " {num_steps}+1"]:
-    """ᾱ_t = exp(−β_min u − (β_max − β_min) u² / 2) at u = t/T, t = 0 … T; α_t = ᾱ_t / ᾱ_{t−1}."""
+    """Returns ᾱ_t = exp(−β_min u − (β_max − β_min) u² / 2) at u = t/T, t = 0 … T; α_t = ᾱ_t / ᾱ_{t−1}."""
     u = np.arange(num_steps + 1) / num_steps
     return np.exp(-BETA_MIN * u - 0.5 * (BETA_MAX - BETA_MIN) * u**2)
 
@@ -49,7 +53,7 @@ def signal_powers(num_steps: int) -> Float[np.ndarray, " {num_steps}+1"]:
 def reverse_weights(
     num_steps: int, sampler: str
 ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """A_t, B_t and C_t of x_{t−1} = A_t x̂ + B_t x_t + C_t ξ, x̂ the clean estimate, ξ ~ N(0, I), t = 1 … T."""
+    """Returns A_t, B_t, C_t of x_{t−1} = A_t x̂ + B_t x_t + C_t ξ, x̂ the clean estimate, ξ ~ N(0, I), t = 1 … T."""
     power, before = signal_powers(num_steps)[1:], signal_powers(num_steps)[:-1]
     alpha = power / before
     if sampler == "estimate":
@@ -72,7 +76,7 @@ def denoise(
     Args:
         predict: ε(·, ·), maps x and the step t, from T to 1, to noise.
         noise: x_T.
-        key: draws the noise of the steps.
+        key: PRNG key of the steps' noise.
         num_steps: T.
         sampler: 'estimate' or 'ddpm' (see the module's docstring).
 
@@ -97,31 +101,32 @@ class Agent(base.Agent):
     """QSM."""
 
     TARGETS = {"critic": "tau", "denoiser": "flow_tau"}
-    FLOWS = ()  # A diffusion policy: no flow's parameters fit it.
+    FLOWS = ()  # A flow's parameters do not fit a diffusion policy.
     OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
-        """Name → module of every network."""
+        """Returns name → module of every network."""
         return {
             "critic": CriticEnsemble(tuple(config.value_hidden_dims), config.num_qs),
             "denoiser": Denoiser(tuple(config.actor_hidden_dims), action_dim, config.time_dim),
         }
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """TD loss of the critics plus the two regressions of the denoiser."""
+        """Returns the TD loss plus the two regressions of the denoiser, and scalars to log."""
         critic_key, denoiser_key = jax.random.split(key)
         critic_loss, _, info = self.critic_loss(params, batch, critic_key)
         denoiser_loss, denoiser_info = self.denoiser_loss(params, batch, denoiser_key)
         return critic_loss + denoiser_loss, info | denoiser_info
 
     def denoiser_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """Mean over all m · d components of weight · ((ε_θ + τ ∇Q̄)² + α (ε_θ − ε)²), one evaluation of ε_θ for both.
+        """Computes the mean over all m · d components of weight · ((ε_θ + τ ∇Q̄)² + α (ε_θ − ε)²).
 
-        The weight, valid · action_mask, stands on both terms: on one alone it would change their ratio.
+        ε_θ is evaluated once for both terms. Both have the weight valid · action_mask: on one alone it would change
+        their ratio.
 
         Returns:
-            the loss, and what to log.
+            the loss, and scalars to log.
         """
         cfg, observations, actions = self.cfg, batch["observations"], batch["actions"]
         time_key, noise_key = jax.random.split(key)
@@ -129,7 +134,7 @@ class Agent(base.Agent):
         noise = jax.random.normal(noise_key, actions.shape)
         power = jnp.asarray(signal_powers(cfg.flow_steps), jnp.float32)[t]
         x = jnp.sqrt(power) * actions + jnp.sqrt(1 - power) * noise
-        # The critic is asked at x as it is, not clipped.
+        # At x itself, not clipped.
         slope = jax.grad(
             lambda x: self.apply("critic", observations, x, params=self.targets["critic"]).mean(axis=0).sum()
         )(x)
@@ -144,7 +149,7 @@ class Agent(base.Agent):
         }
 
     def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
-        """One action of the policy for each observation, in [−1, 1]."""
+        """Samples one action for each observation, in [−1, 1]."""
         noise_key, steps_key = jax.random.split(key)
         observations = self.encode("denoiser", observations, self.targets["denoiser"])
         return denoise(
@@ -157,12 +162,12 @@ class Agent(base.Agent):
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Defaults of this agent."""
+    """Returns the defaults of this agent."""
     config = base.get_config()
     config.update(
         {
             "flow_steps": 10,  # T, steps of the diffusion
-            "time_dim": 64,  # Fourier features of t
+            "time_dim": 64,  # number of Fourier features of t
             "inv_temp": 1.0,  # τ, inverse temperature
             "alpha": 10.0,  # α, weight of the data
             "sampler": "estimate",  # 'estimate' (the public code's) or 'ddpm'
@@ -171,8 +176,8 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-# The settings of the QAM paper's experiments (arXiv 2601.14234).
-PRESETS = base.presets(
+# Settings of QAM's experiments (arXiv 2601.14234).
+PRESETS = presets.presets(
     {
         "antmaze-large": {"inv_temp": 10.0, "alpha": 10.0},
         "antmaze-giant": {"inv_temp": 10.0, "alpha": 10.0},
@@ -186,4 +191,4 @@ PRESETS = base.presets(
         "puzzle-4x4": {"inv_temp": 10.0, "alpha": 1.0},
     }
 )
-CPU = base.CPU
+CPU = presets.CPU

@@ -47,18 +47,18 @@ def make_data(size: int = 20_000, seed: int = 0) -> dict[str, np.ndarray]:
     return batches.prepare(rows | {"masks": np.zeros_like(ends), "terminals": ends}, True)
 
 
-def train(module, data: dict[str, np.ndarray], num_updates: int, **lanes) -> list:
-    """Trains one agent of `module` for each of the values in `lanes` (name → list), all from the same seed."""
-    count = max([len(v) for v in lanes.values()], default=1)
+def train(module, data: dict[str, np.ndarray], num_updates: int, **varied_settings) -> list:
+    """Trains one agent of `module` for each value in `varied_settings` (name → list), all from the same seed."""
+    count = max([len(v) for v in varied_settings.values()], default=1)
     config = module.get_config()
     config.update(SMALL)
-    config.update({k: v[0] for k, v in lanes.items()})
+    config.update({k: v[0] for k, v in varied_settings.items()})
     create = jax.jit(lambda example: module.Agent.create(jax.random.key(0), example, config))
     first = create(batches.example_batch(data, 1))
-    assert all(k in first.hyper or len(set(v)) == 1 for k, v in lanes.items())
+    assert all(k in first.hyper or len(set(v)) == 1 for k, v in varied_settings.items())
     agents = []
     for i in range(count):
-        varied = {k: jnp.float32(v[i]) for k, v in lanes.items() if k in first.hyper}
+        varied = {k: jnp.float32(v[i]) for k, v in varied_settings.items() if k in first.hyper}
         agents.append(first.replace(hyper=first.hyper | varied))
     trainer = UpdateLoop(jax.random.split(jax.random.PRNGKey(1), count))
     trainer.set_data(data)

@@ -189,8 +189,8 @@ def test_settings():
 @pytest.fixture(scope="module")
 def learned():
     """DSRL, at an entropy so low that it does not spread over the modes (the default leaves it 80 % on the best)."""
-    lanes = {"flow_steps": [5], "flow_tau": [0.02], "target_entropy": [2.0], "lr": [4e-3]}
-    (agent,) = bandit.train(dsrl, bandit.make_data(), 2500, **lanes)
+    settings = {"flow_steps": [5], "flow_tau": [0.02], "target_entropy": [2.0], "lr": [4e-3]}
+    (agent,) = bandit.train(dsrl, bandit.make_data(), 2500, **settings)
     return agent
 
 

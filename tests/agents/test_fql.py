@@ -57,6 +57,24 @@ def test_acting_costs_one_evaluation():
     np.testing.assert_allclose(actions, expected, atol=1e-4)
 
 
+@pytest.mark.check
+def test_distill_is_an_update_on_the_distillation_loss():
+    """One step of Adam, with the key of an update: the one-step policy moves, nothing else but the Polyak copies."""
+    agent = make_agent(fql, BATCH, lr=0.01, tau=0.1, flow_tau=0.5).replace(step=np.int32(3))
+    key = jax.random.fold_in(agent.key, 3)
+    gradient = jax.jit(jax.grad(lambda params: agent.distill_loss(params, BATCH, key)[0]))(agent.params)
+    distilled, info = jax.jit(lambda agent: agent.distill(BATCH))(agent)
+    # The first direction of Adam, whose averages start at step 0.
+    expected = jax.tree.map(lambda p, g: p - 0.01 * g / (np.abs(g) + 1e-8), agent.params, gradient)
+    for name, params in distilled.params.items():
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, agent.params[name])
+        assert (max(jax.tree.leaves(moved)) > 0.005) == (name == "one_step")
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, expected[name])
+    assert set(info) == {"one_step/distill_loss"} and distilled.step == 4
+    flows = (distilled.targets["flow"], agent.targets["flow"], agent.params["flow"])
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, 0.5 * b + 0.5 * c, atol=1e-6), *flows)
+
+
 # ---- the bandit
 
 

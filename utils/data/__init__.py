@@ -1,1 +1,1 @@
-"""Batches, shards and the replay buffer."""
+"""Data: batches, shards and the replay buffer."""

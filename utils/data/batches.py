@@ -1,21 +1,31 @@
 """Batches: windows of H steps cut from state-ordered trajectories, on the device or on the host.
 
-The one statement of what a batch holds (m windows, H = horizon, A = action width, d = H·A):
+A `Batch` holds m windows, with H = horizon, A = action width and d = H·A:
 
     observations       [m, o]  s_t
     actions            [m, d]  (a_t … a_{t+H−1}) flattened
     rewards            [m]     R = Σ_{i<H} γ^i r_{t+i}
     masks              [m]     0 if one of the H steps is terminal: no bootstrap from s_{t+H}
     next_observations  [m, o]  s_{t+H}
-    valid              [m]     0 if the window runs across an episode's end: no sample, zero weight everywhere
+    valid              [m]     0 if the window crosses an episode's end: not a sample, zero weight in every loss
     action_mask        [m, d]  0 on actions after a true termination, which were never executed
 
 With cameras, observations and next_observations are `Observation(state [m, o], images [m, C, h, w, 3] uint8)`
 (utils/observations.py), and o may be 0.
 
-Arrays of a dataset hold one row a state (N rows): `observations` [N, o], `actions` [N, A], `rewards` [N], `masks` [N]
-and `terminals` [N], 1 on the last row of an episode: a state from which nothing was executed; with cameras also
-`images` [N, C, h, w, 3] uint8.
+The arrays of a dataset have one row per state, N in all:
+
+    observations       [N, o]
+    images             [N, C, h, w, 3] uint8, with cameras only
+    actions            [N, A]
+    rewards            [N]     of the action
+    masks              [N]     0 if the transition is terminal
+    terminals          [N]     1 on the last row of an episode, a state from which no action was executed
+
+`prepare` adds, for sampling:
+
+    starts             [S]     int32, rows with a transition; windows are drawn uniformly from them
+    terminated         [N]     1 on the last row of an episode that ended in a terminal state
 """
 
 import functools
@@ -32,19 +42,17 @@ from utils.arrays import Number
 from utils.observations import observe
 from utils.random_streams import Stream, stream_key
 
-Arrays = dict[str, Any]
+Arrays = dict[str, Any]  # of a dataset, or of windows gathered from it
+Batch = dict[str, Any]
 
 
 def prepare(dataset: dict[str, np.ndarray], terminates: bool) -> dict[str, np.ndarray]:
-    """Adds what sampling windows needs.
-
-    `starts` [S] int32: the rows with a transition. Batches are drawn uniformly from these. `terminated` [N]: 1 on the
-    last row of an episode that ended in a terminal state. The last row ends an episode, whatever `terminals` says.
+    """Adds `starts` and `terminated` to a dataset, whose last row ends an episode whatever `terminals` says.
 
     Args:
-        dataset: arrays as stated above.
-        terminates: whether the data end episodes at terminal states. False for OGBench's, whose play goes on
-            after a success: there an episode's end is a time limit even if the last state is solved.
+        dataset: arrays as in the module's docstring.
+        terminates: True if episodes end at terminal states. False for OGBench's play data, which continue after a
+            success: an episode's end is a time limit there, even if the last state is solved.
     """
     after_terminal = np.concatenate([[0.0], 1.0 - dataset["masks"][:-1]])
     terminals = np.append(dataset["terminals"][:-1], np.float32(1))
@@ -57,7 +65,7 @@ def prepare(dataset: dict[str, np.ndarray], terminates: bool) -> dict[str, np.nd
 
 
 def describe(data: dict[str, np.ndarray], name: str) -> dict[str, Any]:
-    """What a run records of prepared data from the file `name`: sizes, and a checksum."""
+    """Returns a run's record of prepared data from the file `name`: sizes, and a checksum."""
     return {
         "file": name,
         "episodes": int(data["terminals"].sum()),
@@ -67,14 +75,22 @@ def describe(data: dict[str, np.ndarray], name: str) -> dict[str, Any]:
 
 
 def checksum(arrays: Iterable[Shaped[np.ndarray, "..."]]) -> int:
-    """CRC-32 of all arrays' bytes."""
+    """Returns the CRC-32 of all arrays' bytes."""
     return functools.reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array).data, crc), arrays, 0)
 
 
 def gather(data: Arrays, start: Int[Array | np.ndarray, "*b"], horizon: int) -> Arrays:
-    """The rows of windows that begin at `start`, NumPy or JAX alike: only indexing, no arithmetic on values.
+    """Gathers the rows of windows from NumPy or JAX arrays by indexing alone.
 
-    A window that runs over the end of the arrays repeats the last row, which ends an episode as any other end does.
+    A window that exceeds the arrays repeats their last row, which is an episode's end like any other.
+
+    Args:
+        data: prepared arrays.
+        start: first row of each window.
+        horizon: H.
+
+    Returns:
+        observations and next_observations [*b, o] (and images), terminated [*b, H], and the others [*b, H, ...].
     """
     last = len(data["terminals"]) - 1
     steps = (start[..., None] + np.arange(horizon)).clip(max=last)
@@ -87,13 +103,12 @@ def gather(data: Arrays, start: Int[Array | np.ndarray, "*b"], horizon: int) -> 
     }
 
 
-def assemble(rows: Arrays, discount: Number, window_rule: str) -> Arrays:
+def assemble(rows: Arrays, discount: Number, window_rule: str) -> Batch:
     """Makes a batch (see the module's docstring) of m gathered windows.
 
-    A window that meets an episode's end is no sample, except, under window_rule 'pad', where the episode truly
-    terminated in it: its rewards are summed to the termination, it has no bootstrap, and its action tail repeats the
-    last action taken (a chunk that goes on as it was is what a policy would emit) and is masked out. 'drop' is the
-    public code's rule.
+    A window that crosses an episode's end is not a sample. Under window_rule 'pad' it is one if the episode truly
+    terminated: rewards are summed up to the termination, there is no bootstrap, and the action tail repeats the last
+    action (what a policy would most likely emit) and is masked out. 'drop' is the public code's rule.
     """
     executed = jnp.cumprod(1.0 - rows["terminals"], axis=1)  # [m, H]
     count, horizon = executed.sum(axis=1).astype(jnp.int32), executed.shape[1]
@@ -124,12 +139,12 @@ def sample_starts(
     count: int | Int[Array, ""],
     stream: Stream = Stream.BATCH,
 ) -> Int[Array, " m"]:
-    """Positions in `starts`, which has `count`, of one update's batch: a function of (key, stream, step)."""
+    """Draws the positions, among the `count` of `starts`, of one update's batch: a function of (key, stream, step)."""
     return jax.random.randint(stream_key(key, stream, step), (batch_size,), 0, count)
 
 
-def example_batch(data: dict[str, np.ndarray], horizon: int, max_rows: int = 100_000) -> Arrays:
-    """An evenly spaced subset of prepared data as one batch: shapes, and statistics of the states. It has one image."""
+def example_batch(data: dict[str, np.ndarray], horizon: int, max_rows: int = 100_000) -> Batch:
+    """Returns an evenly spaced subset of prepared data as a batch, but with images of one row only."""
     starts = data["starts"][:: len(data["starts"]) // max_rows + 1]
     batch = assemble(gather({k: v for k, v in data.items() if k != "images"}, starts, horizon), 1.0, "drop")
     images = data["images"][starts[:1]] if "images" in data else None
@@ -137,5 +152,5 @@ def example_batch(data: dict[str, np.ndarray], horizon: int, max_rows: int = 100
 
 
 def first_observation(data: dict[str, np.ndarray]) -> Any:
-    """The observation of the first row."""
+    """Returns the observation of the first row."""
     return observe(data["observations"][0], data["images"][0] if "images" in data else None)

@@ -1,16 +1,16 @@
-"""Datasets larger than memory: shards used in turn."""
+"""Datasets larger than memory, in shards."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
 class ShardRotation:
-    """Data that do not fit in memory at once: shards used in turn, the next one loaded in the background.
+    """Shards that serve the updates one after the other, cyclically; the next one is loaded in the background.
 
     Args:
-        paths: the shards, in order.
-        load: path → arrays from `prepare` on the host.
-        interval: updates before the next shard takes over.
+        paths: files of the shards, in order.
+        load: path → arrays of `prepare`, on the host.
+        interval: number of updates per shard.
     """
 
     def __init__(self, paths: list, load: Any, interval: int):
@@ -20,15 +20,15 @@ class ShardRotation:
         self._current: tuple[int, Any] | None = None
 
     def index(self, step: int) -> int:
-        """Which shard serves the updates from `step` on."""
+        """Returns the index of the shard that serves the update at `step`."""
         return (step // self.interval) % len(self.paths)
 
     def next_switch(self, step: int) -> int:
-        """The first step after `step` at which another shard takes over."""
+        """Returns the first step after `step` that begins with another shard."""
         return (step // self.interval + 1) * self.interval
 
     def at(self, step: int) -> Any:
-        """The shard for `step`; starts to load the one after it. Raises what `load` raises."""
+        """Returns the shard for `step` and starts loading the one after it; raises what `load` raises."""
         wanted = self.index(step)
         if self._current is None or self._current[0] != wanted:
             pending = self._pending if self._pending and self._pending[0] == wanted else None
@@ -39,5 +39,5 @@ class ShardRotation:
         return self._current[1]
 
     def close(self) -> None:
-        """Stops the background load."""
+        """Stops the background loading."""
         self._pool.shutdown(wait=False, cancel_futures=True)

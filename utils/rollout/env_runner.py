@@ -1,4 +1,4 @@
-"""Episodes of one run in its environment, and how they resume."""
+"""Environment steps of online training, and how they resume."""
 
 import copy
 import math
@@ -15,38 +15,39 @@ from utils.rollout.worker_pool import Request, Steps
 
 State = dict[str, Any]
 Chunk = Float[np.ndarray, "H A"]  # actions
-Outcome = dict[str, float]  # of an episode: success (NaN if not known), return and length
+Outcome = dict[str, float]  # of an episode: success (NaN if unknown), return and length
 
 
 class EnvRunner:
-    """One lane's episodes, the chunk under way in them, and their place in the replay buffer.
+    """One run's episodes: the current one, its current action chunk, and their rows in the replay buffer.
 
-    Its environment is in a worker: `begin`, `act` and `restore` yield requests (utils/rollout/worker_pool.py) and are
-    sent the replies. They change nothing but return a new runner, whose `commit` writes its rows: so what a signal or a
-    crash cuts off has not happened.
+    The environment is in a worker. `begin`, `act` and `restore` are dialogues (`worker_pool.converse`): they yield
+    requests and are sent the replies. They leave this runner as it is and return a new one, whose `commit` writes its
+    rows: a signal or crash in between leaves no trace.
 
-    Episode i begins with a reset by `seed_of(i)`, so that a killed run can find its way back: it resets and takes the
-    actions of the episode again.
+    Episode i begins with a reset by `seed_of(i)`. So a killed run can return to the middle of an episode: it resets and
+    repeats the episode's actions.
     """
 
-    def __init__(self, replay: ReplayBuffer, lane: int, seed_of: Callable[[int], int], sparse: bool = False):
-        """Starts nothing yet.
+    def __init__(self, replay: ReplayBuffer, run: int, seed_of: Callable[[int], int], sparse: bool = False):
+        """Initialises a runner, whose first episode `begin` starts.
 
         Args:
-            replay: where rows go. lane: which of its lanes.
+            replay: buffer that rows are written to.
+            run: index on its run axis.
             seed_of: number of the episode → seed of its reset.
-            sparse: give −1 for each reward that is not 0.
+            sparse: True to replace each reward that is not 0 by −1.
         """
-        self._replay, self._lane, self._seed_of, self._sparse = replay, lane, seed_of, sparse
+        self._replay, self._run, self._seed_of, self._sparse = replay, run, seed_of, sparse
         self.episode, self.row, self.transitions, self.first_row = 0, 0, 0, 0
-        self.reports = False  # whether an episode has reported its success
+        self.reports = False  # True once an episode has reported its success
         self._width = replay.arrays["actions"].shape[-1]
         self._queue = np.zeros((0, self._width), np.float32)
         self._count = 0
         self._writes: list[Callable[[ReplayBuffer], None]] = []
 
     def begin(self) -> Generator[Request, Any, "EnvRunner"]:
-        """Starts the first episode; returns the explorer in it."""
+        """Starts the first episode and returns the runner in it."""
         new = self._copy()
         yield from new._reset()
         return new
@@ -54,16 +55,16 @@ class EnvRunner:
     def act(
         self, steps: int, policy: Callable[[Any, int, int], Chunk]
     ) -> Generator[Request, Any, tuple["EnvRunner", list[Outcome]]]:
-        """Takes exactly `steps` environment steps, chunks open loop.
+        """Takes exactly `steps` environment steps, with chunks executed open loop.
 
         Args:
-            steps: environment steps.
-            policy: (observation [o] or with images, episode, step in it) → chunk; asked when the last one is used up
-                or the episode is new.
+            steps: number of environment steps.
+            policy: (observation [o] or with images, episode, step in it) → chunk; called at an episode's start and
+                when a chunk is used up.
 
         Returns:
-            the explorer after them, and the outcome of each episode that ended. Success is NaN until an episode has
-            reported it; from then on an episode that does not has failed.
+            the runner after them, and the outcome of each episode that ended. Success is NaN until an episode reports
+            it; from then on, an episode that reports none has failed.
         """
         new, ended = self._copy(), []
         while steps:
@@ -88,11 +89,11 @@ class EnvRunner:
         return new, ended
 
     def restore(self, state: State) -> Generator[Request, Any, tuple["EnvRunner", bool]]:
-        """Goes back to `state` by taking the episode's actions again.
+        """Returns to `state` by repeating the episode's actions.
 
         Returns:
-            the explorer there, and False if the environment did not come back to the same state: then the episode is
-            cut off where it was, as by a time limit, and a new one has begun.
+            the runner there, and True. If the environment does not reach the same state, the episode is cut off there,
+            as by a time limit, a new one starts, and the second value is False.
         """
         new = self._copy()
         for name in ("episode", "row", "transitions", "first_row"):
@@ -108,7 +109,7 @@ class EnvRunner:
             over = taken.terminated or taken.truncated
             observation = map_parts(lambda parts: parts[0][-1], [taken.observations])
         new.observation = observation
-        new._writes.append(lambda replay: replay.restore(new._lane, rows, new._count))
+        new._writes.append(lambda replay: replay.restore(new._run, rows, new._count))
         same = all(np.array_equal(part, rows[name][state["row"]]) for name, part in columns(observation).items())
         if same and not over:
             return new, True
@@ -118,36 +119,36 @@ class EnvRunner:
         return new, False
 
     def commit(self) -> "EnvRunner":
-        """Writes the rows that are not in the replay buffer yet; returns the explorer."""
+        """Writes the new rows to the replay buffer and returns this runner."""
         for write in self._writes:
             write(self._replay)
-        self._replay.counts[self._lane], self._writes = self._count, []
+        self._replay.counts[self._run], self._writes = self._count, []
         return self
 
     def state(self) -> State:
-        """Everything a checkpoint needs to go on: rows, counters and the chunk under way."""
+        """Returns everything that a checkpoint needs: rows, counters and the rest of the current chunk."""
         names = ("episode", "row", "transitions", "first_row", "reports")
         return {
-            "rows": self._replay.rows_of(self._lane, self.row + 1),
+            "rows": self._replay.rows_of(self._run, self.row + 1),
             "count": self._count,
             "queue": self._queue,
             **{name: getattr(self, name) for name in names},
         }
 
     def _copy(self) -> "EnvRunner":
-        """An explorer that can go on while this one stays as it is."""
+        """Returns a copy with nothing to write."""
         new = copy.copy(self)
         new._writes = []
         return new
 
     def _reset(self) -> Generator[Request, Any, None]:
-        """Starts the episode; its first state becomes the current row."""
+        """Starts the current episode; its first state becomes the current row."""
         self.observation = yield "reset", (self.episode, self._seed_of(self.episode))
         self.first_row, self._return, self._length = self.row, 0.0, 0
         self._write(map_parts(np.stack, [self.observation]), np.zeros((0, self._width)), [], [], False, False)
 
     def _rewarded(self, rewards: Sequence[float]) -> list[float]:
-        """The rewards as they are learnt from, counted in the episode's return and length."""
+        """Adds rewards to the episode's return and length; returns them as training sees them."""
         rewards = [-float(reward != 0) for reward in rewards] if self._sparse else list(rewards)
         for reward in rewards:
             self._return += reward
@@ -157,10 +158,13 @@ class EnvRunner:
     def _write(
         self, visited: Any, actions: Float[np.ndarray, "n A"], rewards: list, masks: list, ended: bool, terminated: bool
     ) -> None:
-        """Stores n transitions from the current row on and the state after them, which becomes the current row.
+        """Stores n transitions from the current row on, and the state after them, which becomes the current row.
 
         Args:
-            visited: n + 1 observations, [n + 1, ...].
+            visited: the n + 1 observations, [n + 1, ...].
+            actions, rewards, masks: of the n transitions.
+            ended: True if the episode ended with the last one.
+            terminated: True if that was a true termination.
         """
         count = len(actions)
         flags = np.arange(count + 1) == count
@@ -169,15 +173,12 @@ class EnvRunner:
             "actions": np.concatenate([actions, np.zeros((1, self._width))]).astype(np.float32),
             "rewards": np.array([*rewards, 0.0], np.float32),
             "masks": np.array([*masks, 1.0], np.float32),
-            "terminals": flags.astype(np.float32),  # Until it is acted from, the current row ends what is known.
+            "terminals": flags.astype(np.float32),  # The current row ends the episode until its action is known.
             "terminated": (flags & terminated).astype(np.float32),
         }
         starts = self.row + np.arange(count, dtype=np.int32)
-        self._writes.append(
-            partial(
-                ReplayBuffer.write, lane=self._lane, row=self.row, values=values, start=self.transitions, starts=starts
-            )
-        )
+        place = {"run": self._run, "row": self.row, "start": self.transitions}
+        self._writes.append(partial(ReplayBuffer.write, **place, values=values, starts=starts))
         self.row, self.transitions = self.row + count, self.transitions + count
         pending = 0 if ended else min(self._replay.horizon - 1, self.row - self.first_row)
         self._count = self.transitions - pending

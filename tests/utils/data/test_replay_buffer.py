@@ -48,12 +48,12 @@ class Pictured(gymnasium.ObservationWrapper):
 
 
 class Alone:
-    """An explorer and its environment in this process, as one object that goes on."""
+    """A runner and its environment in this process, as one object."""
 
     def __init__(self, env, *arguments, **options):
         self._slot = Slot(env)
-        self.explorer = EnvRunner(*arguments, **options)
-        self.explorer = self._run(self.explorer.begin()).commit()
+        self.runner = EnvRunner(*arguments, **options)
+        self.runner = self._run(self.runner.begin()).commit()
 
     def _run(self, dialogue):
         reply = None
@@ -65,20 +65,20 @@ class Alone:
             reply = getattr(self._slot, method)(*arguments)
 
     def act(self, steps, policy):
-        new, ended = self._run(self.explorer.act(steps, policy))
-        self.explorer = new.commit()
+        new, ended = self._run(self.runner.act(steps, policy))
+        self.runner = new.commit()
         return ended
 
     def restore(self, state):
-        new, same = self._run(self.explorer.restore(state))
-        self.explorer = new.commit()
+        new, same = self._run(self.runner.restore(state))
+        self.runner = new.commit()
         return same
 
     def seed_by(self, seed_of):
-        self.explorer._seed_of = seed_of
+        self.runner._seed_of = seed_of
 
     def __getattr__(self, name):
-        return getattr(self.explorer, name)
+        return getattr(self.runner, name)
 
 
 def policy(observation, episode, step):
@@ -87,12 +87,12 @@ def policy(observation, episode, step):
     return rng.uniform(-1, 1, (HORIZON, 2)).astype(np.float32)
 
 
-def explore(ticks, lane_=0, lanes=1, env=None, max_steps=400, seed=0):
-    """An explorer that has taken `ticks` (a list of numbers of steps), its environment and its buffer."""
-    replay, env = ReplayBuffer(lanes, max_steps, HORIZON, STATE, 2), Logged(SeededReset(env or CountingEnv()))
-    explorer = Alone(env, replay, lane_, lambda episode: 1000 * seed + episode)
-    ended = [outcome for steps in ticks for outcome in explorer.act(steps, policy)]
-    return explorer, env, replay, ended
+def explore(ticks, env=None, max_steps=400, seed=0):
+    """A runner that has taken `ticks` (a list of numbers of steps), its environment and its buffer."""
+    replay, env = ReplayBuffer(1, max_steps, HORIZON, STATE, 2), Logged(SeededReset(env or CountingEnv()))
+    runner = Alone(env, replay, 0, lambda episode: 1000 * seed + episode)
+    ended = [outcome for steps in ticks for outcome in runner.act(steps, policy)]
+    return runner, env, replay, ended
 
 
 def expected_windows(episodes, discount):
@@ -124,7 +124,7 @@ def expected_windows(episodes, discount):
 )
 def test_windows_are_what_happened(ticks):
     """Windows from the buffer equal those of the log: none crosses a reset, none is missing, whatever the ticks."""
-    explorer, env, replay, _ = explore(ticks)
+    runner, env, replay, _ = explore(ticks)
     own, count = tree_slice(replay.arrays, 0), int(replay.counts[0])
     batch = assemble(gather(own, own["starts"][:count], HORIZON), 0.9, "pad")
     expected = expected_windows(env.episodes, 0.9)
@@ -136,15 +136,15 @@ def test_windows_are_what_happened(ticks):
         assert np.sum(batch["action_mask"][i]) == 2 * window["executed"]
         if window["next"] is not None:
             np.testing.assert_array_equal(batch["next_observations"][i], window["next"])
-    assert explorer.transitions == sum(ticks) == sum(len(episode) - 1 for episode in env.episodes)
+    assert runner.transitions == sum(ticks) == sum(len(episode) - 1 for episode in env.episodes)
 
 
 def test_images_are_stored_beside_their_states():
     """As uint8, one a state, for s and s' alike; and a restored run finds its way back by them."""
     env = Pictured(CountingEnv())
     replay = ReplayBuffer(1, 100, HORIZON, env.observation(STATE), 2)
-    explorer = Alone(SeededReset(env), replay, 0, lambda episode: episode)
-    explorer.act(50, policy)
+    runner = Alone(SeededReset(env), replay, 0, lambda episode: episode)
+    runner.act(50, policy)
     assert replay.arrays["images"].dtype == np.uint8
     own, count = tree_slice(replay.arrays, 0), int(replay.counts[0])
     batch = assemble(gather(own, own["starts"][:count], HORIZON), 0.9, "drop")
@@ -153,8 +153,8 @@ def test_images_are_stored_beside_their_states():
         whole = np.asarray(batch["valid"]) > 0
         steps = np.asarray(seen.state)[whole, 0]
         np.testing.assert_array_equal(np.asarray(seen.images)[whole, 0, 0, 0, 0], 50 * steps % 256)
-    state = jax.device_get(explorer.state())
-    other = Alone(SeededReset(Pictured(CountingEnv())), ReplayBuffer(1, 100, HORIZON, explorer.observation, 2), 0, int)
+    state = jax.device_get(runner.state())
+    other = Alone(SeededReset(Pictured(CountingEnv())), ReplayBuffer(1, 100, HORIZON, runner.observation, 2), 0, int)
     assert other.restore(state)
     state["rows"]["images"] = 255 - state["rows"]["images"]
     assert not other.restore(state)
@@ -181,8 +181,8 @@ def test_chunks_are_open_loop():
     """The policy is asked at an episode's start and whenever a chunk is used up, and for nothing else."""
     asked = []
     replay, env = ReplayBuffer(1, 100, HORIZON, STATE, 2), Logged(CountingEnv())
-    explorer = Alone(env, replay, 0, lambda episode: episode)
-    explorer.act(60, lambda *a: (asked.append(a[1:]), policy(*a))[1])
+    runner = Alone(env, replay, 0, lambda episode: episode)
+    runner.act(60, lambda *a: (asked.append(a[1:]), policy(*a))[1])
     due = [(i, t) for i, e in enumerate(env.episodes) for t in range(0, max(len(e) - 1, 1), HORIZON) if len(e) > 1]
     assert asked == due
 
@@ -190,18 +190,18 @@ def test_chunks_are_open_loop():
 @pytest.mark.check
 @pytest.mark.parametrize("steps", [1, 7, 23, 60])
 def test_restore_finds_the_way_back(steps):
-    """A run that is restored in the middle of an episode goes on as if nothing had happened."""
-    explorer, _, replay, _ = explore([steps])
-    state = jax.device_get(explorer.state())
-    explorer.act(50, policy)
+    """A run that is restored in the middle of an episode continues as if nothing had happened."""
+    runner, _, replay, _ = explore([steps])
+    state = jax.device_get(runner.state())
+    runner.act(50, policy)
     other, _, other_replay, _ = explore([3], seed=7)
     other.seed_by(lambda episode: episode)
     assert other.restore(state)
     other.act(50, policy)
-    assert (other.row, other.transitions, other.episode) == (explorer.row, explorer.transitions, explorer.episode)
+    assert (other.row, other.transitions, other.episode) == (runner.row, runner.transitions, runner.episode)
     assert np.array_equal(other_replay.counts, replay.counts)
     for name in replay.arrays:
-        used = slice(0, explorer.transitions if name == "starts" else explorer.row + 1)
+        used = slice(0, runner.transitions if name == "starts" else runner.row + 1)
         np.testing.assert_array_equal(replay.arrays[name][0, used], other_replay.arrays[name][0, used], err_msg=name)
 
 
@@ -211,8 +211,8 @@ def test_an_environment_that_cannot_come_back(longer):
 
     No transition is lost, none doubled.
     """
-    explorer, _, _, _ = explore([30])
-    state = jax.device_get(explorer.state())
+    runner, _, _, _ = explore([30])
+    state = jax.device_get(runner.state())
     other, env, replay, _ = explore([3])
     taken, lengths = state["row"] - state["first_row"], {}
     for seed in range(555, 655):
@@ -260,7 +260,7 @@ class Wide(Recorder):
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_shares_of_experience_in_a_batch(balanced):
-    """Balanced: half from each. Else: by their numbers. Each lane meets its own experience only."""
+    """Balanced: half from each. Else: by their numbers. Each run meets its own experience only."""
     replay = ReplayBuffer(2, 100, HORIZON, STATE, 2)
     for index, steps in enumerate((90, 30)):
         Alone(CountingEnv(), replay, index, lambda episode, i=index: 50 * i + episode).act(steps, policy)
