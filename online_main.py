@@ -69,7 +69,9 @@ def find_demonstrations(task: Task) -> Path:
         return Path(FLAGS.dataset).expanduser()
     if task.name not in NAMES:
         raise UserError(f"there is no scripted expert for {task.name}; give demonstrations by --dataset=<file.npz>")
-    return demonstrate(task.name, episodes=FLAGS.demonstrations, tremor=FLAGS.tremor, dataset_dir=FLAGS.dataset_dir)
+    return demonstrate(
+        task.name, episodes=FLAGS.demonstrations, expert_noise=FLAGS.tremor, dataset_dir=FLAGS.dataset_dir
+    )
 
 
 def find_base(program: Program, demonstrations: Path, units: str) -> Path:

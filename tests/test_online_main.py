@@ -199,7 +199,7 @@ def test_demonstrators_are_as_asked(monkeypatch):
     monkeypatch.setattr(online_main, "FLAGS", copy.deepcopy(online_main.FLAGS))
     parse(["online_main", *flags], online_main.FLAGS)
     assert online_main.find_demonstrations(parse_task("OpenMicrowave-v0")) == Path("made")
-    assert seen == [("OpenMicrowave-v0", {"episodes": 4, "tremor": 3.0, "dataset_dir": "there"})]
+    assert seen == [("OpenMicrowave-v0", {"episodes": 4, "expert_noise": 3.0, "dataset_dir": "there"})]
 
 
 def test_refusals(fork, base, tmp_path):

@@ -28,11 +28,12 @@ from utils.rollout.video import VideoUnavailable, record
 from utils.rollout.worker_pool import EnvironmentFailed
 from utils.run import checkpoints
 from utils.run.agent_config import resolve_config
-from utils.run.agent_files import agent_module, check_agent, find_modules_in, load_agent
+from utils.run.agent_files import agent_module, check_agent, load_agent
 from utils.run.directory import RunDirectory, RunSpec, beyond, checkpoint_dir, make_run_specs, run_root
 from utils.run.evaluation_queue import EvaluationQueue
 from utils.run.loading import restore_agent
 from utils.run.update_loop import NOT_FINITE, UPDATES_PER_CALL, all_finite, capped_warning, not_finite
+from utils.system.files import find_modules_in
 from utils.system.rendering import set_rendering_backend
 from utils.system.signals import Interrupted, PreemptionGuard
 from utils.trees import tree_slice, tree_stack

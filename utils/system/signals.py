@@ -1,16 +1,18 @@
-"""SIGTERM and SIGINT: they end a run at the next step boundary."""
+"""SIGTERM and SIGINT: handlers that end a run at a step boundary, and what child processes get of them."""
 
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from utils.errors import UserError
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT was received; `signum` says which."""
+    """SIGTERM or SIGINT was received; `signum` is its number."""
 
     def __init__(self, signum: int):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -18,7 +20,7 @@ class Interrupted(Exception):
 
 
 class PreemptionGuard:
-    """Notes the first SIGTERM or SIGINT, so that the run can stop at the next safe point; a second one acts at once."""
+    """Records the first SIGTERM or SIGINT, so that a run can stop at a safe point; a second one acts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -30,22 +32,40 @@ class PreemptionGuard:
         print(f"\n{signal.Signals(signum).name}: saving at the next step boundary", file=sys.stderr, flush=True)
 
     def check(self) -> None:
-        """Raises `Interrupted` if a signal came."""
+        """Raises `Interrupted` if a signal was received."""
         if self.received:
             raise Interrupted(self.received)
 
     def release(self) -> None:
-        """Lets signals act as they did before."""
+        """Restores the signal handlers from before."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
 
+@contextmanager
+def sigint_ignored() -> Iterator[None]:
+    """Lets processes started in the block ignore Ctrl-C from their first instruction on."""
+    if threading.current_thread() is not threading.main_thread():  # Others cannot set handlers.
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) -> None:
-    """Runs another program to its end; on SIGTERM, it gets the signal `end`.
+    """Runs another program to its end; sends it the signal `end` on SIGTERM.
+
+    Args:
+        command: the program and its arguments.
+        name: of the program, for messages.
+        end: signal that ends it.
 
     Raises:
-        UserError: it is not there, or failed. Interrupted: it was ended by a signal.
-        SystemExit: with code 2, as it did: it has said in one line what the user's mistake is.
+        UserError: it does not exist, or failed. Interrupted: it was ended by a signal.
+        SystemExit: with code 2 if it ended so: it has printed a one-line error.
     """
     try:
         child = subprocess.Popen(command)
@@ -62,4 +82,4 @@ def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) ->
     if code == 2:
         sys.exit(2)
     if code:
-        raise UserError(f"{name} ended with exit code {code}; start the same command again to go on")
+        raise UserError(f"{name} ended with exit code {code}; rerun the same command to resume")
