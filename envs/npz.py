@@ -1,6 +1,5 @@
 """Reading and writing .npz files: every write is atomic, every fault of a file is one line that names it."""
 
-import json
 import sys
 import zipfile
 import zlib
@@ -12,7 +11,7 @@ import numpy as np
 
 from envs.file_kinds import other_kind
 from utils.errors import UserError
-from utils.system.files import atomic_open, atomic_write_text
+from utils.system.files import atomic_open
 from utils.system.resources import free_memory
 
 Arrays = dict[str, np.ndarray]
@@ -28,20 +27,6 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes a compressed .npz file atomically."""
     with atomic_open(path) as file:
         np.savez_compressed(file, **arrays)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file atomically."""
-    atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def read_json(path: Path) -> dict | None:
-    """Returns the content, or None if there is no such file or it holds no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Arrays:

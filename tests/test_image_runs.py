@@ -63,7 +63,7 @@ def test_online_and_resumed(data, tmp_path, interrupt_at):
     flags = (*OFFLINE, f"--dataset={data}", "--online_steps=12", "--start_training=4")
     run_main(*flags, f"--save_dir={tmp_path / 'whole'}")
     interrupt_at(12)
-    with pytest.raises(AssertionError, match="start the same command again"):
+    with pytest.raises(AssertionError, match="rerun the same command"):
         run_main(*flags, f"--save_dir={tmp_path / 'cut'}")
     run_main(*flags, f"--save_dir={tmp_path / 'cut'}")
     assert_same_run(run_dir(tmp_path / "whole"), run_dir(tmp_path / "cut"))

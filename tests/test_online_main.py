@@ -197,7 +197,7 @@ def test_demonstrators_are_as_asked(monkeypatch):
     flags = ("--env_name=OpenMicrowave-v0", "--dataset=", "--demonstrations=4", "--tremor=3", "--dataset_dir=there")
     config = parse_flags(["online_main", *flags], PostTrainConfig)
     assert post_train.find_demonstrations(config, parse_task("OpenMicrowave-v0")) == Path("made")
-    assert seen == [("OpenMicrowave-v0", {"episodes": 4, "tremor": 3.0, "dataset_dir": "there"})]
+    assert seen == [("OpenMicrowave-v0", {"episodes": 4, "expert_noise": 3.0, "dataset_dir": "there"})]
 
 
 def test_refusals(fork, base, tmp_path):

@@ -90,7 +90,7 @@ def test_killed_and_terminated_run_goes_on_to_the_same_end(unbroken, otql_flags,
     wait_for(process, lambda: newest(save_dir) > before)
     process.terminate()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert log.read_text().endswith("interrupted by SIGTERM; start the same command again to go on\n")
+    assert log.read_text().endswith("interrupted by SIGTERM; rerun the same command to resume\n")
     assert "Traceback" not in log.read_text()
 
     stopped = newest(save_dir)

@@ -23,17 +23,17 @@ class Expert:
     Args:
         env: unwrapped.
         random: source of the variation.
-        tremor: how unsteady the hand is; 1 is a practised person's.
+        expert_noise: scale of the noise on the hand; 1 is a practised person's.
     """
 
     SPEED: tuple[float, float]
 
-    def __init__(self, env: PandaEnv, random: np.random.Generator, tremor: float = 1.0):
+    def __init__(self, env: PandaEnv, random: np.random.Generator, expert_noise: float = 1.0):
         self.env, self.random = env, random
         self.speed = random.uniform(*self.SPEED)  # of the fastest
         self.path = random.choice(["straight", "stick", "axes"])
         self.hesitation = random.uniform(0.0, 0.4)  # probability of a pause before a move
-        self.tremor = tremor * random.uniform(0.05, 0.2)  # deviation of what is new in it, over a move's size
+        self.noise = expert_noise * random.uniform(0.05, 0.2)  # deviation of what is new in it, over a move's size
         self._tremble = np.zeros(3)
 
     def actions(self) -> Actions:
@@ -68,7 +68,7 @@ class Expert:
             move = np.clip(error, -fastest, fastest)
             if self.path == "axes":  # The two axes that are furthest off.
                 move[np.abs(error).argmin()] = 0
-        self._tremble = 0.7 * self._tremble + self.random.normal(0, self.tremor, 3)
+        self._tremble = 0.7 * self._tremble + self.random.normal(0, self.noise, 3)
         move += self._tremble * np.abs(move).max()
         return np.clip([*move, gripper], -1, 1)
 
@@ -84,8 +84,8 @@ class BoxArranger(Expert):
     SPEED = (0.8, 1.0)
     env: ArrangeBoxes
 
-    def __init__(self, env: ArrangeBoxes, random: np.random.Generator, tremor: float = 1.0):
-        super().__init__(env, random, tremor)
+    def __init__(self, env: ArrangeBoxes, random: np.random.Generator, expert_noise: float = 1.0):
+        super().__init__(env, random, expert_noise)
         self.order = list(random.permutation(list(COLOURS)))
         self.height = random.uniform(0.07, 0.13)  # m above the boxes, at which it travels
 
@@ -125,8 +125,8 @@ class MicrowaveOpener(Expert):
     SPEED = (0.35, 0.65)
     env: OpenMicrowave
 
-    def __init__(self, env: OpenMicrowave, random: np.random.Generator, tremor: float = 1.0):
-        super().__init__(env, random, tremor)
+    def __init__(self, env: OpenMicrowave, random: np.random.Generator, expert_noise: float = 1.0):
+        super().__init__(env, random, expert_noise)
         self.hooks = random.random() < 0.5
         self.height = random.uniform(0.06, 0.11)  # m above the handle, from which it comes down
         self.pull = random.uniform(0.10, 0.25)  # rad that it leads the door by

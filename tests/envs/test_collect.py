@@ -22,6 +22,7 @@ from envs.ogbench.oracles import Collector
 from envs.ogbench.specs import DATASET_SPECS, file_stem, find_collected, find_spec
 from envs.tasks import parse_task
 from utils.errors import UserError
+from utils.system.entry_point import run_main
 from utils.system.rendering import rendering_backend
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ def test_settings_are_those_of_the_released_datasets():
 
 
 def test_names_tell_datasets_apart_and_are_found_again(tmp_path):
-    recipe = DATASET_SPECS["scene-play-v0"]
+    spec = DATASET_SPECS["scene-play-v0"]
     stems = {
         (1000, 0, 1001): "scene-play-v0",
         (200, 0, 1001): "scene-play-v0-200ep",
@@ -153,7 +154,7 @@ def test_names_tell_datasets_apart_and_are_found_again(tmp_path):
         (300, 0, 50): "scene-play-v0-300ep-50steps",
     }
     for (episodes, seed, max_steps), stem in stems.items():
-        assert file_stem(recipe, episodes, seed, max_steps) == stem
+        assert file_stem(spec, episodes, seed, max_steps) == stem
         (tmp_path / f"{stem}.npz").touch()
         (tmp_path / f"{stem}-val.npz").touch()
     (tmp_path / "scene-play-v0-big.npz").touch()
@@ -169,7 +170,7 @@ def test_names_tell_datasets_apart_and_are_found_again(tmp_path):
     assert find_collected(tmp_path / "nowhere", "scene-play-v0") == []
 
 
-def test_goes_on_after_a_kill_and_keeps_what_was_there(tmp_path):
+def test_resumes_after_a_kill_and_keeps_what_was_there(tmp_path):
     arguments = {"episodes": 80, "max_steps": 400, "workers": 1}
     code = f"from envs.collect import collect; collect('{MAZE}', dataset_dir={str(tmp_path)!r}, **{arguments})"
     parts = tmp_path / f"{file_stem(DATASET_SPECS[MAZE], 80, 0, 400)}.parts"
@@ -234,13 +235,21 @@ def test_ctrl_c_ends_in_one_line_and_keeps_the_parts(early, tmp_path):
     assert early or list(parts.glob("train-*"))
 
 
-def test_ctrl_c_without_a_message_still_says_stopped(monkeypatch, capsys):
+def run(*argv, monkeypatch):
+    """Runs the command line; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", list(argv))
+    with pytest.raises(SystemExit) as end:
+        run_main(main)
+    return end.value.code
+
+
+def test_ctrl_c_without_a_message_is_reported(monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("envs.collect.collect", interrupt)
-    assert main(["collect", f"--env_name={MAZE}"]) == 130
-    assert capsys.readouterr().err == "\nstopped\n"
+    assert run("collect", f"--env_name={MAZE}", monkeypatch=monkeypatch) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_workers_do_not_import_the_callers_main_module(tmp_path):
@@ -260,7 +269,7 @@ def test_a_finished_dataset_is_left_alone(collected, capsys):
     before = path.stat().st_mtime_ns
     assert collect("scene-play-v0", episodes=3, max_steps=100, dataset_dir=path.parent, workers=2) == path
     assert path.stat().st_mtime_ns == before
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_other_settings_are_not_mixed_in(tmp_path):
@@ -275,7 +284,7 @@ def test_other_settings_are_not_mixed_in(tmp_path):
     with pytest.raises(UserError, match="collected with other settings"):
         collect(MAZE, episodes=2, max_steps=10, dataset_dir=tmp_path)
     (tmp_path / f"{stem}.json").unlink()
-    with pytest.raises(UserError, match=r"-val\.npz is not"):
+    with pytest.raises(UserError, match=r"-val\.npz does not"):
         collect(MAZE, episodes=2, max_steps=10, dataset_dir=tmp_path)
 
 
@@ -292,15 +301,15 @@ def test_unwritable_directory(tmp_path):
         (["--episodes=many", f"--env_name={MAZE}"], "invalid literal"),
         (["--episodes=0", f"--env_name={MAZE}"], "at least 1"),
         (["--workers=0", f"--env_name={MAZE}"], "at least 1"),
-        (["--seed=-1", f"--env_name={MAZE}"], "must not be negative"),
+        (["--seed=-1", f"--env_name={MAZE}"], "at least 0"),
         ([], "--env_name is missing"),
         (["--env_name=scen-play-v0"], "scene-play-v0"),
         (["--env_name=antmaze-large-navigate-v0"], "expert"),
-        (["scene-play-v0"], "unknown argument"),
+        (["scene-play-v0"], "stray argument"),
     ],
 )
-def test_command_line_mistakes(arguments, hint, tmp_path, capsys):
-    assert main(["collect", f"--dataset_dir={tmp_path}", *arguments]) == 2
+def test_command_line_mistakes(arguments, hint, tmp_path, capsys, monkeypatch):
+    assert run("collect", f"--dataset_dir={tmp_path}", *arguments, monkeypatch=monkeypatch) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert hint in lines[0]

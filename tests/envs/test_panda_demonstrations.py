@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from panda_helpers import make, needs_model, run
 
+from envs import parallel_episodes
 from envs.datasets import load_file
 from envs.panda import demonstrate
 from envs.tasks import parse_task
@@ -47,28 +48,24 @@ def test_demonstrations_are_rollouts(demonstrations):
 
 @needs_model
 def test_demonstrations_do_not_depend_on_workers_or_stops(demonstrations, tmp_path, monkeypatch):
-    make_part, made = demonstrate._make_part, []
-
-    def stop_at_second(job):
-        if made:
-            raise KeyboardInterrupt
-        made.append(make_part(job))
+    def stop(*_):
+        raise KeyboardInterrupt
 
     output = tmp_path / "new" / "mine.npz"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(demonstrate, "_make_part", stop_at_second)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="of 2 episodes are kept"):
+        patch.setattr(parallel_episodes.tqdm, "update", stop)  # Called after the first episode.
         demonstrate.demonstrate("OpenMicrowave-v0", episodes=2, workers=1, output=output)
-    assert not output.exists()
+    assert not output.exists() and list(output.with_suffix(".parts").glob("train-*"))
     demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=2, output=output)
     ours, theirs = np.load(output), np.load(demonstrations)
     assert sorted(ours.files) == sorted(theirs.files)
     for key in ours.files:
         np.testing.assert_array_equal(ours[key], theirs[key])
     assert demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, workers=1, output=output) == output
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="made with other settings"):
         demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, seed=1, workers=1, output=output)
-    with pytest.raises(UserError, match="holds something else"):
-        demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, tremor=2.0, workers=1, output=output)
+    with pytest.raises(UserError, match="made with other settings"):
+        demonstrate.demonstrate("OpenMicrowave-v0", episodes=3, expert_noise=2.0, workers=1, output=output)
 
 
 @needs_model
@@ -83,7 +80,7 @@ def test_failures_are_drawn_again(monkeypatch):
     rows = demonstrate.episode("OpenMicrowave-v0", 5, 2)
     assert rows["failed"].sum() == 1 and seeds[0] != seeds[1]
     seeds.clear()
-    shaky = demonstrate.episode("OpenMicrowave-v0", 5, 2, tremor=2.0)
+    shaky = demonstrate.episode("OpenMicrowave-v0", 5, 2, expert_noise=2.0)
     assert not np.array_equal(shaky["actions"][:10], rows["actions"][:10])
     monkeypatch.setattr(demonstrate, "rollout", lambda *_: ({}, False))
     with pytest.raises(UserError, match="100 attempts"):
@@ -97,7 +94,7 @@ def test_failures_are_drawn_again(monkeypatch):
         (["--env_name=OpenFridge-v0"], "use ArrangeBoxes-v0 or OpenMicrowave-v0"),
         (["--env_name=OpenMicrowave-v0", "--episodes=0"], "episodes is 0"),
         (["--env_name=OpenMicrowave-v0", "--seed=-1"], "seed is -1"),
-        (["--env_name=OpenMicrowave-v0", "--tremor=nan"], "tremor is nan"),
+        (["--env_name=OpenMicrowave-v0", "--tremor=nan"], "expert_noise is nan"),
         (["--env_name=OpenMicrowave-v0", "--agent.lam=1"], "--agent.lam"),
         (["--env_name=OpenMicrowave-v0", "--output=demos.txt"], ".npz"),
     ],

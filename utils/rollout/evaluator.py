@@ -4,7 +4,6 @@ The outcome of episode i is a function of (policy, seed, i) alone, whatever the 
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from utils.observations import map_parts
 from utils.rollout.worker_pool import DEFAULT_TIMEOUT, MAX_WORKERS, Request, Steps, WorkerPool
+from utils.system.resources import usable_cores
 
 Policy = Callable[[Any, np.ndarray, np.ndarray], Any]
 DEFAULT_BATCH = 8
@@ -37,8 +37,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 def default_workers() -> int:
     """One a core that this process may use, at most MAX_WORKERS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS)
+    return min(usable_cores(), MAX_WORKERS)
 
 
 class Evaluator:

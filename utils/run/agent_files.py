@@ -15,20 +15,10 @@ import ml_collections
 
 from agents import AGENTS
 from utils.errors import UserError, failure, place, traceback_note
-from utils.system.files import ROOT
+from utils.system.files import ROOT, find_modules_in
 
 NEEDED = ("batch_size", "discount", "horizon_length", "window_rule")  # settings that training itself uses
 METHODS = ("create", "update", "sample_actions")
-
-
-def find_modules_in(directory: str | Path) -> None:
-    """Lets this process, and those that it starts, import modules that lie in a directory.
-
-    It is the last one that is searched: no file there takes the place of the project's or a library's.
-    """
-    path = os.path.realpath(directory)
-    if path not in sys.path:
-        sys.path.append(path)
 
 
 _versions: dict[str, tuple[str, int, int]] = {}  # name of a module → its file as it was imported

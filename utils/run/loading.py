@@ -13,9 +13,9 @@ from utils.errors import UserError
 from utils.observations import blank, shapes
 from utils.run import checkpoints
 from utils.run.agent_config import set_field
-from utils.run.agent_files import find_modules_in, load_agent
+from utils.run.agent_files import load_agent
 from utils.run.directory import checkpoint_dir
-from utils.system.files import read_json
+from utils.system.files import find_modules_in, read_json
 from utils.trees import tree_slice, tree_stack
 
 

@@ -89,9 +89,8 @@ def find_demonstrations(config: PostTrainConfig, task: Task) -> Path:
         return Path(config.dataset).expanduser()
     if task.name not in NAMES:
         raise UserError(f"there is no scripted expert for {task.name}; give demonstrations by --dataset=<file.npz>")
-    return demonstrate(
-        task.name, episodes=config.demonstrations, tremor=config.expert_noise, dataset_dir=config.dataset_dir
-    )
+    noise, directory = config.expert_noise, config.dataset_dir
+    return demonstrate(task.name, episodes=config.demonstrations, expert_noise=noise, dataset_dir=directory)
 
 
 def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, units: str) -> Path:

@@ -14,9 +14,10 @@ from utils.errors import Diverged, UserError
 from utils.random_streams import stream_key
 from utils.run import checkpoints
 from utils.run.agent_config import resolve_agent
-from utils.run.agent_files import agent_module, find_modules_in
+from utils.run.agent_files import agent_module
 from utils.run.config import CommonConfig
 from utils.run.directory import RunDirectory, beyond, make_run_specs, run_root
+from utils.system.files import find_modules_in
 from utils.system.rendering import set_rendering_backend
 
 

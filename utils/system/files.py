@@ -1,8 +1,9 @@
-"""Files that are there in full or not at all, and disk errors as one line."""
+"""Files that are written in full or not at all, disk errors as one line, and the folders that modules lie in."""
 
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,20 +23,20 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "make its directory writable, or choose another one"
         reason = error.strerror or str(error)
-        raise UserError(f"{reason}: cannot write {path}; {advice}, then start the same command again") from error
+        raise UserError(f"{reason}: cannot write {path}; {advice}, then rerun the same command") from error
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which `atomic_open` writes `path`; a leftover is overwritten by the next write of `path`."""
+    """Returns the name under which `atomic_open` writes `path`; the next write of `path` overwrites a leftover."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Opens `path` for binary writing so that, killed at any moment, it holds either the old or the new content.
+    """Opens `path` for binary writing so that, after a kill at any moment, it holds either the old or the new content.
 
-    Written next to `path`, fsync'd and renamed on leaving the block; on an exception `path` is untouched and the
-    temporary file removed. Missing folders are made. One writer at a time per path.
+    The content is written next to `path`, fsync'd, and renamed on leaving the block; on an exception `path` stays
+    untouched and the temporary file is removed. Missing folders are created. One writer at a time per path.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -55,13 +56,13 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """`path.write_bytes(data)`, atomic and durable; see `atomic_open`."""
+    """Writes bytes to a file, atomically and durably; see `atomic_open`."""
     with atomic_open(path) as file:
         file.write(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """`path.write_text(text)` in UTF-8, atomic and durable; see `atomic_open`."""
+    """Writes text to a file in UTF-8, atomically and durably; see `atomic_open`."""
     atomic_write_bytes(path, text.encode(errors="surrogateescape"))
 
 
@@ -71,24 +72,48 @@ def _sync_directory(directory: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems have no fsync for folders; their renames are durable or nothing can be done.
+        # Some network file systems have no fsync for folders: their renames are durable, or nothing can be done.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file, atomically and durably; see `atomic_open`."""
+    atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     """Reads a JSON file of this project.
+
+    Args:
+        path: the file.
+        missing_ok: return {} if there is no such file.
 
     Raises:
         UserError: it is damaged.
+        OSError: it cannot be read.
     """
-    advice = "restore it, or move its directory elsewhere and start again"
+    advice = "restore it, or move its directory elsewhere and rerun the same command"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if missing_ok:
+            return {}
+        raise
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); {advice}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged (no JSON object); {advice}")
     return content
+
+
+def find_modules_in(directory: str | Path) -> None:
+    """Lets this process, and those that it starts, import modules that lie in a directory.
+
+    The directory is searched last: no file there takes the place of one of the project or of a library.
+    """
+    path = os.path.realpath(directory)
+    if path not in sys.path:
+        sys.path.append(path)

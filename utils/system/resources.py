@@ -1,12 +1,21 @@
-"""How much memory is free, so that what does not fit is refused in a line: the system would end the process."""
+"""Memory and cores that this process may use."""
 
+import os
 from pathlib import Path
 
 
 def free_memory() -> float:
-    """Bytes that processes on this machine may still take; infinite where the system does not say."""
+    """Returns the bytes that processes on this machine may still allocate; infinity if the system does not tell.
+
+    What does not fit can so be rejected with a one-line error: the system would kill the process.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return float("inf")
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use; a batch system can assign fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

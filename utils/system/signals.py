@@ -1,17 +1,18 @@
-"""SIGTERM and SIGINT: they end a run at the next step boundary."""
+"""SIGTERM and SIGINT: handlers that end a run at a step boundary, and what child processes get of them."""
 
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from utils.errors import UserError
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT was received; `signum` says which."""
+    """SIGTERM or SIGINT was received; `signum` is its number."""
 
     def __init__(self, signum: int):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -36,7 +37,7 @@ class PreemptionGuard:
         print(f"\n{signal.Signals(signum).name}: saving at the next step boundary", file=sys.stderr, flush=True)
 
     def check(self) -> None:
-        """Raises `Interrupted` if a signal came."""
+        """Raises `Interrupted` if a signal was received."""
         if self.received:
             raise Interrupted(self.received)
 
@@ -52,12 +53,30 @@ class PreemptionGuard:
         self.release()
 
 
+@contextmanager
+def sigint_ignored() -> Iterator[None]:
+    """Lets processes started in the block ignore Ctrl-C from their first instruction on."""
+    if threading.current_thread() is not threading.main_thread():  # Others cannot set handlers.
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) -> None:
-    """Runs another program to its end; on SIGTERM, it gets the signal `end`.
+    """Runs another program to its end; sends it the signal `end` on SIGTERM.
+
+    Args:
+        command: the program and its arguments.
+        name: of the program, for messages.
+        end: signal that ends it.
 
     Raises:
-        UserError: it is not there, or failed. Interrupted: it was ended by a signal.
-        SystemExit: with code 2, as it did: it has said in one line what the user's mistake is.
+        UserError: it does not exist, or failed. Interrupted: it was ended by a signal.
+        SystemExit: with code 2 if it ended so: it has printed a one-line error.
     """
     try:
         child = subprocess.Popen(command)
@@ -74,4 +93,4 @@ def run_program(command: Sequence[str], name: str, end: int = signal.SIGTERM) ->
     if code == 2:
         sys.exit(2)
     if code:
-        raise UserError(f"{name} ended with exit code {code}; start the same command again to go on")
+        raise UserError(f"{name} ended with exit code {code}; rerun the same command to resume")

@@ -10,7 +10,8 @@ import pytest
 
 from utils.errors import UserError
 from utils.run.agent_config import resolve_config
-from utils.run.agent_files import check_agent, find_modules_in, load_agent
+from utils.run.agent_files import check_agent, load_agent
+from utils.system.files import find_modules_in
 
 START = """
 import jax, jax.numpy as jnp
