@@ -37,7 +37,7 @@ from matplotlib.ticker import EngFormatter
 from experiments.report.groups import Group, differences, group_runs
 from experiments.report.runs import find_runs, show
 from experiments.sweep import command as sweep
-from experiments.sweep.grids import COLLECTED, CPU, SHAKY, Grid
+from experiments.sweep.grids import COLLECTED, CPU, NOISY, Grid
 from utils.errors import UserError
 from utils.output.plotting import STYLE, to_png
 from utils.run.program import define_flag
@@ -70,7 +70,7 @@ SCALES = {
         ("OpenMicrowave-v0",),
         seeds=3,
         program="online_main.py",
-        flags=SHAKY,
+        flags=NOISY,
     ),
     "paper": Grid(("otql",), ("cube-double-play-singletask-task2-v0",), seeds=4),
     "online": Grid(
@@ -260,9 +260,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--study is missing; it is one of {', '.join(STUDIES)}")
     name, grid = f"ablate-{FLAGS.scale}-{FLAGS.study}", make_grid(FLAGS.study, FLAGS.scale)
     write = functools.partial(report, FLAGS.study, FLAGS.scale)
-    sweep.act(actions, name, grid, write)
+    sweep.run_action(actions, name, grid, write)
     if actions in ([], ["start"]) and FLAGS.backend == "local" and not FLAGS.dry_run:
-        sweep.act(["report"], name, grid, write)
+        sweep.run_action(["report"], name, grid, write)
 
 
 if __name__ == "__main__":
