@@ -101,8 +101,8 @@ def test_local_sweep_finishes_and_leaves_out_what_is_done(write_grid, tmp_path):
     assert states(*flags) == {} and "4 done" in run_sweep(*flags, "status").out
     assert "4 done; 0 to start" in run_sweep(*flags).err
     assert "| " in run_sweep(*flags, "report").out
-    assert "Seeds a figure: 2." in run_sweep(*flags, "report").out
-    assert "Seeds a figure: 1." in run_sweep(*flags, "--seeds=1", "report").out
+    assert "Seeds per score: 2." in run_sweep(*flags, "report").out
+    assert "Seeds per score: 1." in run_sweep(*flags, "--seeds=1", "report").out
 
     # What is done with other settings is not taken for done.
     changed = (*flags, "--flags=agent.batch_size=9")
