@@ -1,29 +1,27 @@
-"""What each setting of OTQL does.
+"""Ablation studies of OTQL's settings.
 
     python -m experiments.ablate --study=lam --scale=laptop [status | report]
 
-A study varies one setting and keeps the others; 'coupling' pairs noise and action by optimal transport or at random,
-for each number of Euler steps. Runs are those of a sweep (python -m experiments.sweep, whose flags hold here too):
-rerun the same command to resume. Values of a real-valued setting are trained in one program.
+A study varies one setting; 'coupling' pairs noise and actions by optimal transport or at random, for several numbers of
+Euler steps. The runs are a sweep and accept the flags of python -m experiments.sweep; rerun the same command to resume.
+Values of a real-valued setting are trained in one program.
 
-Written to <save_dir>/ablate-<scale>-<study>/report, also by the action `report` while runs go on:
+Written to <save_dir>/ablate-<scale>-<study>/report, by the action `report` also during training:
 
     ablation.png   learning curves, and the score over the setting
     ablation.md    the scores as a table, also printed
     curves.csv     every evaluation of every seed, with the settings
 
-A score is a seed's mean over its last three evaluations, or all where there are fewer; intervals are 95 % bootstrap
+A score is a seed's mean over its last three evaluations (all if there are fewer); intervals are 95 % bootstrap
 intervals over seeds.
 """
 
-import csv
 import functools
-import io
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +30,20 @@ import numpy as np
 from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from experiments.report.groups import Group, differences, group_runs
 from experiments.report.runs import find_runs, show
 from experiments.sweep import command as sweep
-from experiments.sweep.grids import COLLECTED, CPU, SHAKY, Grid
+from experiments.sweep.grids import COLLECTED, CPU, NOISY, Grid
 from utils.errors import UserError
-from utils.output.plotting import STYLE, to_png
+from utils.output.plotting import STYLE, label_axes, to_png
+from utils.output.tables import csv_text, markdown_table
 from utils.run.program import define_flag
 from utils.system.cli import parse_arguments
 from utils.system.entry_point import run_main
 from utils.system.files import atomic_write_bytes, atomic_write_text
 
-# Study → setting → its values; the last one is the axis of the picture, the ones before it tell lines apart.
+# Study → setting → its values. The last setting is the x axis of the figure; a setting before it distinguishes lines.
 STUDIES: dict[str, dict[str, tuple[Any, ...]]] = {
     "lam": {"lam": (0.1, 0.4, 1.0, 1.5, 4.0)},
     "best_of_n": {"best_of_n": (1, 5, 32)},
@@ -60,25 +58,15 @@ LABELS = {
     **{"lam": "λ", "best_of_n": "N", "flow_steps": "NFE", "alpha": "α", "epsilon": "ε"},
     **{"value_samples": "k, value samples", "source_conditions": "source conditions"},
 }
-# Scale → what is trained on; settings are those of the preset but for the one that is varied.
+# Scale → task, seeds and flags; settings that a study does not vary are the preset's.
 SCALES = {
     "laptop": Grid(
         ("otql",), ("scene-play-singletask-task1-v0",), seeds=3, flags=("--offline_steps=12000", *COLLECTED, *CPU)
     ),
-    "laptop_online": Grid(
-        ("otql",),
-        ("OpenMicrowave-v0",),
-        seeds=3,
-        program="online_main.py",
-        flags=SHAKY,
-    ),
+    "laptop_online": Grid(("otql",), ("OpenMicrowave-v0",), seeds=3, program="online_main.py", flags=NOISY),
     "paper": Grid(("otql",), ("cube-double-play-singletask-task2-v0",), seeds=4),
     "online": Grid(
-        ("otql",),
-        ("OpenMicrowave-v0",),
-        seeds=5,
-        program="online_main.py",
-        flags=("--base_group=ablate-base",),
+        ("otql",), ("OpenMicrowave-v0",), seeds=5, program="online_main.py", flags=("--base_group=ablate-base",)
     ),
 }
 
@@ -86,37 +74,36 @@ FLAGS = flags.FlagValues()
 FLAGS.append_flag_values(sweep.FLAGS)
 del FLAGS.grid, FLAGS.agents
 _flag = functools.partial(define_flag, FLAGS)
-_flag("enum", "study", None, "What is varied.", enum_values=list(STUDIES))
-_flag("enum", "scale", "laptop", "Where, and how long.", enum_values=list(SCALES))
+_flag("enum", "study", None, "Setting to vary.", enum_values=list(STUDIES))
+_flag("enum", "scale", "laptop", "Task, seeds and length of the runs.", enum_values=list(SCALES))
 
 
 @dataclass(frozen=True)
 class Point:
-    """The runs of one choice of the settings that are varied."""
+    """The runs of one combination of a study's values."""
 
     values: tuple[Any, ...]
     group: Group
 
 
 def make_grid(study: str, scale: str) -> Grid:
-    """The sweep behind a study."""
+    """Returns the grid of a study's runs."""
     *others, (axis, values) = STUDIES[study].items()
     choices: dict[str, tuple[str, ...]] = {"": ()}
     for name, own in others:
         choices = {f"{c}{v}-": (*f, f"--agent.{name}={v}") for c, f in choices.items() for v in own}
     if isinstance(values[0], float):
-        lanes = f"--vary=agent.{axis}={','.join(map(show, values))}"
-        settings = {choice.rstrip("-"): (*own, lanes) for choice, own in choices.items()}
+        vary = f"--vary=agent.{axis}={','.join(map(show, values))}"
+        settings = {choice.rstrip("-"): (*own, vary) for choice, own in choices.items()}
     else:
         settings = {f"{c}{axis}{v}": (*own, f"--agent.{axis}={v}") for c, own in choices.items() for v in values}
-    grid = SCALES[scale]
-    return Grid(grid.agents, grid.env_names, grid.seeds, grid.program, grid.flags, settings)
+    return replace(SCALES[scale], settings=settings)
 
 
 def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[str]]:
-    """The groups of runs that can be compared, in the order of the settings, and a line for each other one.
+    """Returns the runs that can be compared, in the order of the study's values, and a line for each other group.
 
-    They share all settings but those that are varied: those that most runs have.
+    Compared runs share all settings that are not varied; the values are those that most runs have.
     """
     found, left_out = find_runs(directories)
     points, fields = [], STUDIES[study]
@@ -128,14 +115,12 @@ def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[
     for group in groups:
         values = tuple(group.runs[0].settings["config"].get(name) for name in fields)
         if any(value not in own for value, own in zip(values, fields.values(), strict=True)):
-            continue  # a run of an earlier version of the study
+            continue  # A run of an earlier version of the study.
         name = ", ".join(f"{LABELS.get(field, field)} {show(v)}" for field, v in zip(fields, values, strict=True))
         changed = [
             f"{key} {show(own)}, not {show(most)}" for key, own, most in differences(_others(study, group), usual)
         ]
-        reasons = [*group.apart]
-        if changed and not reasons:
-            reasons = [f"other settings: {', '.join(changed)}"]
+        reasons = group.apart or ([f"other settings: {', '.join(changed)}"] if changed else [])
         if reasons:
             left_out.append(f"{name}, {len(group.runs)} of the seeds: {'; '.join(reasons)}")
         else:
@@ -145,14 +130,14 @@ def find_points(study: str, directories: list[Path]) -> tuple[list[Point], list[
 
 
 def _others(study: str, group: Group) -> dict[str, Any]:
-    """What must not differ between a study's runs: the settings that it does not vary, and the agent's file."""
+    """Returns what a study's runs must share: the settings that it does not vary, and the agent's file."""
     settings = group.runs[0].settings
     others = {name: value for name, value in settings["config"].items() if name not in STUDIES[study]}
     return others | {"agent_module": settings.get("agent_module")}
 
 
 def table(study: str, points: Sequence[Point]) -> str:
-    """The scores in Markdown; with several lines, also what the most Euler steps bring beyond each number of them."""
+    """Returns the scores in Markdown, in the study 'coupling' also the gain by the largest number of Euler steps."""
     gap, most = len(STUDIES[study]) > 1, max(point.values[-1] for point in points)
     header = [*(LABELS.get(name, name) for name in STUDIES[study]), "score", "95 % interval", "seeds"]
     rows = []
@@ -167,27 +152,25 @@ def table(study: str, points: Sequence[Point]) -> str:
             row.append(f"{best[0] - point.group.mean:+.2f}" if best else "–")
         rows.append(row)
     header += [f"gain by {LABELS['flow_steps']} {show(most)}"] if gap else []
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+    return markdown_table(header, rows, rule="| --- ")
 
 
 def curves_csv(study: str, scale: str, points: Sequence[Point]) -> str:
-    """Every evaluation, a row each, below two comments: the command, and the settings that all share."""
+    """Returns every evaluation as CSV, below two comments: the command, and the settings that all runs share."""
     configs = [point.group.runs[0].settings["config"] for point in points]
     shared = {k: v for k, v in configs[0].items() if all(config.get(k) == v for config in configs)}
-    text = io.StringIO(f"# python -m experiments.ablate --study={study} --scale={scale}\n# {json.dumps(shared)}\n")
-    text.seek(0, io.SEEK_END)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["env_name", *STUDIES[study], "seed", "step", "measure", "value", "episodes"])
+    rows: list[list[Any]] = [["env_name", *STUDIES[study], "seed", "step", "measure", "value", "episodes"]]
     for point in points:
         for run in sorted(point.group.runs, key=lambda run: run.seed):
             for step, value, episodes in zip(run.steps, run.values, run.episodes, strict=True):
                 row = [point.group.env_name, *map(show, point.values), run.seed, int(step), run.metric]
-                writer.writerow([*row, f"{value:g}", f"{episodes:g}"])
-    return text.getvalue()
+                rows.append([*row, f"{value:g}", f"{episodes:g}"])
+    comments = f"# python -m experiments.ablate --study={study} --scale={scale}\n# {json.dumps(shared)}\n"
+    return comments + csv_text(rows)
 
 
 def draw(study: str, points: Sequence[Point]) -> bytes:
-    """Learning curves on the left, the score over the setting on the right, as PNG."""
+    """Draws learning curves (left) and the score over the setting (right) as PNG."""
     axis, choices = list(STUDIES[study].items())[-1]
     ticks = [value for value in choices if any(point.values[-1] == value for point in points)]
     lines = list(dict.fromkeys(point.values[:-1] for point in points))
@@ -196,7 +179,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        # A column of the legend is a value, which the lines share.
+        # Each column of the legend has one value of the x axis.
         for point in sorted(points, key=lambda point: ticks.index(point.values[-1])):
             steps, values = point.group.curve()
             name = " ".join([*map(show, point.values[:-1]), f"{LABELS.get(axis, axis)} {show(point.values[-1])}"])
@@ -204,12 +187,9 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
             left.plot(steps, values.mean(axis=0), marker="o", label=name, clip_on=False, zorder=3, **style)
         for line in lines:
             _draw_scores(right, [p for p in points if p.values[:-1] == line], ticks, styles[line])
-        left.xaxis.set_major_formatter(EngFormatter(sep=""))
-        left.set_xlabel("Updates" if points[0].group.runs[0].rollout_steps is None else "Environment steps")
+        online = points[0].group.runs[0].rollout_steps is not None
         success = points[0].group.condition.metric == "success_rate"
-        left.set_ylabel("Success rate" if success else "Mean return")
-        if success:
-            left.set_ylim(0, 1)
+        label_axes(left, success, "Environment steps" if online else "Updates")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(ticks))
         right.set_xticks(range(len(ticks)), list(map(show, ticks)))
         right.set_xlabel(LABELS.get(axis, axis))
@@ -219,7 +199,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
 
 
 def _draw_scores(axes: Axes, points: Sequence[Point], ticks: list[Any], style: str) -> None:
-    """One line over the setting: means, intervals, and a dot a seed."""
+    """Draws one line over the setting: means, intervals, and a dot for each seed."""
     places = [ticks.index(point.values[-1]) for point in points]
     means = np.array([point.group.mean for point in points])
     ends = np.array([point.group.interval or (point.group.mean,) * 2 for point in points])
@@ -227,18 +207,17 @@ def _draw_scores(axes: Axes, points: Sequence[Point], ticks: list[Any], style: s
     drawn = axes.errorbar(
         places, means, np.abs(ends.T - means), marker="o", capsize=2, linestyle=style, label=label, zorder=3
     )
+    dots: dict[str, Any] = {"color": drawn.lines[0].get_color(), "markersize": 3, "markeredgewidth": 0, "alpha": 0.5}
     for place, point in zip(places, points, strict=True):
-        dots: dict[str, Any] = {
-            "color": drawn.lines[0].get_color(),
-            "markersize": 3,
-            "markeredgewidth": 0,
-            "alpha": 0.5,
-        }
         axes.plot([place] * len(point.group.scores), point.group.scores, ".", clip_on=False, **dots)
 
 
 def report(study: str, scale: str, directories: list[Path], output: Path) -> None:
-    """Writes table, curves and picture of what there is; prints the table."""
+    """Writes table, curves and figure of the existing runs, and prints the table.
+
+    Raises:
+        UserError: no runs can be compared, or `output` cannot be written.
+    """
     points, left_out = find_points(study, directories)
     if not points:
         raise UserError(f"none of the study's runs can be compared yet: {(left_out or ['there are none'])[0]}")
@@ -252,17 +231,17 @@ def report(study: str, scale: str, directories: list[Path], output: Path) -> Non
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the study, or tells of it."""
+    """Runs the study, or the command line's action on it."""
     actions = parse_arguments(argv, FLAGS)
-    # The flags are the same objects; only whether they are parsed is noted on each side.
+    # Both share their flag objects, but each keeps its own mark of being parsed.
     sweep.FLAGS.mark_as_parsed()
     if not FLAGS.study:
         raise UserError(f"--study is missing; it is one of {', '.join(STUDIES)}")
     name, grid = f"ablate-{FLAGS.scale}-{FLAGS.study}", make_grid(FLAGS.study, FLAGS.scale)
     write = functools.partial(report, FLAGS.study, FLAGS.scale)
-    sweep.act(actions, name, grid, write)
+    sweep.run_action(actions, name, grid, write)
     if actions in ([], ["start"]) and FLAGS.backend == "local" and not FLAGS.dry_run:
-        sweep.act(["report"], name, grid, write)
+        sweep.run_action(["report"], name, grid, write)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from utils.arrays import Number
 from utils.coupling import tilted_marginal
 from utils.data.batches import assemble, gather, prepare, sample_starts
 from utils.errors import UserError
-from utils.output.plotting import wilson_interval
+from utils.output.intervals import wilson_interval
 from utils.random_streams import Stream, stream_key
 from utils.rollout.evaluator import Evaluator
 from utils.rollout.policy import act

@@ -13,8 +13,9 @@ from pathlib import Path
 from absl import flags
 
 from envs.ogbench.specs import DEFAULT_DATASET_DIR
+from utils.output.intervals import wilson_interval
 from utils.output.loggers import read_csv
-from utils.output.plotting import learning_curve, wilson_interval
+from utils.output.plotting import learning_curve
 from utils.system.cli import parse
 from utils.system.entry_point import run_main
 from utils.system.files import ROOT

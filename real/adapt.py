@@ -37,7 +37,8 @@ from real.lerobot_dataset import Recording, read_recording
 from real.policy_tensors import acting_part
 from utils.errors import UserError
 from utils.observations import blank
-from utils.output.plotting import learning_curve, wilson_interval
+from utils.output.intervals import wilson_interval
+from utils.output.plotting import learning_curve
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
 from utils.run.directory import run_root

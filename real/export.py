@@ -25,7 +25,7 @@ from real.lerobot_policy import Normalisation, parse_features, policy_files, rea
 from real.policy_tensors import acting_part
 from utils.data.batches import describe
 from utils.errors import UserError
-from utils.output.plotting import wilson_interval
+from utils.output.intervals import wilson_interval
 from utils.run.loading import load_run
 from utils.system.cli import parse_arguments
 from utils.system.entry_point import run_main

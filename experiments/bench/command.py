@@ -43,7 +43,7 @@ from experiments.bench import seeds as bench_seeds
 from experiments.bench import startup as bench_starts
 from experiments.bench import updates as bench_updates
 from utils.errors import UserError
-from utils.output.plotting import wilson_interval
+from utils.output.intervals import wilson_interval
 from utils.rollout.evaluator import Evaluator
 from utils.rollout.policy import act
 from utils.rollout.worker_pool import episode_success

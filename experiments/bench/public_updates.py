@@ -59,7 +59,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     # By name: these are modules of the public code, not of this project.
-    agents, data = (importlib.import_module(name) for name in ("agents", "utils.data.batches"))
+    agents, data = (importlib.import_module(name) for name in ("agents", "utils.datasets"))
     config = importlib.import_module(f"agents.{spec['agent']}").get_config()
     for key, value in spec["settings"].items():
         if key in config:

@@ -1,4 +1,4 @@
-"""Runs side by side, and beside the published figures.
+"""Command line of reports, which compare runs with each other and with published results.
 
     python -m experiments.report exp/debug [more directories]
 
@@ -7,9 +7,7 @@ evaluations.csv. Only finished runs that share data, rewards and number of updat
 same settings are averaged; all others are listed with the reason.
 """
 
-import csv
 import functools
-import io
 import json
 import re
 import sys
@@ -25,33 +23,22 @@ from experiments.report.pages import html_page, markdown
 from experiments.report.runs import find_runs
 from experiments.report.tables import aggregate_table, labels_of, runs_table, success_table
 from utils.errors import UserError
+from utils.output.tables import csv_text
 from utils.run.agent_files import load_agent
 from utils.system.cli import parse_arguments
 from utils.system.entry_point import run_main
 from utils.system.files import ROOT, atomic_write_bytes, atomic_write_text
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output", None, "Where the report goes; default: <first directory>/report.", flag_values=FLAGS)
-flags.DEFINE_integer("last", 3, "Evaluations averaged, the last ones.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("step", None, "Look at every run as if it ended here.", lower_bound=1, flag_values=FLAGS)
-
-
-def parse(argv: Sequence[str]) -> list[Path]:
-    """Parses a command line into FLAGS; returns the directories.
-
-    Raises:
-        UserError: an unknown flag, or no directory.
-    """
-    directories = [Path(argument).expanduser() for argument in parse_arguments(argv, FLAGS)]
-    if not directories:
-        raise UserError("give one or more directories of runs, such as exp/debug")
-    return directories
+flags.DEFINE_string("output", None, "Output directory; default: <first directory>/report.", flag_values=FLAGS)
+flags.DEFINE_integer("last", 3, "Number of last evaluations to average.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "Treat every run as if it ended at this step.", lower_bound=1, flag_values=FLAGS)
 
 
 def default_settings(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The defaults of a run's agent; None where they cannot be known.
+    """Returns the defaults of a run's agent, or None if it is not an agent of this project.
 
-    Only the project's own agents are asked: a path in flags.json is no reason to execute the file that is there now.
+    Files elsewhere are not executed just because a flags.json names them.
     """
     agent = settings["agent"]
     if not agent.isidentifier() or settings.get("agent_module") != f"agents.{agent}":
@@ -69,54 +56,47 @@ def _agent_defaults(agent: str) -> dict[str, Any] | None:
 
 
 def evaluations_csv(groups: list[Group]) -> str:
-    """Every evaluation of every run, a row each; `averaged` marks those in the tables."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    """Returns every evaluation of every run as CSV; `averaged` marks those that the tables average."""
     columns = ["env_name", "method", "not_compared", "seed", "step", "measure", "value", "episodes", "averaged"]
-    writer.writerow([*columns, "directory"])
+    rows: list[list[Any]] = [[*columns, "directory"]]
     for group in groups:
         for run in group.runs:
             first = len(run.steps) - len(group.condition.steps)
             for index, (step, value, episodes) in enumerate(zip(run.steps, run.values, run.episodes, strict=True)):
-                row = [
-                    group.env_name,
-                    group.label,
-                    "; ".join(group.apart),
-                    run.seed,
-                    int(step),
-                    run.metric,
-                    float(value),
-                ]
-                writer.writerow([*row, f"{episodes:g}", int(index >= first), run.directory])
-    return text.getvalue()
+                row = [group.env_name, group.label, "; ".join(group.apart), run.seed, int(step), run.metric]
+                rows.append([*row, float(value), f"{episodes:g}", int(index >= first), run.directory])
+    return csv_text(rows)
 
 
 def write_report(directories: list[Path], output: Path, last: int, step: int | None = None) -> str:
-    """Reads all runs in and below `directories`, up to `step`, and writes the report; returns its Markdown.
+    """Writes a report on all runs in and below `directories`, up to `step`, and returns its Markdown.
+
+    Args:
+        output: directory of the report's files.
+        last: number of each run's last evaluations that are averaged.
 
     Raises:
-        UserError: no directory, no run in it, or `output` cannot be written.
+        UserError: a directory does not exist, no run can be read, or `output` cannot be written.
     """
     found, damaged = find_runs(directories, step)
     groups = group_runs(found, last)
     names = dict.fromkeys([*labels_of(groups), *(group.method for group in groups)])
-    # The project's own method has the first colour, whatever else is there.
+    # The project's own method always has the first colour.
     styles = method_styles(sorted(names, key=lambda name: not name.startswith("OTQL")))
-    pictures = {}
+    figures = {}
     for env_name in sorted({group.env_name for group in groups}):
-        png = draw_curves(env_name, [group for group in groups if group.env_name == env_name], styles)
-        if png:
-            pictures[env_name] = png
-    paths = {env_name: "curves/" + re.sub(r"[^\w.=+-]", "_", env_name) + ".png" for env_name in pictures}
+        if png := draw_curves(env_name, [group for group in groups if group.env_name == env_name], styles):
+            figures[env_name] = png
+    paths = {env_name: "curves/" + re.sub(r"[^\w.=+-]", "_", env_name) + ".png" for env_name in figures}
     for env_name, path in paths.items():
-        atomic_write_bytes(output / path, pictures[env_name])
+        atomic_write_bytes(output / path, figures[env_name])
     tables = [success_table(groups, last), aggregate_table(groups), runs_table(groups, last)]
     title = f"Report on {', '.join(map(str, directories[:3]))}"
     title += f" and {len(directories) - 3} more" if len(directories) > 3 else ""
     text = markdown(title, tables, paths, damaged)
     atomic_write_text(output / "evaluations.csv", evaluations_csv(groups))
     atomic_write_text(output / "report.md", text)
-    page = html_page(title, tables, pictures, groups, default_settings, damaged)
+    page = html_page(title, tables, figures, groups, default_settings, damaged)
     atomic_write_text(output / "report.html", page)
     for line in damaged:
         print(f"left out: {line}", file=sys.stderr)
@@ -125,7 +105,9 @@ def write_report(directories: list[Path], output: Path, last: int, step: int | N
 
 def main(argv: Sequence[str]) -> None:
     """Writes and prints the report."""
-    directories = parse(argv)
+    directories = [Path(argument).expanduser() for argument in parse_arguments(argv, FLAGS)]
+    if not directories:
+        raise UserError("give one or more directories of runs, such as exp/debug")
     output = Path(FLAGS.output).expanduser() if FLAGS.output else directories[0] / "report"
     print(write_report(directories, output, FLAGS.last, FLAGS.step))
     print(f"report: {output / 'report.html'}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""What a report may average and compare: runs grouped so that only like is averaged with like."""
+"""Groups of runs that differ only in the seed, and which groups of a task a report compares."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,17 +12,20 @@ from jaxtyping import Float, Real
 
 from experiments.report import published
 from experiments.report.runs import Run, show
-
-RESAMPLES = 10_000
-Statistic = Callable[[Float[np.ndarray, "resamples runs *s"]], Float[np.ndarray, "resamples ..."]]
+from utils.output.intervals import mean_over_runs, scalar_bootstrap
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the runs of one environment must share to stand beside one another.
+    """Properties that runs of one task must share to be compared.
 
     Attributes:
-        steps: updates of the evaluations that are averaged. data: the dataset's identity. sparse: kind of rewards.
+        finished: whether the runs reached their last step.
+        diverged: whether their training diverged.
+        metric: 'success_rate' or 'return_mean'.
+        steps: updates of the evaluations that are averaged.
+        data: identity of the dataset, as JSON.
+        sparse: whether rewards are sparse, None if not recorded.
     """
 
     finished: bool
@@ -35,12 +38,12 @@ class Condition:
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ in nothing but the seed: what is averaged.
+    """Runs that differ only in the seed and are averaged.
 
     Attributes:
-        label: how reports call the group, different from all comparable ones of the environment.
-        apart: why it does not stand beside the others, if so: 'short: long'.
-        notes: what else a reader must know.
+        label: name in reports, unique among the compared groups of the task.
+        apart: reasons why it is not compared with the others, each 'short: long'.
+        notes: remarks for the reader.
     """
 
     env_name: str
@@ -56,66 +59,41 @@ class Group:
         """The published name of the agent, without varied settings."""
         return self.runs[0].algorithm
 
+    @property
+    def seeds(self) -> str:
+        """The number of seeds, as '1 seed' or '3 seeds'."""
+        return f"{len(self.runs)} seed{'s' if len(self.runs) > 1 else ''}"
+
     @cached_property
     def scores(self) -> Float[np.ndarray, " seeds"]:
-        """Each seed's mean over the averaged evaluations, none where there are no evaluations."""
+        """Each seed's mean over the averaged evaluations, empty without evaluations."""
         if not self.condition.steps:
             return np.empty(0)
         return np.array([run.values[-len(self.condition.steps) :].mean() for run in self.runs])
 
     @property
     def mean(self) -> float:
-        """The mean over seeds, NaN if there is none."""
+        """The mean over seeds, NaN without evaluations."""
         return float(self.scores.mean()) if len(self.scores) else np.nan
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean over seeds, None for a single one."""
-        return scalar_interval([self.scores], _mean)
+        """The 95 % bootstrap interval of the mean over seeds, None for a single seed."""
+        return scalar_bootstrap([self.scores], mean_over_runs)
 
     def curve(self) -> tuple[Real[np.ndarray, " evaluations"], Float[np.ndarray, "seeds evaluations"]]:
-        """Evaluations that all seeds have: steps and values."""
+        """Returns steps and values of the evaluations that all seeds have."""
         steps = self.runs[0].steps
         for run in self.runs[1:]:
             steps = np.intersect1d(steps, run.steps)
         return steps, np.stack([run.values[np.isin(run.steps, steps)] for run in self.runs])
 
 
-def bootstrap(
-    strata: Sequence[Float[np.ndarray, " _ *s"]], statistic: Statistic
-) -> tuple[Float[np.ndarray, "..."] | float, Float[np.ndarray, "..."] | float] | None:
-    """The 95 % percentile interval of a statistic, runs resampled within each stratum (task); the same at every call.
-
-    Args:
-        strata: each [runs, …]. statistic: of resamples, over all runs.
-
-    Returns:
-        (lower, upper), or None where a stratum has one run only, whose spread is not known.
-    """
-    if not strata or min(len(stratum) for stratum in strata) < 2:
-        return None
-    generator = np.random.default_rng(0)
-    picks = [generator.integers(0, len(stratum), (RESAMPLES, len(stratum))) for stratum in strata]
-    samples = np.concatenate([stratum[pick] for stratum, pick in zip(strata, picks, strict=True)], axis=1)
-    lower, upper = np.percentile(statistic(samples), [2.5, 97.5], axis=0)
-    return lower, upper
-
-
-def scalar_interval(strata: Sequence[Float[np.ndarray, " _"]], statistic: Statistic) -> tuple[float, float] | None:
-    """Returns `bootstrap`'s interval of a statistic that is one number."""
-    ends = bootstrap(strata, statistic)
-    return (float(ends[0]), float(ends[1])) if ends else None
-
-
-def _mean(samples: Float[np.ndarray, "resamples runs *s"]) -> Float[np.ndarray, " resamples *s"]:
-    return samples.mean(axis=1)
-
-
 def group_runs(found: Iterable[Run], last: int) -> list[Group]:
-    """Groups runs whose mean over seeds has a meaning, and says which groups may be compared.
+    """Groups runs that differ only in the seed, and determines which groups are compared.
 
     Args:
-        last: number of evaluations averaged, the last ones of each run.
+        last: number of each run's last evaluations that are averaged.
     """
     groups: dict[tuple, Group] = {}
     for run in sorted(found, key=lambda run: (run.settings["env_name"], published.method_order(run.method), run.seed)):
@@ -128,7 +106,7 @@ def group_runs(found: Iterable[Run], last: int) -> list[Group]:
             sparse=run.settings.get("sparse"),
         )
         config = json.dumps(run.settings["config"], sort_keys=True)
-        # Unfinished runs of different plans would be averaged only by accident.
+        # Unfinished runs with different last steps are not averaged.
         key: tuple = (run.settings["env_name"], run.method, run.settings.get("agent_module"), config, condition)
         key += () if run.finished else (run.planned,)
         group = groups.setdefault(key, Group(run.settings["env_name"], run.method, condition, []))
@@ -141,16 +119,16 @@ def group_runs(found: Iterable[Run], last: int) -> list[Group]:
 
 
 def _add(group: Group, run: Run) -> None:
-    """Adds a run, unless its seed is there: the same seed with the same settings is no second sample."""
+    """Adds a run, unless the group has its seed: the same seed with the same settings is no second sample."""
     same = next((other for other in group.runs if other.seed == run.seed), None)
     if same:
-        group.notes.append(f"seed {run.seed} is there twice, {same.directory} counted and {run.directory} not")
+        group.notes.append(f"seed {run.seed} exists twice, {same.directory} counted and {run.directory} not")
     else:
         group.runs.append(run)
 
 
 def _compare(groups: list[Group]) -> None:
-    """Decides which groups of one environment stand side by side, says why others do not, and labels all."""
+    """Labels the groups of one task, and sets the reasons why some are not compared."""
     reference = _reference(groups)
     for group in groups:
         group.label = group.method
@@ -179,7 +157,7 @@ def _compare(groups: list[Group]) -> None:
 
 
 def _reference(groups: list[Group]) -> Condition | None:
-    """The condition that the most methods finished in; of several the one with most runs, then most updates."""
+    """Returns the condition in which most methods finished; of several the one with most runs, then most updates."""
     methods: Counter[Condition] = Counter()
     sizes: Counter[Condition] = Counter()
     for condition, _ in {(group.condition, group.method) for group in groups if group.condition.finished}:
@@ -190,7 +168,7 @@ def _reference(groups: list[Group]) -> Condition | None:
 
 
 def _reasons(group: Group, reference: Condition | None) -> list[str]:
-    """Why a group cannot stand beside those of the reference: one 'short: long' a reason."""
+    """Returns the reasons why a group is not compared with those of the reference, each 'short: long'."""
     own, result = group.condition, []
     if own.diverged:
         result.append("; ".join(f"diverged: seed {run.seed} at {run.diverged}" for run in group.runs))
@@ -217,7 +195,7 @@ def _reasons(group: Group, reference: Condition | None) -> list[str]:
 
 
 def _label_variants(groups: list[Group]) -> None:
-    """Labels groups of one method by the settings in which they differ, or by a number where that would be long."""
+    """Labels groups of one method by the settings in which they differ, else by presets, else by numbers."""
     firsts = [group.runs[0].settings for group in groups]
     settings = [first["config"] | {"agent_module": first.get("agent_module")} for first in firsts]
     names = [name for name in sorted(set().union(*settings)) if len({repr(own.get(name)) for own in settings}) > 1]
@@ -232,7 +210,7 @@ def _label_variants(groups: list[Group]) -> None:
 
 
 def _notes(group: Group, last: int) -> list[str]:
-    """What a reader must know of a group besides its figures."""
+    """Returns remarks on a group besides its scores."""
     result, used = ["1 seed"] if len(group.runs) == 1 else [], len(group.condition.steps)
     if used < last:
         result.append(f"{used or 'no'} evaluation{'s' if used != 1 else ''}, not {last}")
@@ -243,18 +221,18 @@ def _notes(group: Group, last: int) -> list[str]:
         base = f"; of the base: {np.mean(means):.2f}" if means else ""
         result.append(f"environment steps, not updates{base}")
     if len(episodes) > 1:
-        result.append(f"{' and '.join(map(str, sorted(episodes)))} episodes an evaluation")
+        result.append(f"{' and '.join(map(str, sorted(episodes)))} episodes per evaluation")
     return result
 
 
 def differences(own: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, own value, other value) of the settings that differ."""
+    """Returns (name, own value, other value) of the settings that differ."""
     names = sorted({*own, *other})
     return [(name, own.get(name), other.get(name)) for name in names if own.get(name) != other.get(name)]
 
 
 def show_steps(steps: int) -> str:
-    """A number of updates: 18k, 1M, 12,345."""
+    """Formats a number of updates: 18k, 1M, 12,345."""
     for unit, letter in ((1_000_000, "M"), (1_000, "k")):
         if steps >= unit and steps % (unit // 10) == 0:
             return f"{steps / unit:g}{letter}"
@@ -262,7 +240,7 @@ def show_steps(steps: int) -> str:
 
 
 def show_data(data: str) -> str:
-    """A dataset's identity in a few words."""
+    """Describes a dataset, given its identity as JSON, in a few words."""
     content = json.loads(data)
     if not isinstance(content, dict):
         return "data not recorded"

@@ -1,4 +1,4 @@
-"""Published figures that a report shows beside the project's own; docs/published_*.csv say where they come from."""
+"""Published results that reports show beside this project's; docs/published_*.csv name their sources."""
 
 import csv
 import functools
@@ -11,7 +11,7 @@ from jaxtyping import Float, Real
 from envs.tasks import TABLE1_TASKS
 from utils.system.files import ROOT
 
-# Agent file → how Table 1 and the papers write its name.
+# Agent file → its name in Table 1 and the papers.
 NAMES = {
     "bc": "BC",
     "cgql": "CGQL",
@@ -34,10 +34,11 @@ TASKS = 5  # tasks of a domain
 
 @dataclass(frozen=True)
 class Curve:
-    """Success rate over updates.
+    """A curve of success rates over updates.
 
     Attributes:
-        steps, mean, std: mean and population standard deviation over 12 seeds.
+        steps: updates.
+        mean, std: mean and population standard deviation over 12 seeds.
     """
 
     steps: Real[np.ndarray, " points"]
@@ -45,14 +46,14 @@ class Curve:
     std: Float[np.ndarray, " points"]
 
     def at(self, steps: tuple[int, ...]) -> float | None:
-        """Mean success at `steps`, between points by linear interpolation; None where the curve does not reach."""
+        """Returns the mean success at `steps`, by linear interpolation; None if one is outside the curve's range."""
         if not steps or min(steps) < self.steps[0] or max(steps) > self.steps[-1]:
             return None
         return float(np.interp(steps, self.steps, self.mean).mean())
 
 
 def method_name(agent: str, config: dict[str, Any]) -> str:
-    """The published name of an agent with these settings; an agent of one's own keeps its name."""
+    """Returns the published name of an agent with these settings, or the name of its file."""
     # agents/qam.py is three methods of the QAM paper.
     if agent == "qam" and _positive(config.get("fql_alpha")):
         return "QAM-F"
@@ -66,21 +67,21 @@ def _positive(value: Any) -> bool:
 
 
 def method_order(name: str) -> tuple[int, str]:
-    """Sort key of methods: those that Table 1 lacks, then Table 1's order."""
+    """Returns the sort key of a method: methods that Table 1 lacks come first, then Table 1's order."""
     columns, algorithm = list(next(iter(table1().values()))), name.split(" ")[0]
     return columns.index(algorithm) if algorithm in columns else -1, name.lower()
 
 
 @functools.cache
 def table1() -> dict[str, dict[str, float]]:
-    """Table 1 of the paper: domain → method → success rate at 10⁶ updates, mean of the domain's five tasks."""
+    """Reads Table 1 of the paper: domain → method → success rate at 10⁶ updates, mean of the domain's five tasks."""
     header, *rows = _rows("published_table1.csv")
     return {row[0]: dict(zip(header[1:], map(float, row[1:]), strict=True)) for row in rows}
 
 
 @functools.cache
 def curves() -> dict[str, dict[str, Curve]]:
-    """QAM's released learning curves: environment → method → curve."""
+    """Reads QAM's released learning curves: environment → method → curve."""
     header, *rows = _rows("published_curves.csv")
     steps = np.array(header[3:], float)
     numbers = {tuple(row[:3]): np.array(row[3:], float) for row in rows}
@@ -93,11 +94,11 @@ def curves() -> dict[str, dict[str, Curve]]:
 
 
 def domain_of(env_name: str) -> str | None:
-    """The domain of Table 1 that counts this environment among its five tasks."""
+    """Returns the domain of Table 1 that has this environment among its five tasks, or None."""
     return next((d for d in table1() if env_name in TABLE1_TASKS and env_name.startswith(f"{d}-")), None)
 
 
 def _rows(name: str) -> list[list[str]]:
-    """The rows of a data file in docs/, without the comments at its head."""
+    """Reads the rows of a CSV file in docs/, without the comments at its top."""
     lines = (ROOT / "docs" / name).read_text(encoding="utf-8").splitlines()
     return list(csv.reader(line for line in lines if not line.startswith("#")))

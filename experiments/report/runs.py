@@ -1,4 +1,4 @@
-"""Runs as their directories tell them, also while they are still being trained."""
+"""Runs as read from their directories, finished or still in training."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,20 +13,25 @@ from utils.errors import UserError
 from utils.output.loggers import read_csv
 from utils.system.files import read_json
 
-# What flags.json must hold for a run to be placed.
+# Required keys of flags.json and their types.
 SETTINGS = {"env_name": str, "agent": str, "seed": int, "config": dict, "flags": dict}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its directory tells it.
+    """One run.
 
     Attributes:
-        settings: flags.json. planned: updates it is to go to. finished: it went there and was evaluated there.
-        diverged: where and how training diverged, '' if it did not. reached: updates that are logged.
-        metric: 'success_rate', or 'return_mean' where success is not known.
-        steps, values, episodes: the evaluations.
-        rate: median updates/s. milliseconds: time of one action at acting; NaN where not recorded, as for `rate`.
+        directory: of the run.
+        settings: content of flags.json.
+        planned: last step.
+        finished: whether the run reached its last step and was evaluated there.
+        diverged: where and how training diverged, '' if it did not.
+        reached: last logged step.
+        metric: 'success_rate', or 'return_mean' if success is unknown.
+        steps, values, episodes: of the evaluations.
+        rate: median updates/s, NaN if not recorded.
+        milliseconds: time to decide on one action, NaN if not recorded.
     """
 
     directory: Path
@@ -60,28 +65,31 @@ class Run:
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations per candidate; runs from before it was recorded tell it where it is `flow_steps`."""
+        """Network evaluations per candidate; from `flow_steps` in runs of OTQL and BC that did not record it."""
         known = self.settings["agent"] in ("otql", "bc")
         return self.settings.get("nfe", self.settings["config"].get("flow_steps") if known else None)
 
     @property
     def rollout_steps(self) -> int | None:
-        """Of a run of online_main.py, whose steps are the environment's: those before which the base was evaluated."""
+        """Environment steps with the base policy in a run of online_main.py, None in others (steps are updates)."""
         return self.settings["flags"].get("rollout_steps")
 
     @property
-    def lanes(self) -> int:
-        """Runs trained side by side in one program, which `rate` is the speed of."""
+    def runs_per_program(self) -> int:
+        """Number of runs trained in parallel in the program whose speed is `rate`."""
         flags = self.settings["flags"]
         seeds, varied = flags.get("num_seeds"), str(flags.get("vary") or "")
         return (seeds if isinstance(seeds, int) else 1) * (varied.count(",") + 1)
 
 
 def find_runs(directories: Iterable[Path], step: int | None = None) -> tuple[list[Run], list[str]]:
-    """Reads the runs in and below `directories`, up to `step`: the runs, and a line for each one that is damaged.
+    """Reads the runs in and below `directories`, up to `step`.
+
+    Returns:
+        the runs, and one line for each damaged one.
 
     Raises:
-        UserError: a directory is missing, or there is no run that can be read.
+        UserError: a directory does not exist, or no run can be read.
     """
     found: dict[Path, None] = {}
     for directory in directories:
@@ -102,7 +110,7 @@ def find_runs(directories: Iterable[Path], step: int | None = None) -> tuple[lis
 
 
 def read_run(directory: Path, step: int | None = None) -> Run:
-    """Reads a run's files, also while it is still being trained; with `step`, as if it ended there.
+    """Reads the files of a run, which may still be in training; with `step`, as if it ended there.
 
     Raises:
         UserError: a file is damaged.
@@ -116,7 +124,7 @@ def read_run(directory: Path, step: int | None = None) -> Run:
     if step is not None and step < planned:
         planned, table, timing = step, *(_cut(rows, step) for rows in (table, timing))
     summary = _read_json(directory / "summary.json") if (directory / "summary.json").exists() else {}
-    # Looked at as if it ended earlier, a run was sound there.
+    # A run that diverged after `step` had not diverged yet.
     broke = "diverged" in summary and summary["step"] <= planned
     diverged = f"step {summary['step']} ({summary['diverged']})" if broke else ""
     metric = "success_rate" if np.isfinite(table.get("success_rate", np.nan)).any() else "return_mean"
@@ -142,31 +150,27 @@ def read_run(directory: Path, step: int | None = None) -> Run:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """`runs.read_json` of a file that may also be no object or unreadable."""
+    """Reads a JSON file, with a `UserError` also if it is unreadable."""
     try:
-        content = read_json(path)
+        return read_json(path)
     except OSError as error:
         raise UserError(f"{error.strerror}: cannot read {path}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (no JSON object)")
-    return content
 
 
 def _read_table(path: Path) -> dict[str, np.ndarray]:
-    """`read_csv` of a file that may not be there yet, with steps that go up."""
+    """Reads a CSV file that may not exist yet, and checks that its steps increase."""
     table = read_csv(path) if path.exists() else {}
     if table and not ("step" in table and np.all(np.diff(table["step"], prepend=-1) > 0)):
-        raise UserError(f"{path} is damaged (its column 'step' does not go up)")
+        raise UserError(f"{path} is damaged (its column 'step' does not increase)")
     return table
 
 
 def _cut(table: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
-    """The rows up to `step`."""
     return {name: column[table["step"] <= step] for name, column in table.items()}
 
 
 def update_rate(timing: dict[str, np.ndarray]) -> float:
-    """Median updates/s of the rows of timing.csv."""
+    """Returns the median updates/s of the rows of timing.csv, NaN without any."""
     if "seconds" not in timing:
         return np.nan
     updates = timing.get("updates", np.diff(timing["step"], prepend=0))
@@ -175,7 +179,7 @@ def update_rate(timing: dict[str, np.ndarray]) -> float:
 
 
 def show(value: Any) -> str:
-    """A setting as it is written on the command line."""
+    """Formats a setting as on the command line, None as '–'."""
     if isinstance(value, list | tuple):
         return f"({','.join(map(str, value))})"
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The tables of a report, as data: success against the published figures, IQM over tasks, cost and notes."""
+"""The tables of a report, as data: success beside published numbers, IQM over tasks, cost and notes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,14 +8,15 @@ from jaxtyping import Float, Int
 from scipy.stats import trim_mean
 
 from experiments.report import published
-from experiments.report.groups import Group, Statistic, scalar_interval, show_steps
+from experiments.report.groups import Group, show_steps
+from utils.output.intervals import Statistic, scalar_bootstrap
 
 NONE, SINGLE_TASKS = "–", " (single seeds)"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: `text` marked as 'best', 'close' (to the best) or 'published', and `rest` after it, unmarked."""
+    """A cell: `text`, marked as 'best', 'close' (to the best) or 'published', then `rest`, which is not marked."""
 
     text: str
     mark: str = ""
@@ -24,7 +25,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """A table: first column and header name what the rest is; `notes` are paragraphs below it."""
+    """A table with a header and row names in the first column; `notes` are paragraphs below it."""
 
     title: str
     header: list[str]
@@ -34,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over seeds, its 95 % interval (None: one seed), and how it is measured."""
+    """A mean over seeds, its 95 % interval (None for one seed), and its metric."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -45,12 +46,12 @@ class Score:
         return f"{value:.2f}" if self.metric == "success_rate" else f"{value:.4g}"
 
     def brackets(self) -> str:
-        """Formats the interval, empty if there is none."""
+        """Formats the interval; '' without one."""
         return " [{}, {}]".format(*map(self.text, self.interval)) if self.interval else ""
 
 
 def compared(groups: Iterable[Group]) -> dict[str, dict[str, Group]]:
-    """Environment → label → group, of the groups that may stand side by side."""
+    """Returns environment → label → group, of the groups that are compared."""
     result: dict[str, dict[str, Group]] = {}
     for group in groups:
         if not group.apart:
@@ -59,16 +60,19 @@ def compared(groups: Iterable[Group]) -> dict[str, dict[str, Group]]:
 
 
 def labels_of(groups: Iterable[Group]) -> dict[str, str]:
-    """Label → published name of all compared groups, in the order of the columns."""
+    """Returns label → published name of all compared groups, in the order of the columns."""
     labels = {group.label: group.algorithm for group in groups if not group.apart}
     order = sorted(labels, key=published.method_order)
     return {label: labels[label] for label in order}
 
 
 def marked(scores: dict[str, Score], without_interval: str = " (1 seed)") -> dict[str, Cell]:
-    """Cells of one row of the success table: the best, and those within the 95 % interval of the best, are marked.
+    """Returns one row's cells, with the best score and those within its 95 % interval marked.
 
-    Where some have several seeds, figures of one seed take no part; what reads the same as the best is best too.
+    If some scores have several seeds, those of one seed are not marked. Scores that print like the best are best too.
+
+    Args:
+        without_interval: text after scores without an interval.
     """
     rivals = {label: score for label, score in scores.items() if score.interval} or scores
     best = max(rivals.values(), key=lambda score: score.mean, default=None)
@@ -88,7 +92,7 @@ def marked(scores: dict[str, Score], without_interval: str = " (1 seed)") -> dic
 
 
 def success_table(groups: list[Group], last: int) -> Table:
-    """Methods by environments, the published figures beneath what they are to be read beside."""
+    """Returns success by task and method, with published numbers in the rows below."""
     labels, environments = labels_of(groups), compared(groups)
     table = Table("Success rate", ["environment", *labels], notes=_success_notes(groups, last))
     domains: dict[str, list[str]] = {}
@@ -111,22 +115,22 @@ def success_table(groups: list[Group], last: int) -> Table:
 
 
 def _success_notes(groups: list[Group], last: int) -> list[str]:
-    """The caption of the success table."""
+    """Returns the notes below the success table."""
     seeds = sorted({len(group.runs) for group in groups if not group.apart})
     count = " to ".join(dict.fromkeys(str(pick(seeds)) for pick in (min, max))) if seeds else "no"
     apart = sum(bool(group.apart) for group in groups)
     notes = [
-        f"Each seed's score is the mean of its last {last} evaluation{'s' if last > 1 else ''}; figures are means over "
-        f"seeds, in brackets the 95 % percentile bootstrap interval over seeds (too narrow below about five). "
-        f"Seeds a figure: {count}.",
+        f"A seed's score is the mean of its last {last} evaluation{'s' if last > 1 else ''}. Shown are means over "
+        f"seeds with the 95 % percentile bootstrap interval over seeds in brackets (too narrow below five or so). "
+        f"Seeds per score: {count}.",
         "Bold: best of the row; underlined: within the interval of the best, as Table 1 of the paper marks runners-up. "
-        "Where some figures have several seeds, those of one seed are not marked.",
-        "Italics: published figures, at 4×512 networks. Those of 'this task' are QAM's released data (12 seeds, ± "
-        "standard deviation over seeds); those of Table 1 are means of a domain's five tasks, not of a single one.",
+        "If some scores have several seeds, those of one seed are not marked.",
+        "Italics: published results of 4×512 networks. Those of 'this task' are QAM's released data (12 seeds, ± "
+        "standard deviation over seeds); those of Table 1 are means over a domain's five tasks.",
     ]
     if apart:
         are = "group of runs is" if apart == 1 else "groups of runs are"
-        notes.append(f"{apart} {are} not compared here; the table of runs says why.")
+        notes.append(f"{apart} {are} not compared here; the table of runs gives the reasons.")
     return notes
 
 
@@ -135,14 +139,14 @@ def _add_row(table: Table, labels: Iterable[str], name: str, cells: dict[str, Ce
 
 
 def _add_published(table: Table, labels: Iterable[str], name: str, texts: dict[str, str]) -> None:
-    """Adds a row of published figures, if there is one."""
+    """Adds a row of published numbers, if there are any."""
     if texts:
         cells = (Cell(texts[label], "published") if label in texts else Cell("") for label in labels)
         table.rows.append([Cell(name, "published"), *cells])
 
 
 def _add_published_curve(table: Table, labels: dict[str, str], env_name: str, shown: dict[str, Group]) -> None:
-    """Adds the task's own published figures: at the updates of these runs, where they reach, and at the end."""
+    """Adds the task's published scores, at the updates of these runs if the curves have them, and at the end."""
     known = published.curves().get(env_name, {})
     curves = {label: known[method] for label, method in labels.items() if method in known}
     steps = next(iter(shown.values())).condition.steps if shown else ()
@@ -155,31 +159,30 @@ def _add_published_curve(table: Table, labels: dict[str, str], env_name: str, sh
 
 
 def _domain_scores(tasks: list[dict[str, Group]]) -> dict[str, Score]:
-    """Label → mean over a domain's tasks, of the methods that have all of them."""
+    """Returns label → mean over a domain's tasks, of the methods that have all of them."""
     if len(tasks) < published.TASKS:
         return {}
     result = {}
     for label in set.intersection(*(set(task) for task in tasks)):
         strata = [task[label].scores for task in tasks]
-        # Mean of the tasks' means, whatever their numbers of seeds.
-        ends = np.cumsum([len(stratum) for stratum in strata])[:-1]
-        mean_of_means = _over_tasks(ends)
-        result[label] = Score(float(np.mean([s.mean() for s in strata])), scalar_interval(strata, mean_of_means))
+        # Tasks have equal weights, whatever their numbers of seeds.
+        mean_of_means = _over_tasks(np.cumsum([len(stratum) for stratum in strata])[:-1])
+        result[label] = Score(float(np.mean([s.mean() for s in strata])), scalar_bootstrap(strata, mean_of_means))
     return result
 
 
 def _over_tasks(ends: Int[np.ndarray, " cuts"]) -> Statistic:
-    """The mean over tasks of the mean over runs; `ends` cuts runs into tasks."""
+    """Returns the mean over tasks of the mean over runs as a statistic; `ends` splits runs into tasks."""
     return lambda samples: np.mean([part.mean(axis=1) for part in np.split(samples, ends, axis=1)], axis=0)
 
 
 def iqm(samples: Float[np.ndarray, "*b runs"]) -> Float[np.ndarray, "*b"]:
-    """Interquartile mean over the last axis: a quarter is cut off at each end."""
+    """Returns the interquartile mean over the last axis: a quarter is cut off at each end."""
     return np.asarray(trim_mean(samples, 0.25, axis=-1))
 
 
 def aggregate_table(groups: list[Group]) -> Table:
-    """IQM over runs × tasks of each method, over the tasks that all compared methods have."""
+    """Returns each method's IQM over runs × tasks, over the tasks that all compared methods have."""
     environments = compared(groups)
     labels = list(labels_of(groups))
     success = {
@@ -190,13 +193,12 @@ def aggregate_table(groups: list[Group]) -> Table:
     common = [name for name in sorted(success) if set(success[name]) == set(labels)]
     table = Table("Aggregate over tasks", ["method", "IQM of success", "runs × tasks"])
     if not common:
-        reason = "no task has finished, comparable runs of all methods above"
-        table.notes.append(f"There is no aggregate: {reason}.")
+        table.notes.append("There is no aggregate: no task has finished, comparable runs of all methods above.")
         return table
     scores = {}
     for label in labels:
         strata = [success[name][label].scores for name in common]
-        scores[label] = Score(float(iqm(np.concatenate(strata))), scalar_interval(strata, iqm)), strata
+        scores[label] = Score(float(iqm(np.concatenate(strata))), scalar_bootstrap(strata, iqm)), strata
     cells = marked({label: score for label, (score, _) in scores.items()}, SINGLE_TASKS)
     for label, (_, strata) in scores.items():
         counts = " + ".join(str(len(stratum)) for stratum in strata)
@@ -217,29 +219,17 @@ def aggregate_table(groups: list[Group]) -> Table:
 
 
 def runs_table(groups: list[Group], last: int) -> Table:
-    """A row a group: success beside its cost, and what a reader must know, the groups that are set apart included."""
-    header = [
-        "environment",
-        "method",
-        "success",
-        "seeds",
-        "updates",
-        "evaluations",
-        "NFE",
-        "N",
-        "ms/action",
-        "updates/s",
-    ]
-    table = Table("Runs, cost and notes", [*header, "notes"])
-    order = labels_of(groups)
-    ranks = {label: index for index, label in enumerate(order)}
+    """Returns a row per group, compared or not: success, cost, and notes."""
+    header = "environment, method, success, seeds, updates, evaluations, NFE, N, ms/action, updates/s, notes"
+    table = Table("Runs, cost and notes", header.split(", "))
+    ranks = {label: index for index, label in enumerate(labels_of(groups))}
     for group in sorted(groups, key=lambda g: (g.env_name, bool(g.apart), ranks.get(g.label, 99), g.label)):
         steps = group.condition.steps
         score = Score(group.mean, group.interval, group.condition.metric)
         text = score.text(score.mean) + score.brackets() if steps else NONE
         rates = [run.rate for run in group.runs if np.isfinite(run.rate)]
         milliseconds = [run.milliseconds for run in group.runs if np.isfinite(run.milliseconds)]
-        lanes = max(run.lanes for run in group.runs)
+        parallel = max(run.runs_per_program for run in group.runs)
         apart = [f"Not compared; {'; '.join(group.apart)}"] if group.apart else []
         cells = [
             *(group.env_name, group.label, text + (" (return)" if score.metric == "return_mean" and steps else "")),
@@ -248,25 +238,25 @@ def runs_table(groups: list[Group], last: int) -> Table:
             _same(run.settings["config"].get("best_of_n") for run in group.runs),
             f"{np.median(milliseconds):.3g}" if milliseconds else NONE,
             (f"{np.median(rates):.3g}" if rates else NONE)
-            + (f" ({lanes} runs at once)" if lanes > 1 and rates else ""),
+            + (f" ({parallel} runs at once)" if parallel > 1 and rates else ""),
             "; ".join(apart + group.notes),
         ]
         table.rows.append([Cell(cell) for cell in cells])
     table.notes += [
-        "NFE: network evaluations of the sampler for one candidate. N: candidates. ms/action: what the run measured at "
-        "its end. updates/s: median over the logged intervals, of the whole program where it trained several runs at "
-        f"once. Times are of the machine they were taken on and of all that ran on it. {NONE}: not recorded.",
+        "NFE: network evaluations of the sampler for one candidate. N: candidates. ms/action: measured at the end of "
+        "the run. updates/s: median over the logged intervals, of the whole program if it trained several runs at "
+        f"once. Times depend on the machine and on its load. {NONE}: not recorded.",
     ]
     return table
 
 
 def _same(values: Iterable[object]) -> str:
-    """The values of a group's runs, each once."""
+    """Lists the values of a group's runs, each once."""
     return ", ".join(dict.fromkeys(NONE if value is None else str(value) for value in values))
 
 
 def _evaluations(group: Group, last: int) -> str:
-    """How many evaluations of how many episodes were averaged."""
+    """Formats the number of averaged evaluations and of their episodes."""
     episodes = {int(count) for run in group.runs for count in run.episodes[-last:] if np.isfinite(count)}
     count = len(group.condition.steps)
     return f"{count} × {' or '.join(map(str, sorted(episodes)))} episodes" if episodes else str(count)

@@ -1,24 +1,27 @@
-"""Sweeps by name: agents × environments × settings × seeds, as a table or a figure of the paper needs them."""
+"""Grids of sweeps: agents × tasks × settings × seeds, one for each table and figure."""
 
 from dataclasses import dataclass, field
 
 from envs.tasks import PANDA_TASKS, TABLE1_TASKS
 
-# Program → its flags whose sum is the step at which a run ends.
+# Program → the flags whose sum is the last step of a run.
 STEPS = {"main.py": ("offline_steps", "online_steps"), "online_main.py": ("rollout_steps", "online_steps")}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A declared sweep.
+    """A grid of runs.
 
     Attributes:
-        agents: names of files in agents/, or paths. env_names: tasks. seeds: 0 … seeds − 1 of each.
-        program: main.py or online_main.py. flags: of every command.
-        settings: name → flags that tell it from the others; '' is the grid's own run group, others stand beside it.
+        agents: names of files in agents/, or paths.
+        env_names: tasks.
+        seeds: number of seeds; they are 0 … seeds − 1.
+        program: main.py or online_main.py.
+        flags: of every command.
+        settings: name → its own flags. The runs of '' are in the group <grid>, others in <grid>-<name>.
 
     Raises:
-        ValueError: a field is of another kind, or empty.
+        ValueError: a field has a wrong type or is empty.
     """
 
     agents: tuple[str, ...]
@@ -30,22 +33,22 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.program not in STEPS:
-            raise ValueError(f"program is {self.program}; it must be one of {', '.join(STEPS)}")
+            raise ValueError(f"program is {self.program}; choose one of {', '.join(STEPS)}")
         if type(self.seeds) is not int or self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}; it must be a number of seeds")
+            raise ValueError(f"seeds is {self.seeds}; give a whole number above 0")
         if not isinstance(self.settings, dict) or not all((self.settings, self.agents, self.env_names)):
-            raise ValueError("agents, env_names and settings, a dictionary, must not be empty")
+            raise ValueError("agents, env_names and settings (a dictionary) must not be empty")
         for texts in (self.agents, self.env_names, self.flags, *self.settings.values()):
             if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{texts!r} is no tuple of texts; one of a single text ends in a comma: ('text',)")
+                raise ValueError(f"{texts!r} is not a tuple of strings; with one element it ends in a comma: ('text',)")
 
 
 def tasks(*domains: str) -> tuple[str, ...]:
-    """Table 1's tasks of some domains."""
+    """Returns Table 1's tasks of some domains."""
     return tuple(name for name in TABLE1_TASKS if name.startswith(domains))
 
 
-# In a sweep, λ's values are lanes of one program; N and NFE change the program.
+# Values of λ train in one program; N and NFE change the program.
 ABLATION: dict[str, tuple[str, ...]] = {
     "": ("--vary=agent.lam=0.1,0.4,0.75,1,1.5,4",),
     **{f"N{n}": (f"--agent.best_of_n={n}",) for n in (1, 5, 32)},
@@ -53,13 +56,13 @@ ABLATION: dict[str, tuple[str, ...]] = {
 }
 COLLECTED = ("--dataset_source=collect", "--dataset_episodes=200")
 CPU = ("--preset=cpu", "--eval_interval=6000", "--eval_episodes=25", "--log_interval=1000", "--save_interval=6000")
-# Online on a processor: a fifth of the updates.
+# On a CPU: a fifth of the updates.
 ONLINE = ("--utd_ratio=2", "--eval_interval=2000")
-# Demonstrators whose hands shake, so that what imitates them fails at times, wherever it starts.
-SHAKY = ("--base_group=laptop_microwave", "--demonstrations=10", "--tremor=8", *ONLINE)
+# Noisy demonstrations, so that the base policy fails at times from every initial state.
+NOISY = ("--base_group=laptop_microwave", "--demonstrations=10", "--tremor=8", *ONLINE)
 
 GRIDS: dict[str, Grid] = {
-    # Table 1: ten methods, 40 tasks; 12 seeds as in QAM's released data.
+    # Ten methods, 40 tasks; 12 seeds as in QAM's released data.
     "table1": Grid(
         ("fawac", "dsrl", "qsm", "cgql", "fedit", "qam", "ifql", "fql", "qam_f", "otql"), TABLE1_TASKS, seeds=12
     ),
@@ -70,7 +73,7 @@ GRIDS: dict[str, Grid] = {
         flags=("--offline_steps=500000", "--online_steps=500000"),
     ),
     "fig3": Grid(("otql", "qc", "fql", "ewfm", "dsrl"), PANDA_TASKS, seeds=5, program="online_main.py"),
-    # Figs. 2 and 3 as far as two cores go.
+    # Figs. 2 and 3 at the scale of two cores.
     "laptop_fig2": Grid(
         ("otql", "fql"),
         ("cube-single-play-singletask-task1-v0",),
@@ -82,7 +85,7 @@ GRIDS: dict[str, Grid] = {
         ("OpenMicrowave-v0",),
         seeds=3,
         program="online_main.py",
-        flags=SHAKY,
+        flags=NOISY,
     ),
     "laptop_boxes": Grid(
         ("otql", "fql", "ewfm", "dsrl"),
@@ -99,7 +102,7 @@ GRIDS: dict[str, Grid] = {
         flags=("--base_group=fig6",),
         settings=ABLATION,
     ),
-    # The table of the README's laptop scale, and all methods on one task.
+    # Laptop scale: three tasks, and all methods on one task.
     "laptop": Grid(
         ("otql", "bc"),
         ("scene-play-singletask-task1-v0", "cube-single-play-singletask-task1-v0", "scene-play-singletask-task4-v0"),

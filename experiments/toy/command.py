@@ -401,7 +401,7 @@ def main(argv: Sequence[str]) -> None:
     if "figure" in pages:
         files["figure1.png"] = figures.draw_samples(pages["figure"], CENTRES, RADIUS)
         files["nfe.png"] = figures.draw_nfe(pages["figure"])
-        print(figures.markdown_table(pages["figure"]))
+        print(figures.metrics_table(pages["figure"]))
     if "sweep" in pages:
         files["sweep.png"] = figures.draw_sweep(pages["sweep"], (FLAGS.alpha, FLAGS.epsilon))
     for name, content in files.items():

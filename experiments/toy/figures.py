@@ -1,8 +1,6 @@
-"""What experiments.toy writes: tables and pictures."""
+"""Tables and figures of the toy study."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,9 +13,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
-from scipy.stats import t as student
+from numpy.typing import ArrayLike
 
+from utils.output.intervals import t_interval
 from utils.output.plotting import STYLE, to_png
+from utils.output.tables import csv_text, markdown_table
 
 Result = dict[str, np.ndarray]
 Measures = dict[tuple[str, float, float], Float[np.ndarray, "seeds 3"]]  # of (method, α, ε)
@@ -39,10 +39,12 @@ BEND = "Bend:\nextra path length, %"
 
 @dataclass(frozen=True, order=True)
 class Job:
-    """One training.
+    """The settings of one training.
 
-    `condition`: moon or rotation; `energy`: where it is 1, inside or outside; `method`: wcot or ewfm, or true for true
-    samples in place of a flow's.
+    Attributes:
+        condition: 'moon' or 'rotation'.
+        energy: where it is 1, 'inside' or 'outside' the circles.
+        method: 'wcot', 'ewfm', or 'true' for true samples without a flow.
     """
 
     condition: str
@@ -54,31 +56,26 @@ class Job:
     seed: int = 0
 
 
-def interval(values: Float[np.ndarray, " seeds *b"]) -> tuple[Float[np.ndarray, "*b"], Float[np.ndarray, "*b"]]:
-    """Mean over seeds and half the width of its 95 % t-interval, NaN for one seed."""
-    count, mean = len(values), np.asarray(values.mean(axis=0))
-    if count == 1:
-        return mean, np.full_like(mean, np.nan)
-    return mean, np.asarray(student.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count))
-
-
 def by_setting(results: dict[Job, Result]) -> dict[Job, Result]:
-    """Settings (jobs with seed 0) → metrics [seeds, len(NFES)] and diagnostics [seeds]; paths of the first seed."""
+    """Stacks the results of all seeds of a setting.
+
+    Returns:
+        setting (a job with seed 0) → metrics [seeds, len(NFES)], diagnostics [seeds], and paths of the first seed.
+    """
     groups: dict[Job, list[Result]] = {}
     for job in sorted(results, key=lambda job: replace(job, method=str(list(LABELS).index(job.method)))):
         groups.setdefault(replace(job, seed=0), []).append(results[job])
     return {
         setting: {
-            name: first[name] if name.startswith("path") else np.stack([result[name] for result in found])
-            for name in first
+            name: value if name.startswith("path") else np.stack([result[name] for result in found])
+            for name, value in found[0].items()
         }
         for setting, found in groups.items()
-        for first in found[:1]
     }
 
 
 def runs_table(results: dict[Job, Result]) -> str:
-    """CSV: one row for each training and NFE."""
+    """Returns CSV with one row for each training and NFE."""
     rows = [
         _described(job)
         | {"nfe": nfe}
@@ -87,36 +84,33 @@ def runs_table(results: dict[Job, Result]) -> str:
         for job, result in sorted(results.items())
         for i, nfe in enumerate(NFES)
     ]
-    return _csv(rows)
+    return csv_text([rows[0], *(row.values() for row in rows)])
 
 
 def means_table(results: dict[Job, Result]) -> str:
-    """CSV: one row for each setting and NFE, with mean and 95 % t-interval of each metric over seeds."""
+    """Returns CSV with one row for each setting and NFE: mean and 95 % t-interval of each metric over seeds."""
     rows = []
     for setting, data in by_setting(results).items():
         seeds = len(data[METRICS[0]])
         for i, nfe in enumerate(NFES):
             row = {k: v for k, v in _described(setting).items() if k != "seed"} | {"seeds": seeds, "nfe": nfe}
             for name in METRICS:
-                mean, half = interval(data[name][:, i])
+                mean, half = t_interval(data[name][:, i])
                 row |= {name: _number(mean), f"{name}_low": _number(mean - half), f"{name}_high": _number(mean + half)}
             rows.append(row | {name: _number(data[name].mean() if name in data else None) for name in DIAGNOSTICS})
-    return _csv(rows)
+    return csv_text([rows[0], *(row.values() for row in rows)])
 
 
-def markdown_table(results: dict[Job, Result]) -> str:
-    """The numbers behind figure1.png and nfe.png: metrics by NFE, mean ± half the interval."""
-    lines = ["| energy is 1 | metric | method | " + " | ".join(f"NFE {nfe}" for nfe in NFES) + " |"]
-    lines.append("|---" * (3 + len(NFES)) + "|")
-    groups = by_setting(results)
+def metrics_table(results: dict[Job, Result]) -> str:
+    """Returns the numbers of figure1.png and nfe.png in Markdown: metrics by NFE, mean ± half the interval."""
+    rows, groups = [], by_setting(results)
     for metric in METRICS:
         for setting, data in groups.items():
             if np.isfinite(data[metric]).all():
-                cells = [_plus_minus(*interval(data[metric][:, i])) for i in range(len(NFES))]
+                cells = [_plus_minus(*t_interval(data[metric][:, i])) for i in range(len(NFES))]
                 cells = cells[:1] + [""] * (len(NFES) - 1) if setting.method == "true" else cells
-                heading = (f"{setting.energy} the circles", metric.replace("_", " "), LABELS[setting.method])
-                lines.append("| " + " | ".join([*heading, *cells]) + " |")
-    return "\n".join(lines)
+                rows.append([f"{setting.energy} the circles", metric.replace("_", " "), LABELS[setting.method], *cells])
+    return markdown_table(["energy is 1", "metric", "method", *(f"NFE {nfe}" for nfe in NFES)], rows)
 
 
 def _described(job: Job) -> dict[str, Any]:
@@ -132,20 +126,12 @@ def _plus_minus(mean: Float[np.ndarray, ""], half: Float[np.ndarray, ""]) -> str
     return f"{mean:.3f} ± {half:.3f}" if np.isfinite(half) else f"{mean:.3f}"
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def draw_samples(results: dict[Job, Result], centres: Float[np.ndarray, "circles 2"], radius: float) -> bytes:
-    """Fig. 1: samples and paths of the first seed, rows of 100 and 2 steps; the numbers are means over seeds."""
+    """Draws Fig. 1: samples and paths of the first seed with 100 and 2 steps; the numbers are means over seeds."""
     groups = {(setting.energy, setting.method): data for setting, data in by_setting(results).items()}
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(7.2, 4.6))
-        # A narrow empty column between both energies.
+        # A narrow empty column between the two energies.
         widths, frame = (1, 1, 0.06, 1, 1), {"left": 0.025, "right": 0.997, "bottom": 0.105, "top": 0.91}
         grid = figure.add_gridspec(2, 5, width_ratios=widths, wspace=0.04, hspace=0.17, **frame)
         for left, energy, other in ((0, "inside", "outside"), (3, "outside", "inside")):
@@ -172,7 +158,7 @@ def draw_samples(results: dict[Job, Result], centres: Float[np.ndarray, "circles
 def _draw_panel(
     axes: Axes, data: Result, nfe: int, energy: str, centres: Float[np.ndarray, "circles 2"], radius: float
 ) -> None:
-    """One method with one number of steps; it is grey where the energy is 1."""
+    """Draws one method with one number of steps on a background that is grey where the energy is 1."""
     axes.set(aspect="equal", xlim=(-1.72, 1.72), ylim=(-1.72, 1.72), xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
     axes.spines[:].set_linewidth(0.4)
@@ -192,7 +178,7 @@ def _draw_panel(
 
 
 def draw_nfe(results: dict[Job, Result]) -> bytes:
-    """Metrics over the number of Euler steps; bands are 95 % t-intervals over seeds."""
+    """Draws metrics over the number of Euler steps; bands are 95 % t-intervals over seeds."""
     groups = by_setting(results)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.5), layout="constrained")
@@ -217,21 +203,25 @@ def draw_nfe(results: dict[Job, Result]) -> bytes:
 
 
 def _draw_metric(axes: Axes, method: str, values: Float[np.ndarray, "seeds NFEs"]) -> None:
-    """One line."""
-    mean, half = interval(values)
     if method == "true":
-        axes.axhline(mean[0], color=GREY, linestyle=":", linewidth=1, label=LABELS[method])
-        return
-    colour = COLOURS[0] if method == "wcot" else COLOURS[1]
-    axes.plot(NFES, mean, marker="o", color=colour, label=LABELS[method], clip_on=False, zorder=3)
-    axes.fill_between(NFES, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        axes.axhline(values[:, 0].mean(), color=GREY, linestyle=":", linewidth=1, label=LABELS[method])
+    else:
+        colour = COLOURS[0] if method == "wcot" else COLOURS[1]
+        _draw_band(axes, NFES, values, color=colour, label=LABELS[method], clip_on=False)
+
+
+def _draw_band(axes: Axes, x: ArrayLike, values: Float[np.ndarray, "seeds points"], **style: Any) -> None:
+    """Draws a line of means over seeds with a band, their 95 % t-intervals."""
+    mean, half = t_interval(values)
+    axes.plot(x, mean, marker="o", zorder=3, **style)
+    axes.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def draw_sweep(results: dict[Job, Result], chosen: tuple[float, float]) -> bytes:
-    """α and ε: bias, straightness, both, and one against the other. Rows: kinds of condition.
+    """Draws bias, straightness, both, and one against the other, over α and ε; rows are kinds of condition.
 
     Args:
-        chosen: (α, ε) of figure1.png, a star where the sweep has it.
+        chosen: (α, ε) of figure1.png, marked by a star if the sweep has it.
     """
     groups = by_setting(results)
     rows = {"moon": "c: which moon\n(2 values)", "rotation": "c: angle\n(a continuum)"}
@@ -264,7 +254,7 @@ def draw_sweep(results: dict[Job, Result], chosen: tuple[float, float]) -> bytes
 
 
 def _measures(data: Result) -> Float[np.ndarray, "seeds 3"]:
-    """Bias, bend and both: distance at 100 steps, extra path length in % there, and distance at 2 steps."""
+    """Returns bias, bend and both: distance and extra path length in % at 100 steps, and distance at 2 steps."""
     two, most = NFES.index(2), NFES.index(100)
     distance = data["distance"]
     return np.stack([distance[:, most], 100 * (data["straightness"][:, most] - 1), distance[:, two]], axis=1)
@@ -273,16 +263,16 @@ def _measures(data: Result) -> Float[np.ndarray, "seeds 3"]:
 def _draw_measures(
     row: Iterable[Axes], own: Measures, shades: dict[float, Any], chosen: tuple[float, float] | None
 ) -> None:
-    """One panel for each measure: lines over α for each ε, with 95 % t-intervals over seeds."""
+    """Draws a panel for each measure: a line over α for each ε, with 95 % t-intervals over seeds."""
     alphas = sorted({alpha for method, alpha, _ in own if method == "wcot"})
     places = np.arange(len(alphas))
     for i, axes in enumerate(row):
         for epsilon, colour in shades.items():
-            mean, half = interval(np.stack([own["wcot", alpha, epsilon][:, i] for alpha in alphas], axis=1))
-            axes.plot(places, mean, marker="o", color=colour, zorder=3)
-            axes.fill_between(places, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+            values = np.stack([own["wcot", alpha, epsilon][:, i] for alpha in alphas], axis=1)
+            _draw_band(axes, places, values, color=colour)
             if chosen and chosen[0] in alphas and chosen[1] == epsilon:
-                axes.plot(alphas.index(chosen[0]), mean[alphas.index(chosen[0])], color=colour, zorder=5, **STAR)
+                place = alphas.index(chosen[0])
+                axes.plot(place, values[:, place].mean(), color=colour, zorder=5, **STAR)
         axes.axhline(own["ewfm", 0.0, 0.0][:, i].mean(), color="black", linestyle="--", linewidth=0.9)
         axes.set_xticks(places, [f"{alpha:g}" for alpha in alphas])
         if i == 1:
@@ -294,7 +284,7 @@ def _draw_measures(
 
 
 def _draw_trade(axes: Axes, own: Measures, shades: dict[float, Any], chosen: tuple[float, float] | None) -> None:
-    """Bias over bend: a line for each ε, on which α grows; see `_draw_measures`."""
+    """Draws bias over bend: a line for each ε, along which α increases; see `_draw_measures`."""
     alphas = sorted({alpha for method, alpha, _ in own if method == "wcot"})
     for epsilon, colour in shades.items():
         bias, bend = np.stack([own["wcot", alpha, epsilon].mean(axis=0)[:2] for alpha in alphas], axis=1)
@@ -318,6 +308,6 @@ def _draw_trade(axes: Axes, own: Measures, shades: dict[float, Any], chosen: tup
 
 
 def _plain_numbers(axis: Axis) -> None:
-    """Labels of a logarithmic axis as 0.1, 1, 10."""
+    """Labels a logarithmic axis as 0.1, 1, 10."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")

@@ -69,7 +69,7 @@ class Dataset(dict):
 def checkout(tmp_path):
     """A directory laid out as the public code."""
     files = {"agents/__init__.py": AGENT_FILES, "agents/fql.py": "from agents import get_config\n"}
-    for name, text in (files | {"utils/__init__.py": "", "utils/data/batches.py": DATASETS}).items():
+    for name, text in (files | {"utils/__init__.py": "", "utils/datasets.py": DATASETS}).items():
         path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

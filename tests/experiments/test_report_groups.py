@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-from scipy import stats
 from written_runs import DATA, SCENE, groups_of, row_of, write_run
 
 from experiments.report import published
-from experiments.report.groups import bootstrap, group_runs
+from experiments.report.groups import group_runs
 from experiments.report.runs import find_runs, update_rate
 from experiments.report.tables import Score, aggregate_table, marked, runs_table, success_table
 
@@ -104,7 +103,7 @@ def test_the_same_seed_twice_is_no_second_sample(tmp_path):
     (group,) = groups_of(tmp_path, tmp_path / "b" / ".." / "a")  # and a directory given twice is read once
     assert len(group.notes) == 2
     assert group.scores.tolist() == pytest.approx([0.1])
-    assert group.notes[0] == "1 seed" and "seed 0 is there twice" in group.notes[1] and "/b/" in group.notes[1]
+    assert group.notes[0] == "1 seed" and "seed 0 exists twice" in group.notes[1] and "/b/" in group.notes[1]
 
 
 def test_presets_and_episodes_that_differ_are_said(tmp_path):
@@ -113,25 +112,9 @@ def test_presets_and_episodes_that_differ_are_said(tmp_path):
     write_run(tmp_path, (0, 0, 0, 0), agent="bc", flags={"preset": "paper"})
     notes = {group.method: group.notes for group in groups_of(tmp_path)}
     assert notes == {
-        "OTQL": ["25 and 50 episodes an evaluation", "preset=cpu"],
+        "OTQL": ["25 and 50 episodes per evaluation", "preset=cpu"],
         "BC": ["1 seed", "preset=paper"],
     }
-
-
-def test_bootstrap_agrees_with_scipy_and_resamples_within_tasks():
-    values = np.random.default_rng(3).normal(size=12)
-    expected = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
-    )
-    got = bootstrap([values], lambda x: x.mean(axis=1))
-    np.testing.assert_allclose(got, expected.confidence_interval, atol=0.02)
-    assert got == bootstrap([values], lambda x: x.mean(axis=1))
-    # No spread within tasks: none in the interval, however far the tasks are apart.
-    np.testing.assert_allclose(bootstrap([np.zeros(3), np.ones(3)], lambda x: x.mean(axis=1)), [0.5, 0.5])
-    assert bootstrap([values, np.ones(1)], lambda x: x.mean(axis=1)) is None
-    lower, upper = bootstrap([np.stack([values, values + 1], axis=1)], lambda x: x.mean(axis=1))
-    np.testing.assert_allclose([lower[0], upper[0]], got)
-    np.testing.assert_allclose([lower[1], upper[1]], np.array(got) + 1)
 
 
 def test_marks():

@@ -101,8 +101,8 @@ def test_local_sweep_finishes_and_leaves_out_what_is_done(write_grid, tmp_path):
     assert states(*flags) == {} and "4 done" in run_sweep(*flags, "status").out
     assert "4 done; 0 to start" in run_sweep(*flags).err
     assert "| " in run_sweep(*flags, "report").out
-    assert "Seeds a figure: 2." in run_sweep(*flags, "report").out
-    assert "Seeds a figure: 1." in run_sweep(*flags, "--seeds=1", "report").out
+    assert "Seeds per score: 2." in run_sweep(*flags, "report").out
+    assert "Seeds per score: 1." in run_sweep(*flags, "--seeds=1", "report").out
 
     # What is done with other settings is not taken for done.
     changed = (*flags, "--flags=agent.batch_size=9")
@@ -138,8 +138,8 @@ def test_refusals(write_grid, tmp_path, monkeypatch):
         (("--flags=offline_steps=0",), "--offline_steps=0"),
         (("--flags=ofline_steps=4",), "Unknown command line flag 'ofline_steps'"),
         (("--flags=agent.lm=3",), "no setting 'lm'"),
-        (("--flags=env_name=cube-single-play-singletask-task1-v0",), "--env_name is set by the sweep itself"),
-        (("--flags=--seed=7",), "--seed is set by the sweep itself"),
+        (("--flags=env_name=cube-single-play-singletask-task1-v0",), "--env_name is set by the sweep; remove it"),
+        (("--flags=--seed=7",), "--seed is set by the sweep; remove it"),
         (("--partition=gpu",), "--partition is for --backend=slurm; this is local"),
         (("--backend=slurm", "--jobs=2"), "--jobs is for --backend=local; this is slurm"),
         (("--save_dir=/proc/nowhere",), "cannot write /proc/nowhere"),
@@ -150,7 +150,7 @@ def test_refusals(write_grid, tmp_path, monkeypatch):
     assert "defines no GRID" in refused(f"--grid={tmp_path / 'empty.py'}", program=sweep)
     varied = write_grid(settings={"lr": ("--agent.lr=1e-3",), "tau": ("--vary=agent.tau=0.1,0.2",)})
     for name in ("lr", "tau"):
-        assert "it is what the grid varies" in refused(*varied, f"--flags=agent.{name}=1", program=sweep)
+        assert "the grid varies this setting" in refused(*varied, f"--flags=agent.{name}=1", program=sweep)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # Outside tests no types are checked.
     twice = "GRID = Grid(('bc', '{}/agents/bc.py'), ('{}',), 1)"
     for grid, text in [
@@ -193,7 +193,7 @@ def test_a_queue_that_does_not_answer_is_not_an_empty_one(write_grid, tmp_path, 
 @pytest.mark.parametrize(
     "slots,gpus,expected", [(2, ["4", "5"], ["4 -", "5 -"]), (3, ["4", "5"], ["4 0.45", "5 0.45"])]
 )
-def test_gpus_are_dealt_out_and_shared(slots, gpus, expected, tmp_path, monkeypatch):
+def test_gpus_are_assigned_and_shared(slots, gpus, expected, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '-'))"
     jobs = [Job(str(number), ("-c", code), tmp_path, (), 1, ()) for number in range(2)]

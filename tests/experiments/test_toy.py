@@ -158,16 +158,9 @@ def test_coupled_flows_are_straighter_than_independent_ones():
     assert gaps["wcot"] < 0.5 * gaps["ewfm"] and lengths["wcot"] < lengths["ewfm"]
 
 
-def test_interval_is_students():
-    mean, half = figures.interval(np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 4.0]]))
-    np.testing.assert_allclose(mean, [2, 4])
-    np.testing.assert_allclose(half, [4.3027 / 3**0.5, 0], atol=1e-4)
-    assert np.isnan(figures.interval(np.ones((1, 2)))[1]).all()
-
-
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """Runs the command with tiny trainings and made-up results; returns it and the list of jobs trained."""
+    """Runs the command with tiny trainings and synthetic results; returns it and the list of jobs trained."""
     trained = []
 
     def evaluate(params, key, problem):

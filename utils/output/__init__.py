@@ -1,1 +1,1 @@
-"""What runs write for people: CSV files, progress bars, figures."""
+"""Output of runs: CSV files, progress bars, tables, figures."""

@@ -1,7 +1,6 @@
-"""Where numbers go: CSV files that resume exactly, a progress bar, and optionally wandb."""
+"""Loggers of metrics: CSV files that resume exactly, a progress bar, and optionally wandb."""
 
 import csv
-import io
 import math
 import os
 import secrets
@@ -14,18 +13,19 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.output.tables import csv_text
 from utils.system.files import atomic_write_text, disk_errors
 
 
 class CsvLogger:
-    """Appends rows to a CSV file, each one on disk for other readers as soon as `log` returns.
+    """A CSV file to which rows are appended; other processes see a row as soon as `log` returns.
 
-    The first column is `step`, the others are `columns`, or the keys of the first row. A key that is not known yet then
-    is given as NaN: columns stay fixed, because byte positions in earlier checkpoints must stay good. A file of an
-    earlier version may lack columns: what has none is left out, which is said once.
+    The first column is `step`, the others are `columns`, or the keys of the first row. They stay fixed, so that byte
+    positions in earlier checkpoints remain valid: give a value that comes later as NaN in the first row. A resumed file
+    of an earlier version may lack columns; their values are left out, with one warning.
 
-    To resume, store `position()` in the checkpoint and open with it: rows written later are cut off and will be
-    written again. Opened without (or with 0) the file starts anew.
+    To resume, store `position()` in the checkpoint and pass it to the constructor: rows written after it are cut off
+    and will be written again. Without a position (or with 0) the file is overwritten.
 
     Raises:
         UserError: the disk is full or the file cannot be written.
@@ -41,42 +41,40 @@ class CsvLogger:
                 self._columns = next(csv.reader([kept.split(b"\n", 1)[0].decode("utf-8", "replace")]))
                 if self._columns[0] != "step":
                     raise UserError(f"{path} was changed: its first column is not 'step'; restore the file")
-            # Unbuffered, so that a row the disk refused is not tried again on closing.
+            # Unbuffered, so that a row that failed to be written is not written on closing.
             self._file = open(path, "r+b" if kept else "wb", buffering=0)  # noqa: SIM115
             if kept:
                 self._file.truncate(len(kept))
                 self._file.seek(len(kept))
         self._resumed = self._has_header = bool(kept)
-        self._told = False
+        self._warned = False
 
     def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
-        """Appends one row; numbers are written so that they read back bit for bit, NaN and missing keys as empty.
+        """Appends one row; numbers read back bit for bit, NaN and missing keys are empty cells.
 
         Raises:
             UserError: the disk is full.
-            ValueError: `row` has a key without a column, in a file that was not resumed.
+            ValueError: `row` has a key without a column, and the file was not resumed.
         """
         lines = []
         self._columns = self._columns or ["step", *row]
         if unknown := sorted(row.keys() - set(self._columns)):
             if not self._resumed:
-                raise ValueError(f"{self.path.name}: no column for {unknown}; give it as NaN in the first row")
-            if not self._told:
-                print(f"{self.path}: it has no column for {', '.join(unknown)}, which is left out", file=sys.stderr)
-            self._told = True
+                raise ValueError(f"{self.path.name} has no column for {unknown}; give it as NaN in the first row")
+            if not self._warned:
+                print(f"warning: {self.path} has no column for {', '.join(unknown)}: left out", file=sys.stderr)
+            self._warned = True
         if not self._has_header:
             lines.append(self._columns)
             self._has_header = True
         lines.append([str(step), *(_cell(row.get(column, math.nan)) for column in self._columns[1:])])
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
-        data = text.getvalue().encode()
+        data = csv_text(lines).encode()
         with disk_errors(self.path):
             while data:
                 data = data[self._file.write(data) :]
 
     def position(self) -> int:
-        """Length of the file in bytes, once these bytes are durable; for the checkpoint."""
+        """Returns the length of the file in bytes, for the checkpoint, after making these bytes durable."""
         with disk_errors(self.path):
             os.fsync(self._file.fileno())
             return self._file.tell()
@@ -92,22 +90,25 @@ def _cell(value: SupportsFloat) -> str:
 
 
 def _first_bytes(path: Path, position: int) -> bytes:
-    """The first `position` bytes of `path`; the whole rows among them, with a warning, if the file was altered."""
+    """Returns the first `position` bytes of `path`, or if the file was altered, with a warning, its whole rows."""
     if not position:
         return b""
     data = path.read_bytes()[:position] if path.exists() else b""
     if len(data) == position and data.endswith(b"\n"):
         return data
-    # Rows are lost, but the checkpoint is not: going on is worth more to the user than stopping.
+    # Rows are lost, but the checkpoint is intact: better to continue than to stop.
     data = data[: data.rfind(b"\n") + 1]
-    print(f"{path}: rows logged before the checkpoint are missing, going on after {len(data)} bytes", file=sys.stderr)
+    print(f"{path}: rows logged before the checkpoint are missing; continuing after {len(data)} bytes", file=sys.stderr)
     return data
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """Reads a file of `CsvLogger`: column name → float64 [rows]; an empty cell is NaN.
+    """Reads a file of `CsvLogger`.
 
-    A last line without its newline, half written by a live or killed run, is left out. No rows: an empty dict.
+    A last line without its newline, half written by a running or killed process, is left out.
+
+    Returns:
+        column name → float64 [rows], empty cells as NaN; an empty dict if there are no rows.
 
     Raises:
         UserError: the file is missing, or a line does not fit the header.
@@ -120,15 +121,17 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{error.strerror}: cannot read {path}") from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); mend the lines that are not numbers") from error
+        raise UserError(f"{path} is damaged ({error}); correct the lines that are not numbers") from error
 
 
 class ProgressBar:
-    """Progress with rate, ETA and a few metrics: a bar on a terminal, else a line every 30 s at most.
+    """A progress bar with rate, ETA and a few metrics on a terminal; elsewhere a line at most every 30 s.
 
     Args:
         total: updates of the whole run.
-        initial: updates done before, by the run that this one resumes; not counted in the rate.
+        initial: updates done before the run was resumed, which the rate does not count.
+        description: text before the bar.
+        unit: of progress.
     """
 
     def __init__(self, total: int, initial: int = 0, description: str = "", unit: str = " updates"):
@@ -141,7 +144,7 @@ class ProgressBar:
             unit=unit,
             file=sys.stderr if terminal else _Lines(sys.stderr),
             dynamic_ncols=terminal,
-            # A bar drawn in a log file is noise.
+            # Log files get no bar.
             bar_format=None if terminal else "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
             miniters=1,
             mininterval=interval,
@@ -149,13 +152,13 @@ class ProgressBar:
         )
 
     def update(self, count: int, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
-        """Counts `count` more updates and shows `metrics` (kept until the next ones) at three digits."""
+        """Adds `count` updates and shows `metrics`, kept until the next ones, with three digits."""
         if metrics:
             self._bar.set_postfix({name: f"{float(value):.3g}" for name, value in metrics.items()}, refresh=False)
         self._bar.update(count)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Ends the display and leaves the last state on screen."""
         self._bar.close()
 
     def __enter__(self) -> "ProgressBar":
@@ -166,7 +169,7 @@ class ProgressBar:
 
 
 class _Lines:
-    """A text stream in which what tqdm redraws in place becomes a line of its own."""
+    """A text stream that turns tqdm's updates in place into separate lines."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -182,46 +185,46 @@ class _Lines:
 
 
 class WandbLogger:
-    """Mirrors rows to Weights & Biases; whatever goes wrong there costs one warning line and never the run.
+    """A copy of the logged rows in Weights & Biases; a failure there costs one warning line, never the run.
 
-    The wandb id is kept in `run_dir`, so a resumed run goes on with its wandb run. Rows carry their own `step` as x
-    axis: rows logged again after a resume are accepted, where wandb's counter would drop them.
+    The wandb id is stored in `run_dir`, so a resumed run continues its wandb run. Rows have their own `step` as x axis,
+    because wandb's counter would drop rows that are logged again after resuming.
 
     Args:
         mode: "disabled" (imports nothing), "online" or "offline" (files under `run_dir`/wandb, for `wandb sync`).
-        run_dir: one logger and one wandb run per directory; several may be open at once.
+        run_dir: directory of the run; each has a logger and a wandb run of its own.
         group: wandb group, e.g. the run group.
         name: display name.
         config: resolved flags.
     """
 
     def __init__(self, mode: str, run_dir: Path, group: str, name: str, config: Mapping[str, Any]):
-        self._run: Any = None  # wandb's, which may not be installed
+        self._run: Any = None  # wandb may not be installed.
         if mode != "disabled":
             self._guard(lambda: self._start(mode, run_dir, group=group, name=name, config=dict(config)))
 
     def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
-        """Sends one row; put the CSV's name in front of its keys ("eval/success_rate")."""
+        """Sends one row; its keys start with the name of the CSV file ("eval/success_rate")."""
         if self._run is not None:
             self._guard(lambda: self._run.log({"step": step, **{name: float(value) for name, value in row.items()}}))
 
     def close(self) -> None:
-        """Finishes the run on the server, if there is one."""
+        """Finishes the wandb run."""
         if self._run is not None:
             self._guard(lambda: self._run.finish())
 
     def _start(self, mode: str, run_dir: Path, **description: Any) -> None:
         import wandb
 
-        # Random, not a hash of the path: equal paths on two computers must not end up in one wandb run.
+        # Random, not a hash of the path: equal paths on two computers must not share a wandb run.
         id_file = run_dir / "wandb_id.txt"
         if not id_file.exists():
             atomic_write_text(id_file, secrets.token_hex(8))
-        # Bounds on waiting for the server and, at the end, for a dead network; older versions lack the second.
+        # Time limits for the server and, at the end, the network; older versions lack the second.
         limits = {"init_timeout": 30, "finish_timeout": 300}
         limits = {name: limit for name, limit in limits.items() if hasattr(wandb.Settings(), name)}
         settings = wandb.Settings(console="off", silent=True, **limits)
-        wandb.setup(settings)  # silent before the login too: no prompt in the middle of a run
+        wandb.setup(settings)  # Before the login, so that it does not prompt during a run.
         self._run = wandb.init(
             project="otql",
             id=id_file.read_text(encoding="utf-8").strip(),
@@ -237,7 +240,7 @@ class WandbLogger:
     def _guard(self, call: Any) -> None:
         try:
             call()
-        except Exception as error:  # any failure of an optional service
+        except Exception as error:  # An optional service may fail in any way.
             self._run = None
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"wandb is off for the rest of this run: {reason}", file=sys.stderr)

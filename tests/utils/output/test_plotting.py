@@ -7,7 +7,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.output.loggers import CsvLogger
-from utils.output.plotting import learning_curve, wilson_interval
+from utils.output.plotting import learning_curve
 from utils.run.loading import online_from
 
 
@@ -76,9 +76,3 @@ def test_learning_curve_without_evaluations(tmp_path):
     assert png_size(tmp_path / "a.png") == (990, 690)
     with pytest.raises(UserError, match=r"eval\.csv"):
         learning_curve(tmp_path / "missing", tmp_path / "b.png")
-
-
-def test_wilson_interval():
-    lower, upper = wilson_interval(np.array([0.0, 0.5, 1.0]), np.array([50.0, 50.0, 50.0]))
-    np.testing.assert_allclose(lower, [0, 0.3664, 0.9287], atol=1e-4)
-    np.testing.assert_allclose(upper, [0.0713, 0.6336, 1], atol=1e-4)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from utils.output.intervals import bootstrap, t_interval, wilson_interval
+
+
+@pytest.mark.check
+def test_wilson_interval():
+    lower, upper = wilson_interval(np.array([0.0, 0.5, 1.0]), np.array([50.0, 50.0, 50.0]))
+    np.testing.assert_allclose(lower, [0, 0.3664, 0.9287], atol=1e-4)
+    np.testing.assert_allclose(upper, [0.0713, 0.6336, 1], atol=1e-4)
+
+
+def test_wilson_interval_agrees_with_scipy():
+    for successes, episodes in ((0, 50), (7, 50), (3, 16), (25, 25)):
+        expected = stats.binomtest(successes, episodes).proportion_ci(method="wilson")
+        np.testing.assert_allclose(wilson_interval(successes / episodes, episodes), expected, atol=1e-5)
+
+
+def test_bootstrap_agrees_with_scipy_and_resamples_within_tasks():
+    values = np.random.default_rng(3).normal(size=12)
+    expected = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+    )
+    got = bootstrap([values], lambda x: x.mean(axis=1))
+    np.testing.assert_allclose(got, expected.confidence_interval, atol=0.02)
+    assert got == bootstrap([values], lambda x: x.mean(axis=1))
+    # No spread within tasks: none in the interval, however far the tasks are apart.
+    np.testing.assert_allclose(bootstrap([np.zeros(3), np.ones(3)], lambda x: x.mean(axis=1)), [0.5, 0.5])
+    assert bootstrap([values, np.ones(1)], lambda x: x.mean(axis=1)) is None
+    lower, upper = bootstrap([np.stack([values, values + 1], axis=1)], lambda x: x.mean(axis=1))
+    np.testing.assert_allclose([lower[0], upper[0]], got)
+    np.testing.assert_allclose([lower[1], upper[1]], np.array(got) + 1)
+
+
+def test_interval_is_students():
+    mean, half = t_interval(np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(mean, [2, 4])
+    np.testing.assert_allclose(half, [4.3027 / 3**0.5, 0], atol=1e-4)
+    assert np.isnan(t_interval(np.ones((1, 2)))[1]).all()
