@@ -38,8 +38,7 @@ from experiments.sweep.grids import COLLECTED, CPU, NOISY, Grid
 from utils.errors import UserError
 from utils.output.plotting import STYLE, label_axes, to_png
 from utils.output.tables import csv_text, markdown_table
-from utils.run.program import define_flag
-from utils.system.cli import parse_arguments
+from utils.system.cli import define_flag, parse_arguments
 from utils.system.entry_point import run_main
 from utils.system.files import atomic_write_bytes, atomic_write_text
 

@@ -42,8 +42,7 @@ from utils.output.plotting import learning_curve
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
 from utils.run.directory import run_root
-from utils.run.program import define_flag
-from utils.system.cli import parse
+from utils.system.cli import define_flag, parse
 from utils.system.entry_point import run_main
 from utils.system.files import ROOT, atomic_write_text
 from utils.system.signals import run_program

@@ -343,7 +343,7 @@ def fused(agents: Any, data: dict[str, np.ndarray]) -> Callable[[int], dict[str,
         end = step + count
         while step < end:
             until = min(step + UPDATES_PER_CALL, end)
-            agents, info = trainer.train(agents, step, until - step)
+            agents, info = trainer.run(agents, step, until - step)
             step, info = until, jax.device_get(info)
         return {key: float(value[0]) for key, value in info.items() if "loss" in key}
 

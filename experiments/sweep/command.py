@@ -12,9 +12,7 @@ done, diverged, running, queued, stopped or failed, with the last line of each f
 """
 
 import contextlib
-import copy
 import functools
-import importlib
 import itertools
 import json
 import shlex
@@ -27,14 +25,15 @@ from absl import flags
 from tqdm import tqdm
 
 from envs.tasks import parse_task
-from experiments.sweep.grids import GRIDS, STEPS, Grid
+from experiments.sweep.grids import GRIDS, Grid
 from experiments.sweep.jobs import Job, run_here
 from experiments.sweep.slurm import live_ids, submit
 from utils.errors import UserError
-from utils.run.agent_files import agent_module, import_file
-from utils.run.directory import make_run_specs, run_root
-from utils.run.program import define_flag, resolve
-from utils.system.cli import parse, parse_arguments
+from utils.run.agent_files import import_file
+from utils.run.config import parse_flags
+from utils.run.directory import run_root
+from utils.run.runs import RunPlan
+from utils.system.cli import define_flag, parse_arguments
 from utils.system.entry_point import run_main
 from utils.system.files import ROOT, atomic_write_text, read_json
 from utils.system.locks import exclusive_lock
@@ -115,29 +114,23 @@ def make_jobs(name: str, grid: Grid) -> list[Job]:
     seeds, jobs = range(FLAGS.seeds or grid.seeds), []
     folder = Path(FLAGS.save_dir).expanduser() / name / ".sweep"
     env_names, agents = select("env_names", grid.env_names), select("agents", grid.agents)
-    for (setting, own), env_name, agent in itertools.product(grid.settings.items(), env_names, agents):
+    for (setting, varied), env_name, agent in itertools.product(grid.settings.items(), env_names, agents):
         group = group_name(name, setting)
         path = agent if agent.endswith(".py") else f"agents/{agent}.py"
-        command = f"--agent={path}", f"--env_name={env_name}", *grid.flags, *own, *merge_flags(grid.flags, own)
-        values, overrides = parse_command(grid.program, command)
-        module, config, sparse, _ = resolve(values, parse_task(env_name), overrides)
-        root, stem = run_root(FLAGS.save_dir, group, env_name), Path(path).stem
-        identity = {"env_name": env_name, "agent": stem, "agent_module": agent_module(module), "sparse": sparse}
-        identity["flags"] = values.flag_values_dict()
+        command = f"--agent={path}", f"--env_name={env_name}", *grid.flags, *varied, *merge_flags(grid.flags, varied)
         for first in seeds[:: FLAGS.seeds_per_job]:
             block = seeds[first : first + FLAGS.seeds_per_job]
-            specs = make_run_specs(config, block, values.vary, root, stem)
+            own = f"--seed={first}", f"--num_seeds={len(block)}", f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"
+            config = parse_flags((grid.program, *command, *own), PROGRAMS[grid.program])
+            plan, task = RunPlan.from_config(config, parse_task(env_name)), run_root("", "", env_name).name
             jobs.append(
                 Job(
-                    name="-".join(part for part in (stem, root.name, setting, f"sd{first}") if part),
-                    command=(
-                        *(str(ROOT / grid.program), *command, f"--seed={first}", f"--num_seeds={len(block)}"),
-                        *(f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"),
-                    ),
+                    name="-".join(part for part in (Path(path).stem, task, setting, f"sd{first}") if part),
+                    command=(str(ROOT / grid.program), *command, *own),
                     folder=folder,
-                    directories=tuple(spec.directory for spec in specs),
-                    total=sum(int(getattr(values, flag)) for flag in STEPS[grid.program]),
-                    settings=tuple(identity | {"seed": x.seed, "config": x.config.to_dict()} for x in specs),
+                    directories=tuple(spec.directory for spec in plan.specs),
+                    total=config.total_steps,
+                    settings=tuple(map(plan.settings, plan.specs)),
                 )
             )
     directory, times = Counter(directory for job in jobs for directory in job.directories).most_common(1)[0]
@@ -164,17 +157,6 @@ def merge_flags(shared: Sequence[str], own: Sequence[str]) -> list[str]:
 
 def _name(flag: str) -> str:
     return flag.lstrip("-").partition("=")[0]
-
-
-def parse_command(program: str, command: Sequence[str]) -> tuple[flags.FlagValues, dict[str, str]]:
-    """Returns a command's flags as its program parses them, and its agent settings.
-
-    Raises:
-        UserError: the program would reject the command.
-    """
-    values = copy.deepcopy(importlib.import_module(program.removesuffix(".py")).FLAGS)
-    values.unparse_flags()
-    return values, parse((program, *command), values)
 
 
 def queued(folder: Path) -> set[str]:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 from envs.tasks import PANDA_TASKS, TABLE1_TASKS
+from utils.run.config import CommonConfig, PostTrainConfig, RunConfig
 
 # Program → the flags whose sum is the last step of a run.
-STEPS = {"main.py": ("offline_steps", "online_steps"), "online_main.py": ("rollout_steps", "online_steps")}
+PROGRAMS: dict[str, type[CommonConfig]] = {"main.py": RunConfig, "online_main.py": PostTrainConfig}
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Grid:
     settings: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
 
     def __post_init__(self) -> None:
-        if self.program not in STEPS:
-            raise ValueError(f"program is {self.program}; choose one of {', '.join(STEPS)}")
+        if self.program not in PROGRAMS:
+            raise ValueError(f"program is {self.program}; choose one of {', '.join(PROGRAMS)}")
         if type(self.seeds) is not int or self.seeds < 1:
             raise ValueError(f"seeds is {self.seeds}; give a whole number above 0")
         if not isinstance(self.settings, dict) or not all((self.settings, self.agents, self.env_names)):

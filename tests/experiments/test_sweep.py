@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from utils.run.config import define_flags
 from pathlib import Path
 
 import jaxtyping
@@ -20,7 +21,7 @@ from tiny_runs import BC, POINTMAZE, assert_same_run, call, refused, run_main
 import main
 import online_main
 from experiments.sweep import command as sweep
-from experiments.sweep.grids import GRIDS, STEPS
+from experiments.sweep.grids import GRIDS, PROGRAMS
 from experiments.sweep.jobs import Job, run_here
 from utils.run import checkpoints
 from utils.system.files import ROOT, read_json
@@ -57,9 +58,8 @@ def states(*flags):
     return dict(re.findall(r"^(\S+-\S+) +(waiting|running|queued|stopped|failed)", outcome.out, re.MULTILINE))
 
 
-@pytest.mark.parametrize("program", [main, online_main])
+@pytest.mark.parametrize("program", list(PROGRAMS))
 def test_known_steps_are_those_of_the_programs(program):
-    assert {*STEPS[f"{program.__name__}.py"]} <= set(program.FLAGS)
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -73,7 +73,7 @@ def test_declared_grids_are_sound(name, tmp_path):
     assert len(set(directories)) == len(directories)
     program = importlib.import_module(GRIDS[name].program.removesuffix(".py"))
     for command in {tuple(re.sub(r"=.*", "", text) for text in job.command[1:]) for job in jobs}:
-        assert {text.removeprefix("--") for text in command if not text.startswith("--agent.")} <= set(program.FLAGS)
+        assert {text.removeprefix("--") for text in command if not text.startswith("--agent.")} <= set(define_flags(PROGRAMS[program]))
 
 
 def test_table_1_is_ten_methods_on_forty_tasks(tmp_path):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,18 +123,17 @@ class RunDirectory:
         checkpoints: directory of its checkpoints. diverged: what became not finite in this process, or ''.
     """
 
-    def __init__(self, spec: RunSpec, settings: Mapping[str, Any], defaults: dict[str, Any] | None = None):
+    def __init__(self, spec: RunSpec, settings: dict[str, Any], defaults: dict[str, Any] | None = None):
         """Creates the directory if it is missing and locks it.
 
         Args:
-            spec: of the run. settings: that all runs of the command share.
+            spec: of the run. settings: of the run.
             defaults: of the agent's settings, for runs of older versions that lack some.
 
         Raises:
             UserError: the directory cannot be written, another process uses it, or it holds a run of other settings.
         """
-        self.spec, self._defaults, self.diverged = spec, defaults, ""
-        self.settings = {**settings, "seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
+        self.spec, self.settings, self._defaults, self.diverged = spec, settings, defaults, ""
         self.checkpoints = checkpoint_dir(spec.directory)
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)

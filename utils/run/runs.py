@@ -1,13 +1,15 @@
 """The runs of one command: those to train, in parallel, and those that have ended before."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt32
+from ml_collections import ConfigDict
 
 from envs.tasks import Task
 from utils.errors import Diverged, UserError
@@ -16,9 +18,47 @@ from utils.run import checkpoints
 from utils.run.agent_config import resolve_agent
 from utils.run.agent_files import agent_module
 from utils.run.config import CommonConfig
-from utils.run.directory import RunDirectory, beyond, make_run_specs, run_root
+from utils.run.directory import RunDirectory, RunSpec, beyond, make_run_specs, run_root
 from utils.system.files import find_modules_in
 from utils.system.rendering import set_rendering_backend
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The runs that a config asks for.
+
+    Attributes:
+        module: of the agent. agent_config: of the first run. sparse: True if rewards are made sparse.
+        preset: one line on the preset that was applied. specs: of the runs. shared: settings that they share.
+    """
+
+    module: ModuleType
+    agent_config: ConfigDict
+    sparse: bool
+    preset: str
+    specs: tuple[RunSpec, ...]
+    shared: Mapping[str, Any]
+
+    @classmethod
+    def from_config(cls, config: CommonConfig, task: Task) -> "RunPlan":
+        """Resolves a config's agent, preset, seeds and varied values.
+
+        Raises:
+            UserError: an unknown agent or setting, or a value that does not fit.
+        """
+        module, agent_config, sparse, preset = resolve_agent(config, task)
+        root, agent = run_root(config.save_dir, config.run_group, config.env_name), Path(config.agent).stem
+        seeds = range(config.seed, config.seed + config.num_seeds)
+        specs = make_run_specs(agent_config, seeds, config.vary, root, agent)
+        shared = {"env_name": config.env_name, "agent": agent, "sparse": sparse, "domain": task.domain}
+        # Two agent files of one name share a directory, but never a run.
+        shared |= {"preset": preset, "agent_module": agent_module(module)}
+        shared |= {"flags": config.flag_values(), "steps": config.total_steps}
+        return cls(module, agent_config, sparse, preset, tuple(specs), shared)
+
+    def settings(self, spec: RunSpec) -> dict[str, Any]:
+        """Returns the settings of a run as flags.json records them, without those that its dataset adds."""
+        return {**self.shared, "seed": spec.seed, "config": spec.config.to_dict(), "varied": spec.varied}
 
 
 class Runs:
@@ -41,33 +81,27 @@ class Runs:
         if config.dataset:  # A task's module may lie beside it.
             find_modules_in(Path(config.dataset).expanduser().parent)
         self.config, self.task = config, task
-        self.module, self.agent_config, self.sparse, note = resolve_agent(config, task)
+        plan = RunPlan.from_config(config, task)
+        self.module, self.agent_config, self.sparse = plan.module, plan.agent_config, plan.sparse
         self.eval_episodes = 0 if task.kind == "robot" else config.eval_episodes
         if task.kind == "robot" and (config.online_steps or config.video_episodes):
             raise UserError(f"{task.name} has no simulation, only data: no online training and no videos of it")
         if task.rendered and (self.eval_episodes or config.online_steps):
             set_rendering_backend()
-        agent = Path(config.agent).stem
-        settings = {"env_name": config.env_name, "agent": agent, "sparse": self.sparse}
-        # Two agent files of one name share a directory, but never a run.
-        settings |= {"domain": task.domain, "preset": note, "agent_module": agent_module(self.module)}
-        settings |= {"flags": config.flag_values(), "steps": config.total_steps}
-        root = run_root(config.save_dir, config.run_group, config.env_name)
-        seeds = range(config.seed, config.seed + config.num_seeds)
         defaults = self.module.get_config().to_dict()
         self.all: list[RunDirectory] = []
         try:
-            for spec in make_run_specs(self.agent_config, seeds, config.vary, root, agent):
-                self.all.append(RunDirectory(spec, settings, defaults))
-            self._sort(settings)
+            for spec in plan.specs:
+                self.all.append(RunDirectory(spec, plan.settings(spec), defaults))
+            self._sort()
         except BaseException:
             self.release()
             raise
         if self.active:
-            print(f"{agent} on {config.env_name}; {note}; sparse={self.sparse}")
+            print(f"{Path(config.agent).stem} on {config.env_name}; {plan.preset}; sparse={self.sparse}")
             print("\n".join(f"  {key} = {value}" for key, value in sorted(self.agent_config.items())), flush=True)
 
-    def _sort(self, settings: dict[str, Any]) -> None:
+    def _sort(self) -> None:
         """Tells active runs from ended ones."""
         total = self.config.total_steps
         for run in self.all:
@@ -77,7 +111,7 @@ class Runs:
         diverged = [run for run in self.all if run.divergence()]
         self._divergences = [f"diverged before: {run.divergence()}" for run in diverged]
         self.active = [run for run in self.all if run not in self.finished + diverged]
-        self.unconfirmed = [run for run in self.finished + diverged if not run.same_sources(settings["flags"])]
+        self.unconfirmed = [run for run in self.finished + diverged if not run.same_sources(run.settings["flags"])]
         if not self.unconfirmed:
             self._report_ended()
         if self.active:
