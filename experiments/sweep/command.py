@@ -25,7 +25,7 @@ from absl import flags
 from tqdm import tqdm
 
 from envs.tasks import parse_task
-from experiments.sweep.grids import GRIDS, Grid
+from experiments.sweep.grids import GRIDS, PROGRAMS, Grid
 from experiments.sweep.jobs import Job, run_here
 from experiments.sweep.slurm import live_ids, submit
 from utils.errors import UserError

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from envs.tasks import PANDA_TASKS, TABLE1_TASKS
 from utils.run.config import CommonConfig, PostTrainConfig, RunConfig
 
-# Program → the flags whose sum is the last step of a run.
+# Program → its settings.
 PROGRAMS: dict[str, type[CommonConfig]] = {"main.py": RunConfig, "online_main.py": PostTrainConfig}
 
 
