@@ -206,7 +206,7 @@ def test_refusals(fork, base, tmp_path):
     def line(*flags):
         return refused(*flags, program=online_main)
 
-    assert "no flow that a base could" in line(*fork, *SHORT, "--agent=agents/qsm.py")
+    assert "no flow that could start as the base" in line(*fork, *SHORT, "--agent=agents/qsm.py")
     other = (*fork, *SHORT, "--agent=agents/otql.py", f"--base_checkpoint={base}")
     assert "actor_hidden_dims = (64, 64), the agent (8, 8)" in line(*other)
     assert "horizon_length = 2, the agent 4" in line(*other, "--horizon_length=4", "--agent.actor_hidden_dims=(64,64)")

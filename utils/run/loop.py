@@ -72,7 +72,7 @@ class TrainingLoop:
         self._evaluations.poll()
         if evaluate or save:
             for index in self._infinite(state.agents):
-                self._diverge(index, state, not_finite({}, tree_slice(state.agents, index)))
+                self._diverge(index, state.step, not_finite({}, tree_slice(state.agents, index)))
         if evaluate:
             # After the last step there is no training that the evaluation could overlap with.
             overlap = self._runs.config.eval_overlap and state.step < self._runs.config.total_steps
@@ -87,7 +87,7 @@ class TrainingLoop:
         state, progress = phase.advance(state, self._schedule.next_stop(start, phase.interval))
         info, seconds = jax.device_get(progress.info), time.perf_counter() - clock
         for index in progress.diverged:
-            self._diverge(index, state, ACTIONS)
+            self._diverge(index, start, ACTIONS)
         for index, outcomes in progress.outcomes.items():
             for outcome in outcomes:
                 self._logs.write(index, "online", state.step, outcome)
@@ -95,7 +95,7 @@ class TrainingLoop:
             self._evaluations.report_no_success()
         due = self._schedule.is_log(state.step)
         for index in self._logs.write_training(start, state.step, info, seconds, progress.updates, due):
-            self._diverge(index, state, not_finite(row_of(info, index), tree_slice(state.agents, index)))
+            self._diverge(index, state.step, not_finite(row_of(info, index), tree_slice(state.agents, index)))
         return state
 
     def _save(self, state: TrainState, phase: Phase) -> None:
@@ -114,7 +114,7 @@ class TrainingLoop:
         finite = np.asarray(jax.vmap(all_finite)(agents))
         return [index for index in self._runs.alive if not finite[index]]
 
-    def _diverge(self, index: int, state: TrainState, quantity: str) -> None:
+    def _diverge(self, index: int, step: int, quantity: str) -> None:
         """Ends one run, `quantity` of which is not finite."""
         self._evaluations.drain()  # The agent of a pending evaluation was sound.
-        self._runs.diverge(index, state.step, quantity)
+        self._runs.diverge(index, step, quantity)
