@@ -229,14 +229,27 @@ class Agent(flax.struct.PyTreeNode):
     ) -> tuple[Scalar, Info]:
         """Returns the flow-matching loss of `name` on data and independent noise (paper Eq. 1), and scalars to log."""
         noise_key, time_key = jax.random.split(key)
-        loss = flow_matching_loss(
-            lambda x, t: self.apply(name, batch["observations"], x, t, params=params[name]),
-            time_key,
-            jax.random.normal(noise_key, batch["actions"].shape),
-            batch["actions"],
-            batch["valid"][:, None] * batch["action_mask"],
-        )
+        noise = jax.random.normal(noise_key, batch["actions"].shape)
+        weights = batch["valid"][:, None] * batch["action_mask"]
+        loss = self.flow_loss(params, batch["observations"], time_key, noise, batch["actions"], weights, name)
         return loss, {f"{name}/loss": loss}
+
+    def flow_loss(
+        self,
+        params: dict[str, Any],
+        observations: Observations,
+        key: PRNGKeyArray,
+        noise: Float[Array, "m d"],
+        actions: Float[Array, "m d"],
+        weights: Float[Array, "m d"],
+        name: str = "flow",
+    ) -> Scalar:
+        """Returns the flow-matching loss of the flow `name` on given pairs (z, a), with a weight for each component."""
+
+        def velocity(x: Float[Array, "m d"], t: Float[Array, "m 1"]) -> Float[Array, "m d"]:
+            return self.apply(name, observations, x, t, params=params[name])
+
+        return flow_matching_loss(velocity, key, noise, actions, weights)
 
     def next_value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
         """Returns the value that the TD target bootstraps from: `pessimistic_q` at the actions of `sample_actions`."""

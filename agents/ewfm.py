@@ -25,7 +25,6 @@ from jaxtyping import PRNGKeyArray
 from agents import base, otql, presets
 from utils.arrays import Scalar
 from utils.coupling import tilted_marginal
-from utils.flow import flow_matching_loss
 
 
 class Agent(otql.Agent):
@@ -39,14 +38,9 @@ class Agent(otql.Agent):
 
         advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
         probs = tilted_marginal(advantages, valid, cfg.lam, cfg.w_max)
-        weights = valid.sum() * probs  # w_j / w̄, which cannot overflow
-        flow_loss = flow_matching_loss(
-            lambda x, t: self.apply("flow", batch["observations"], x, t, params=params["flow"]),
-            time_key,
-            jax.random.normal(noise_key, batch["actions"].shape),
-            batch["actions"],
-            weights[:, None] * batch["action_mask"],
-        )
+        weights = (valid.sum() * probs)[:, None] * batch["action_mask"]  # w_j / w̄, which cannot overflow
+        noise = jax.random.normal(noise_key, batch["actions"].shape)
+        flow_loss = self.flow_loss(params, batch["observations"], time_key, noise, batch["actions"], weights)
         info |= {"flow/loss": flow_loss, "advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         info |= {"weights/effective_sample_size": probs.sum() / (valid.size * jnp.sum(probs**2) + 1e-12)}
         return critic_loss + flow_loss, info

@@ -21,7 +21,6 @@ from jaxtyping import PRNGKeyArray
 
 from agents import base, presets
 from utils.arrays import Scalar
-from utils.flow import flow_matching_loss
 from utils.networks import StateValue
 
 W_MAX = 100.0
@@ -48,13 +47,9 @@ class Agent(base.Agent):
         advantages = jax.lax.stop_gradient(qs.mean(axis=0) - values)
         # Clamped inside exp, which cannot overflow then.
         weights = jnp.exp(jnp.minimum(self.hyper["inv_temp"] * advantages, jnp.log(W_MAX)))
-        flow_loss = flow_matching_loss(
-            lambda x, t: self.apply("flow", observations, x, t, params=params["flow"]),
-            time_key,
-            jax.random.normal(noise_key, actions.shape),
-            actions,
-            (weights * valid)[:, None] * batch["action_mask"],
-        )
+        weights = (weights * valid)[:, None] * batch["action_mask"]
+        noise = jax.random.normal(noise_key, actions.shape)
+        flow_loss = self.flow_loss(params, observations, time_key, noise, actions, weights)
         info |= {"flow/loss": flow_loss, "value/loss": value_loss, "value/v": values.mean()}
         info |= {"advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         return critic_loss + value_loss + flow_loss, info

@@ -35,7 +35,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from agents import base, presets
 from utils.arrays import Observations, Scalar
 from utils.coupling import couple, principal_components, tilted_weights
-from utils.flow import flow_matching_loss
 from utils.observations import Observation, state_of
 
 # In standard deviations. What hardly varies in the data can be hundreds of them away online, and a single such entry
@@ -64,13 +63,8 @@ class Agent(base.Agent):
         )
         encoded = batch | {"observations": self.encode("flow", batch["observations"], params["flow"])}
         pairs = {k: encoded[k][index] for k in ("observations", "actions", "valid", "action_mask")}
-        flow_loss = flow_matching_loss(
-            lambda x, t: self.apply("flow", pairs["observations"], x, t, params=params["flow"]),
-            time_key,
-            noise,
-            pairs["actions"],
-            pairs["valid"][:, None] * pairs["action_mask"],
-        )
+        kept = pairs["valid"][:, None] * pairs["action_mask"]
+        flow_loss = self.flow_loss(params, pairs["observations"], time_key, noise, pairs["actions"], kept)
         info |= {f"coupling/{k}": v for k, v in diagnostics.items()}
         info |= {"flow/loss": flow_loss, "advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         return critic_loss + flow_loss, info

@@ -6,7 +6,7 @@ One update, on a batch {(s, a, R, s')} of m windows, with the variance-preservin
     noise      t ~ U{1, …, T}, ε ~ N(0, I);  x ← sqrt(ᾱ_t) a + sqrt(1 − ᾱ_t) ε
     denoiser   step on ‖ε_θ(s, x, t) + τ ∇_x Q̄(s, x)‖² + α ‖ε_θ(s, x, t) − ε‖²,  Q̄ the mean of the target critics
 
-Sampling starts at x ~ N(0, I). For t = T, …, 1, x̂ = (x − sqrt(1 − ᾱ_t) ε_θ) / sqrt(ᾱ_t) is the clean estimate, and
+Sampling starts at x ~ N(0, I). For t = T, …, 1, with the clean estimate x̂ = (x − sqrt(1 − ᾱ_t) ε_θ) / sqrt(ᾱ_t),
 
     'estimate'   x ← clip(x̂ + 1(t > 1) sqrt(1 − α_t) ξ),  ξ ~ N(0, I), as in the public code
     'ddpm'       x ~ q(x_{t−1} | x_t, clip x̂), the posterior of Ho et al. (arXiv 2006.11239)
@@ -16,8 +16,8 @@ t − 1: it is a mean shift of shrinking bandwidth and tends to points in the he
 
 This is QSM (Psenka et al., ICML 2024, arXiv 2312.11752) as in QAM's experiments (its `agents/dcgql.py`), which add the
 second regression: without it nothing ties the policy to the data. The global norm of the gradient, over critics and
-denoiser, is clipped at 1. QAM's code raises the squared error to the power of `valid`, where a product is meant; here it
-is a product.
+denoiser, is clipped at 1. QAM's code raises the squared error to the power of `valid`, where a product is meant; this
+file multiplies.
 
 The minimiser is not the noise prediction of p_data(a) exp(τ Q(a)), nor, at α = 0, that of exp(τ Q(a)):
 

@@ -1,8 +1,12 @@
 """Modules that programs and agents share.
 
-Importing it sets how XLA compiles for a processor, unless XLA_FLAGS says so; lets output that is closed or not UTF-8
-take any text; gives this process and its children a home directory if they have none; and lets imports that fail for
-the environment's sake end in a line. No Ctrl-C is lost in a garbage collection.
+Importing this package prepares the process:
+
+- XLA's CPU compiler gets a faster setting, unless XLA_FLAGS has one;
+- output streams that are closed or not UTF-8 accept any text;
+- a missing home directory is replaced by a temporary one, for child processes too;
+- imports that fail because of the environment end in a one-line error;
+- Ctrl-C during a garbage collection is not lost.
 """
 
 import io
@@ -17,7 +21,7 @@ from types import FrameType, TracebackType
 
 try:
     from jaxlib.version import __version_info__ as jaxlib_version
-except ImportError:  # On a robot's PC there is no JAX, and what is imported there needs none.
+except ImportError:  # A robot's PC has no JAX, and the modules that it imports need none.
     jaxlib_version = (0, 0, 0)
 
 USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
@@ -25,21 +29,21 @@ _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def _set_xla_flags() -> None:
-    """Keeps YNNPACK to matrix products by themselves: with what surrounds them it is slower, at times by far."""
-    # Older versions end the process at a flag that they do not know.
-    named = USER_XLA_FLAGS and not USER_XLA_FLAGS.lstrip().startswith("-")  # A file that holds them.
+    """Restricts YNNPACK to single matrix products: with fused operations it is slower, at times by far."""
+    # Older versions end the process at an unknown flag.
+    named = USER_XLA_FLAGS and not USER_XLA_FLAGS.lstrip().startswith("-")  # The name of a file of flags.
     if _FLAG not in USER_XLA_FLAGS and not named and jaxlib_version >= (0, 10, 2):
         os.environ["XLA_FLAGS"] = f"{USER_XLA_FLAGS} --{_FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
 
 
 def _open_streams() -> None:
-    """Opens standard streams that are closed, so that no other file gets their descriptors and print goes nowhere."""
+    """Opens closed standard streams to /dev/null, so that no other file gets their descriptors."""
     closed = [n for n, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)) if stream is None]
     for descriptor in closed:
         try:
-            os.fstat(descriptor)  # Some module's file may have it by now.
+            os.fstat(descriptor)  # Another file may have it by now.
         except OSError:
-            # Takes the lowest descriptor that is free; child processes need it too.
+            # The lowest free descriptor; child processes need it too.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for descriptor in closed:
         stream = open(os.devnull, "w" if descriptor else "r", encoding="utf-8")  # noqa: SIM115
@@ -47,9 +51,9 @@ def _open_streams() -> None:
 
 
 def _end_failed_imports(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows an uncaught exception; in imports, Ctrl-C and a variable that JAX cannot read are one line."""
+    """Prints an uncaught exception, as one line if imports were interrupted or JAX rejects a variable."""
     frames = traceback.extract_tb(trace)
-    # Of the frames of the import system itself, Python removes most.
+    # More than one module is being executed: an import. Python hides most frames of the import system itself.
     if sum(frame.name == "<module>" for frame in frames) > 1:
         if issubclass(kind, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
@@ -62,9 +66,9 @@ def _end_failed_imports(kind: type[BaseException], error: BaseException, trace: 
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt, as Python's own handler does; where it would be ignored, a moment later."""
+    """Raises KeyboardInterrupt like Python's own handler, but later where it would be ignored."""
     while frame is not None:
-        # Python only prints exceptions of these: JAX's part of a garbage collection, and finalisers.
+        # Python only prints exceptions of JAX's garbage-collection hook and of finalisers.
         if frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
             again = threading.Timer(0.05, signal.raise_signal, (signum,))
             again.daemon = True
@@ -75,16 +79,16 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _take_any_text() -> None:
-    r"""Lets print write what the encoding of the output lacks as \u03b5: a name or a Greek letter is no error."""
+    r"""Makes print write characters that the output's encoding lacks as escapes, such as \u03b5, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Else replaced by something else.
+        if isinstance(stream, io.TextIOWrapper):  # Not if something replaced the stream.
             with suppress(ValueError):  # Closed.
                 stream.reconfigure(errors="backslashreplace")
 
 
 def _find_home() -> None:
-    """Sets HOME to a temporary directory where there is none, as for an unknown user in a container."""
-    # Of an unknown user this returns '~'.
+    """Sets HOME to a temporary directory if there is no home, as for an unknown user in a container."""
+    # For an unknown user this returns '~'.
     if os.path.isdir(os.path.expanduser("~")) and os.environ.get("HOME") != "":
         return
     home = os.path.join(tempfile.gettempdir(), f"otql-home-{os.getuid() if hasattr(os, 'getuid') else ''}")
@@ -94,7 +98,7 @@ def _find_home() -> None:
     except (AttributeError, OSError):
         own = False
     os.environ["HOME"] = home if own else tempfile.mkdtemp(prefix="otql-home-")
-    print(f"there is no home directory; {os.environ['HOME']} is used as such", file=sys.stderr)
+    print(f"there is no home directory; using {os.environ['HOME']}", file=sys.stderr)
 
 
 _open_streams()

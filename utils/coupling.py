@@ -1,6 +1,6 @@
 """Couplings of noise and actions with an advantage-weighted target marginal (paper §3.1, Eqs. 2-5).
 
-The optimal-transport problem is solved by ott-jax. Everything here is traceable and takes no gradient.
+ott-jax solves the optimal-transport problem. All functions can be traced; none is differentiated.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from ott.solvers.linear import sinkhorn
 
 from utils.arrays import Info, Number
 
-SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the search for principal components
+SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the subspace iteration for principal components
 SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
 
 
@@ -24,12 +24,13 @@ def tilted_weights(
 ) -> Float[Array, " m"]:
     """Returns w_j = min(exp(λ A_j), w_max) · valid_j over their maximum (paper Eq. 5, §3.2).
 
-    Computed from log-weights relative to their maximum, so that no λ A overflows or leaves only zeros.
+    Log-weights are taken relative to their maximum, so that no λ A overflows or leaves only zeros.
 
     Args:
         advantages: A.
         valid: 1 where the window is a sample, else 0.
-        lam, w_max: temperature λ ≥ 0 and weight clamp.
+        lam: temperature λ ≥ 0.
+        w_max: clamp of the weights.
 
     Returns:
         w / max w; zero on invalid rows; all zero if no row is valid.
@@ -51,8 +52,8 @@ def tilted_marginal(
 def squared_distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], y_mask: Float[Array, "m d"] | None = None
 ) -> Float[Array, "n m"]:
-    """‖x_i − y_j‖² for all pairs; components with y_mask = 0 do not count."""
-    # Reduced-precision products of a GPU would leave errors of the size of ε in large distances.
+    """Returns ‖x_i − y_j‖² for all pairs, without components where y_mask is 0."""
+    # A GPU's reduced-precision products would leave errors as large as ε in large distances.
     matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     if y_mask is None:
         distances = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)[None] - 2 * matmul(x, y.T)
@@ -62,15 +63,15 @@ def squared_distances(
 
 
 def principal_components(features: Float[Array, "m f"], count: int) -> Float[Array, "m min({count},m)"]:
-    """The scores of the leading principal components over a batch, each scaled to unit variance.
+    """Returns the scores of the leading principal components over a batch, each scaled to unit variance.
 
-    They are √m times the leading eigenvectors of the Gram matrix of the centred features, up to their signs, which no
-    distance depends on, by subspace iteration: a whole eigendecomposition can cost more than the rest of an update.
-    Components without variance, as of equal images, are zero.
+    They are √m times the leading eigenvectors of the Gram matrix of the centred features, up to signs, on which no
+    distance depends. Subspace iteration finds them: a full eigendecomposition can cost more than the rest of an update.
+    Components without variance, as with equal images, are zero.
 
     Args:
-        features: one row a sample.
-        count: how many; m at most.
+        features: one row per sample.
+        count: number of components, m at most.
     """
     size, count = len(features), min(count, len(features))
     centred = features - features.mean(axis=0)
@@ -80,7 +81,7 @@ def principal_components(features: Float[Array, "m f"], count: int) -> Float[Arr
         basis = jnp.linalg.qr(gram @ basis)[0]
     values, turn = jnp.linalg.eigh(basis.T @ gram @ basis)
     vectors = (basis @ turn)[:, ::-1][:, :count]
-    # Below, there is only what rounding leaves of features that are not centred.
+    # Smaller values are rounding errors of the centring.
     present = values[::-1][:count] > 1e-6 * jnp.sum(jnp.square(features))
     return jnp.where(present, jnp.sqrt(size) * vectors, 0.0)
 
@@ -99,35 +100,39 @@ def solve_plan(
     source_probs: Float[Array, " m"] | None = None,
     action_mask: Float[Array, "m d"] | None = None,
 ) -> tuple[Float[Array, "m m"], Info]:
-    """Entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
+    """Computes the entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
 
     Args:
-        noise: z. source_conditions: c̄. actions: a. conditions: c.
+        noise: z.
+        source_conditions: c̄.
+        actions: a.
+        conditions: c.
         probs: target marginal p, sums to 1; entries may be 0.
         alpha: weight of the condition term.
-        epsilon: entropic regularisation relative to the mean of the action term ‖z_i − a_j‖² alone, so that
-            neither the dimension nor α changes how far actions are blurred. The mean is over the whole batch, columns
-            with p_j = 0 included: the tilt has no say in it either.
-        max_iterations: cap on Sinkhorn iterations. threshold: stop at this L1 error of the column marginal.
+        epsilon: entropic regularisation relative to the mean of the action term ‖z_i − a_j‖² alone, so that neither the
+            dimension nor α changes the blur between actions. The mean is over the whole batch, columns with p_j = 0
+            included, so the tilt does not change it either.
+        max_iterations: cap on Sinkhorn iterations.
+        threshold: L1 error of the column marginal at which Sinkhorn stops.
         source_probs: source marginal; uniform if None.
-        action_mask: 0 where a component of a_j is padding, which then has no say in the plan.
+        action_mask: 0 where a component of a_j is padding, which does not enter the cost.
 
     Returns:
-        The plan Γ and `marginal_error` (L1, columns; rows are exact: the solver updates the
-        source potential last), `iterations`, `capped` (1 if it stopped at the cap unconverged), and
-        `transport_cost`: Σ Γ C_action over the independent coupling's.
+        the plan Γ, and diagnostics: `marginal_error` (L1, columns; rows are exact, as the solver updates the source
+        potential last), `iterations`, `capped` (1 if Sinkhorn stopped at the cap), and `transport_cost`, Σ Γ C_action
+        relative to that of the independent coupling.
     """
     size = noise.shape[0]
     source_probs = jnp.full(size, 1.0 / size, noise.dtype) if source_probs is None else source_probs
     action_cost = squared_distances(noise, actions, action_mask)
     cost = action_cost + alpha**2 * squared_distances(source_conditions, conditions)
     problem = linear_problem.LinearProblem(
-        geometry.Geometry(cost, epsilon=epsilon * jnp.mean(action_cost)),  # type: ignore[arg-type]  # OTT-JAX takes arrays too.
+        geometry.Geometry(cost, epsilon=epsilon * jnp.mean(action_cost)),  # type: ignore[arg-type]  # Arrays work too.
         source_probs,
         probs,
     )
     solver = sinkhorn.Sinkhorn(
-        threshold=threshold,  # type: ignore[arg-type]  # OTT-JAX takes arrays too.
+        threshold=threshold,  # type: ignore[arg-type]  # Arrays work too.
         max_iterations=max_iterations,
         inner_iterations=min(10, max_iterations),
     )
@@ -155,26 +160,25 @@ def couple(
     """Draws m training pairs (z, a_j) whose actions follow the weighted target marginal (paper §3.1).
 
     Args:
-        key: randomness of the noise, the source conditions and the pairs.
-        actions: a. conditions: c, standardised.
-        weights: w ≥ 0 on any scale, probabilities or not: here, and only here, they become p = w / Σ w; if all
-            are zero, p is uniform.
-        config: has the attributes `coupling`: 'ot', or 'independent' (same marginals, noise paired at random);
-            `source_conditions`, how c̄ is chosen for 'ot' (see below); `alpha`, `epsilon`, `max_iterations` and
-            `threshold`, as in `solve_plan`.
+        key: PRNG key of the noise, the source conditions and the pairs.
+        actions: a.
+        conditions: c, standardised.
+        weights: w ≥ 0 on any scale; p = w / Σ w, or uniform if all are zero.
+        config: settings `coupling`: 'ot', or 'independent' (same marginals, random pairs); `source_conditions`: choice
+            of c̄ for 'ot', see below; `alpha`, `epsilon`, `max_iterations` and `threshold`: see `solve_plan`.
         action_mask: 0 where a component of an action is padding.
 
     The variants of `source_conditions`:
-        iid: c̄_i ~ Categorical(p), independently, as in the paper. The drawn conditions only meet p on average,
-            so part of the noise must be paired across states however large α is.
+        iid: c̄_i ~ Categorical(p), independently, as in the paper. The drawn conditions match p only on average, so some
+            noise is paired across states however large α is.
         systematic: the same draw by systematic resampling, whose counts are within one of m·p.
-        resampled: j ~ p once, systematically; the resampled batch stands on both sides with uniform weights.
+        resampled: j ~ p once, systematically; the resampled batch is on both sides, with uniform weights.
         weighted: c̄_i = c_i with source weights p_i; the condition marginals agree exactly.
 
     Returns:
-        noise z, index j of the action (and of the condition to train on) for each noise, and
-        diagnostics: effective sample size of p over m, share of distinct actions, share of pairs whose source
-        condition is the action's own, and those of `solve_plan`.
+        noise z, the index j of the action (and of the condition to train on) for each z, and diagnostics: effective
+        sample size of p over m, share of distinct actions, share of pairs whose source condition is the action's own,
+        and those of `solve_plan`.
     """
     size = actions.shape[0]
     total = weights.sum()
@@ -228,10 +232,10 @@ def couple(
 def sample_conditional(key: PRNGKeyArray, plan: Float[Array, "n m"]) -> Int[Array, " n"]:
     """Draws one column j ~ Γ_i· / Σ_j Γ_ij for each row of a plan.
 
-    Every noise sample is used once, which has less variance than m draws from the joint plan.
+    Every noise sample is used once, with less variance than m draws from the joint plan.
     """
     cumulative = jnp.cumsum(plan, axis=1)
-    # u < total, strictly, so that a trailing column of zero mass is never drawn.
+    # u < total, so that a trailing column of zero mass is never drawn.
     u = jax.random.uniform(key, (plan.shape[0], 1), plan.dtype) * cumulative[:, -1:]
     index = jnp.sum(cumulative <= u, axis=1)
     last = plan.shape[1] - 1 - jnp.argmax(plan[:, ::-1] > 0, axis=1)
@@ -239,7 +243,7 @@ def sample_conditional(key: PRNGKeyArray, plan: Float[Array, "n m"]) -> Int[Arra
 
 
 def systematic_resample(key: PRNGKeyArray, probs: Float[Array, " m"]) -> Int[Array, " m"]:
-    """Draws m indices with counts within one of m·p, in random order."""
+    """Draws m indices, each i within one of m·p_i times, in random order."""
     size = probs.shape[0]
     shift_key, order_key = jax.random.split(key)
     points = (jnp.arange(size) + jax.random.uniform(shift_key)) / size

@@ -1,18 +1,18 @@
-"""What turns camera images into features, and the shifts that augment them.
+"""Image encoders, and random shifts as augmentation.
 
-The encoder is that of IMPALA (Espeholt et al., arXiv 1802.01561) as FQL's code has it, one for each network and camera.
-Its layout, for whoever loads it elsewhere: S stacks of widths c_s, B residual blocks each, on images [h, w, 3].
+The encoder is that of IMPALA (Espeholt et al., arXiv 1802.01561) as in FQL's code, one for each network and camera. Its
+layout, for implementations elsewhere, is S stacks of widths c_s with B residual blocks each, on images [h, w, 3]:
 
-    x        uint8 / 255; for patches of p×p pixels with p > 1, zeros below and on the right up to multiples of p, and
-             [⌈h/p⌉, ⌈w/p⌉, p·p·3] with row in the patch, column in it, colour, the last varying fastest
+    x        uint8 / 255; for patches of p×p pixels with p > 1, padded with zeros below and on the right to multiples
+             of p, and [⌈h/p⌉, ⌈w/p⌉, p·p·3] with row in the patch, column in it, colour, the last varying fastest
     stack s  Conv_0           3×3, stride 1, 'SAME' (one row of zeros around), kernel [3, 3, in, c_s], bias [c_s]
-             max pooling      3×3, stride 2, 'SAME': of n rows ⌈n/2⌉ stay; for even n nothing is added before the first
-                              row and one row (of −∞) after the last, for odd n one on either side
+             max pooling      3×3, stride 2, 'SAME': ⌈n/2⌉ of n rows remain; padding is one row of −∞ after the last
+                              row for even n, one on either side for odd n
              B blocks         x ← x + Conv_{2b+2}(relu Conv_{2b+1}(relu x)), 3×3 'SAME', kernels [3, 3, c_s, c_s]
     end      relu, flattened with channels varying fastest, Dense_0 with kernel [h'·w'·c_S, features], GELU (tanh form)
 
-In a network's parameters: encoder/camera_<i>/stack_<s>/Conv_<j>/{kernel, bias} and encoder/camera_<i>/Dense_0/{kernel,
-bias}. The features of the cameras are joined in their order and stand after the state in the network's input.
+Parameters in a network: encoder/camera_<i>/stack_<s>/Conv_<j>/{kernel, bias} and encoder/camera_<i>/Dense_0/{kernel,
+bias}. A network's input is the state followed by the features of the cameras in their order.
 """
 
 import functools
@@ -27,8 +27,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from utils.networks import output_of
 from utils.observations import Observation
 
-# Name → side of a patch, widths of the stacks, residual blocks in each, features of a camera. The first two are FQL's;
-# the last is for a processor.
+# Name → side of a patch, widths of the stacks, residual blocks per stack, features per camera. The first two are FQL's,
+# the last suits a CPU.
 ENCODERS: dict[str, tuple[int, tuple[int, ...], int, int]] = {
     "impala": (1, (16, 32, 32), 2, 512),
     "impala_small": (1, (16, 32, 32), 1, 512),
@@ -41,7 +41,7 @@ INIT = nn.initializers.xavier_uniform()
 def neighbours(
     x: Float[Array, "b h w c"], axis: int, stride: int = 1, fill: float = 0.0
 ) -> list[Float[Array, "b _ _ c"]]:
-    """What windows of three with padding 'SAME' see along an axis: three shifts of x, with ⌈n/stride⌉ of n entries."""
+    """Returns the three shifts of x that windows of three with padding 'SAME' cover; ⌈n/stride⌉ of n entries remain."""
     size = -(-x.shape[axis] // stride)
     missing = max((size - 1) * stride + 3 - x.shape[axis], 0)
     padding = [(missing // 2, missing - missing // 2) if i == axis else (0, 0) for i in range(x.ndim)]
@@ -50,19 +50,19 @@ def neighbours(
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
-    """Maxima of 3×3 at every second place, 'SAME'."""
+    """Max pooling: 3×3, stride 2, 'SAME'."""
     for axis in (1, 2):
         x = functools.reduce(jnp.maximum, neighbours(x, axis, stride=2, fill=-jnp.inf))
     return x
 
 
-def on_processor() -> bool:
-    """Whether convolutions are matrix products: XLA's own are far slower there where they are trained in a loop."""
+def on_cpu() -> bool:
+    """True if JAX runs on a CPU, where XLA's convolutions, trained in a loop, are far slower than matrix products."""
     return jax.default_backend() == "cpu"
 
 
 class Conv(nn.Module):
-    """A convolution, 3×3, 'SAME'."""
+    """Convolution, 3×3, 'SAME'."""
 
     width: int
 
@@ -71,7 +71,7 @@ class Conv(nn.Module):
         """Evaluates the layer."""
         kernel = self.param("kernel", INIT, (3, 3, x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        if on_processor():
+        if on_cpu():
             for axis in (2, 1):
                 x = jnp.concatenate(neighbours(x, axis), axis=-1)
             return x @ kernel.reshape(-1, self.width) + bias
@@ -81,7 +81,7 @@ class Conv(nn.Module):
 
 
 class Stack(nn.Module):
-    """A convolution, max pooling by two, and residual blocks."""
+    """Convolution, max pooling by two, and residual blocks."""
 
     width: int
     blocks: int
@@ -97,7 +97,7 @@ class Stack(nn.Module):
 
 
 def patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b (h-1)//{side}+1 (w-1)//{side}+1 {side}*{side}*c"]:
-    """Puts the pixels of a patch side by side."""
+    """Joins the pixels of each patch along the last axis."""
     x = jnp.pad(x, [(0, 0), *((0, -n % side) for n in x.shape[1:3]), (0, 0)])
     size, rows, cols, depth = len(x), x.shape[1] // side, x.shape[2] // side, x.shape[3]
     x = x.reshape(size, rows, side, cols, side, depth).swapaxes(2, 3)
@@ -105,7 +105,7 @@ def patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b (h-1)//{si
 
 
 class CameraEncoder(nn.Module):
-    """The features of one camera's images."""
+    """Encoder of one camera's images."""
 
     patch: int
     widths: Sequence[int]
@@ -141,17 +141,17 @@ class Encoder(nn.Module):
 
 
 def random_shift(key: PRNGKeyArray, *batches: UInt8[Array, "m C h w 3"]) -> tuple[UInt8[Array, "m C h w 3"], ...]:
-    """FQL's augmentation: in every second update, at random, all images are shifted, each row by a way of its own.
+    """Shifts images at random, as in FQL: with probability 1/2 all of them, each row and camera by its own offset.
 
-    Up to MAX_SHIFT pixels up or down and left or right; what comes in repeats the edge. DrQ (arXiv 2004.13649) shifts
-    in all updates, by up to 4 of 84 pixels.
+    Offsets are up to MAX_SHIFT pixels on either axis; the edge is repeated. DrQ (arXiv 2004.13649) shifts in all
+    updates, by up to 4 of 84 pixels.
 
     Args:
-        key: draws whether to shift and, for each row and camera, how far.
-        *batches: images, such as those of s and s', which are shifted alike.
+        key: PRNG key.
+        *batches: arrays of images, such as those of s and s', which are shifted alike.
 
     Returns:
-        as many arrays.
+        the shifted arrays.
     """
     whether_key, shift_key = jax.random.split(key)
     shifts = jax.random.randint(shift_key, (*batches[0].shape[:2], 2), -MAX_SHIFT, MAX_SHIFT + 1)
@@ -165,14 +165,14 @@ def random_shift(key: PRNGKeyArray, *batches: UInt8[Array, "m C h w 3"]) -> tupl
 
 
 def encoded(kind: str, params: Any, observations: Observation) -> Float[Array, "*b e"]:
-    """States joined with the features of their images by an encoder: e = o + f."""
+    """Returns states joined with the features of their images by an encoder: e = o + f."""
     states, features = observations.state, output_of(Encoder(kind), {"params": params}, observations.images)
     features = jnp.broadcast_to(features, (*states.shape[:-1], features.shape[-1]))
     return jnp.concatenate([states, features], axis=-1)
 
 
 def augmented(batch: dict[str, Any], key: PRNGKeyArray) -> dict[str, Any]:
-    """A batch with its images shifted, those of s and s' of a window alike."""
+    """Returns a batch with its images shifted, those of s and s' alike."""
     names = ("observations", "next_observations")
     images = random_shift(key, *(batch[name].images for name in names))
     return batch | {name: batch[name]._replace(images=own) for name, own in zip(names, images, strict=True)}

@@ -15,9 +15,9 @@ def euler(velocity: Velocity, noise: Float[Array, "*b d"], num_steps: int) -> Fl
     """Integrates dx = v(x, t) dt from t = 0 to 1 with `num_steps` Euler steps (the NFE).
 
     Args:
-        velocity: v(·, ·), of x and t.
+        velocity: v(x, t).
         noise: x at t = 0.
-        num_steps: steps at t = 0, 1/n, …, 1 − 1/n.
+        num_steps: n; steps start at t = 0, 1/n, …, 1 − 1/n.
 
     Returns:
         x at t = 1, not clipped.
@@ -36,17 +36,17 @@ def flow_matching_loss(
     actions: Float[Array, "m d"],
     weights: Float[Array, " m"] | Float[Array, "m d"],
 ) -> Scalar:
-    """Conditional flow-matching loss on given pairs (paper Eq. 1).
+    """Computes the conditional flow-matching loss on given pairs (paper Eq. 1).
 
     Args:
-        velocity: v(·, ·) with the observations of the pairs bound.
-        key: draws t ~ U[0, 1], one per pair.
+        velocity: v(x, t) at the observations of the pairs.
+        key: PRNG key of t ~ U[0, 1], one per pair.
         noise: z.
         actions: a.
-        weights: one per pair, or one per component; zero leaves a pair or a component out.
+        weights: one per pair or one per component.
 
     Returns:
-        mean over all m · d components of weight · (v(x_t, t) − (a − z))².
+        the mean over all m · d components of weight · (v(x_t, t) − (a − z))².
     """
     t = jax.random.uniform(key, (*noise.shape[:-1], 1))
     error = velocity(t * actions + (1 - t) * noise, t) - (actions - noise)

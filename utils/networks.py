@@ -1,4 +1,4 @@
-"""Networks: MLP, critic ensemble and flow vector field (paper §D.1, Table 3), and what the baselines add."""
+"""Networks: MLP, critic ensemble and flow vector field (paper §D.1, Table 3), and those of the baselines."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -17,7 +17,7 @@ class MLP(nn.Module):
     Attributes:
         hidden_dims: widths of the hidden layers.
         output_dim: width of the output.
-        layer_norm: normalise after each activation (critics do, actors do not).
+        layer_norm: True to normalise after each activation, as critics do and actors do not.
     """
 
     hidden_dims: Sequence[int]
@@ -35,7 +35,7 @@ class MLP(nn.Module):
 
 
 class CriticEnsemble(nn.Module):
-    """K independently initialised critics Q_k(s, a) evaluated on shared inputs."""
+    """K independently initialised critics Q_k(s, a) on shared inputs."""
 
     hidden_dims: Sequence[int]
     num_qs: int
@@ -47,7 +47,7 @@ class CriticEnsemble(nn.Module):
             MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=self.num_qs
         )
         inputs = jnp.concatenate([observations, actions], axis=-1)
-        # One batch axis: with several, XLA's processor code does the same work up to a third slower.
+        # One batch axis: with several, XLA is up to a third slower on a CPU.
         flat = inputs.reshape(-1, inputs.shape[-1])
         return ensemble(self.hidden_dims, 1, layer_norm=True)(flat).reshape(self.num_qs, *inputs.shape[:-1])
 
@@ -67,7 +67,7 @@ class VectorField(nn.Module):
 
 
 class StateValue(nn.Module):
-    """V(s), with layer norm as the critics."""
+    """State value V(s), with layer norm like the critics."""
 
     hidden_dims: Sequence[int]
 
@@ -78,7 +78,7 @@ class StateValue(nn.Module):
 
 
 class OneStepPolicy(nn.Module):
-    """A policy μ(s, z) that maps noise to an action in one pass."""
+    """Policy μ(s, z) that maps noise to an action in one pass."""
 
     hidden_dims: Sequence[int]
     action_dim: int
@@ -90,7 +90,7 @@ class OneStepPolicy(nn.Module):
 
 
 class TanhGaussian(nn.Module):
-    """A Gaussian squashed by tanh, π(u | s) or, with a reference point, π(u | s, x)."""
+    """Gaussian squashed by tanh, π(u | s) or, if `conditioned`, π(u | s, x)."""
 
     hidden_dims: Sequence[int]
     action_dim: int
@@ -110,7 +110,7 @@ class TanhGaussian(nn.Module):
 
 
 def output_of(network: nn.Module, variables: Any, *inputs: Any) -> Array:
-    """Returns `network.apply(variables, *inputs)`, which Flax types as if it might return variables too."""
+    """Returns `network.apply(variables, *inputs)` as an array; Flax's type includes a tuple with variables."""
     return cast(Array, network.apply(variables, *inputs))
 
 
@@ -121,17 +121,17 @@ def sample_tanh_gaussian(
     noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise
     log_prob = jax.scipy.stats.norm.logpdf(noise) - log_std
-    # log(1 − tanh²u), in a form that does not underflow.
+    # log(1 − tanh²u) in a form that does not underflow.
     log_prob -= 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
     return jnp.tanh(u), log_prob.sum(axis=-1)
 
 
 class Temperature(nn.Module):
-    """A positive scalar, exp of its parameter; 1 at the start."""
+    """Positive scalar, exp of its parameter; initially 1."""
 
     @nn.compact
     def __call__(self) -> Scalar:
-        """The temperature."""
+        """Returns the temperature."""
         return jnp.exp(self.param("log_value", nn.initializers.zeros, ()))
 
 
@@ -139,9 +139,9 @@ class Denoiser(nn.Module):
     """Noise prediction ε(s, x, t) of a diffusion policy, as in IDQL: Mish, and an MLP on learned Fourier features of t.
 
     Attributes:
-        hidden_dims: widths of the hidden layers; the time's MLP has the same, its last one linear.
+        hidden_dims: widths of the hidden layers, and of the layers of the time's MLP, whose last one is linear.
         action_dim: d.
-        time_dim: Fourier features, a cosine and a sine for each frequency.
+        time_dim: number of Fourier features, a cosine and a sine for each frequency.
     """
 
     hidden_dims: Sequence[int]
@@ -152,7 +152,7 @@ class Denoiser(nn.Module):
     def __call__(
         self, observations: Float[Array, "*b o"], x: Float[Array, "*b d"], t: Float[Array, "*b 1"] | Float[Array, "1"]
     ) -> Float[Array, "*b d"]:
-        """Maps observations, points x and times t, one each or one for all, to noise."""
+        """Maps observations, points x and times t, one per point or one for all, to noise."""
 
         def mlp(h: Float[Array, "*b in"], widths: Sequence[int]) -> Float[Array, "*b out"]:
             for i, width in enumerate(widths):

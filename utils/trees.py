@@ -1,4 +1,4 @@
-"""Pytrees of several runs, stacked along a leading run axis."""
+"""Pytrees stacked along a leading run axis."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from jaxtyping import Array, Int
 
 @jax.jit
 def tree_stack(trees: list[Any]) -> Any:
-    """Joins pytrees of equal structure along a new leading lane axis."""
+    """Stacks pytrees of equal structure along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @jax.jit
 def tree_slice(tree: Any, index: int | Int[Array, ""]) -> Any:
-    """The pytree of one lane."""
+    """Returns the pytree at one index of the leading axis."""
     return jax.tree.map(lambda leaf: leaf[index], tree)

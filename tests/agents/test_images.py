@@ -81,7 +81,7 @@ def test_no_network_encodes_in_a_loop(name, monkeypatch):
     agent = jax.eval_shape(lambda: image_agent(module, batch))
     seen = {key for key, params in agent.params.items() if "encoder" in params}
     assert seen == set(agent.params) - {"temperature"}
-    monkeypatch.setattr(encoders, "on_processor", lambda: False)
+    monkeypatch.setattr(encoders, "on_cpu", lambda: False)
     found = convolutions(jax.make_jaxpr(lambda a, b: a.update(b)[1])(agent, batch).jaxpr)
     assert found and not any(found)
 

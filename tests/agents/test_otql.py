@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy_networks import critic, fixed_policy, make_agent, make_batch, velocity
 
-from agents import bc, otql
+from agents import base, bc, otql
 from utils.coupling import couple
 
 CORNER = np.array([1.0, -1.0, -1.0, 1.0])
@@ -40,7 +40,7 @@ def spied(monkeypatch):
         return jnp.mean(weights * error**2)
 
     monkeypatch.setattr(otql, "couple", couple)
-    monkeypatch.setattr(otql, "flow_matching_loss", flow_matching_loss)
+    monkeypatch.setattr(base, "flow_matching_loss", flow_matching_loss)
     return seen
 
 

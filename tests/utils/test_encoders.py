@@ -67,10 +67,10 @@ def images_and_params(shape):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("on_processor", [True, False])
-def test_encoder_equals_numpy(on_processor, monkeypatch):
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_encoder_equals_numpy(on_cpu, monkeypatch):
     """Of every camera by its own parameters, for even and odd sides; the features come in the cameras' order."""
-    monkeypatch.setattr(encoders, "on_processor", lambda: on_processor)
+    monkeypatch.setattr(encoders, "on_cpu", lambda: on_cpu)
     images, params = images_and_params((2, 2, 12, 9, 3))
     features = jax.jit(Encoder("small").apply)({"params": params}, images)
     expected = [[camera(params[f"camera_{c}"], image[c], "small") for c in range(2)] for image in images]

@@ -1,1 +1,1 @@
-"""Policies acting in environments: workers, episodes, evaluation, videos."""
+"""Policies in environments: workers, episodes, evaluation, videos."""

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -177,8 +176,8 @@ class EnvRunner:
             "terminated": (flags & terminated).astype(np.float32),
         }
         starts = self.row + np.arange(count, dtype=np.int32)
-        place = {"run": self._run, "row": self.row, "start": self.transitions}
-        self._writes.append(partial(ReplayBuffer.write, **place, values=values, starts=starts))
+        run, row, start = self._run, self.row, self.transitions
+        self._writes.append(lambda replay: replay.write(run, row, values, start, starts))
         self.row, self.transitions = self.row + count, self.transitions + count
         pending = 0 if ended else min(self._replay.horizon - 1, self.row - self.first_row)
         self._count = self.transitions - pending

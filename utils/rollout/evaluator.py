@@ -1,4 +1,4 @@
-"""Batched evaluation: workers (worker_pool.py) step the environments, the policy acts for all of them in the parent.
+"""Batched evaluation: workers (worker_pool.py) step environments, and the policy acts for all of them in the parent.
 
 The outcome of episode i is a function of (policy, seed, i) alone, whatever the number of workers and environments.
 """
@@ -16,7 +16,7 @@ from utils.system.resources import usable_cores
 
 Policy = Callable[[Any, np.ndarray, np.ndarray], Any]
 DEFAULT_BATCH = 8
-# What `Evaluator.evaluate` returns: the last two are there if the environment reports success.
+# Result of `Evaluator.evaluate`; the last two are present if the environment reports success.
 Result = TypedDict(
     "Result",
     {
@@ -31,21 +31,21 @@ Result = TypedDict(
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed that episode number `episode` of an evaluation with `seed` resets with."""
+    """Returns the seed of the reset of episode number `episode` in an evaluation with `seed`."""
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
 
 
 def default_workers() -> int:
-    """One a core that this process may use, at most MAX_WORKERS."""
+    """Returns the number of cores that this process may use, at most MAX_WORKERS."""
     return min(usable_cores(), MAX_WORKERS)
 
 
 class Evaluator:
     """Runs a policy for an exact number of episodes, many at a time.
 
-    Workers start at the first `evaluate`, each environment when it is first needed, and both are kept for later
-    calls. Workers import what `make_env` imports, nothing else, and end when the parent closes its pipe or dies.
-    One call at a time; any thread may make it.
+    Workers start on the first `evaluate`, each environment when it is first needed, and both are kept for later calls.
+    Workers import only what `make_env` imports, and end when the parent closes its pipe or dies. Any thread may call
+    `evaluate`, one at a time.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Evaluator:
         timeout: float = DEFAULT_TIMEOUT,
         check: Callable[[], None] = lambda: None,
     ):
-        """Starts nothing yet.
+        """Initialises the evaluator. Workers start on the first call.
 
         Args:
-            make_env: makes an environment with actions in [-1, 1], and observations that are vectors or have images
+            make_env: makes an environment with actions in [-1, 1] and observations that are vectors or have images
                 (utils/observations.py); picklable.
-            horizon: actions in a chunk, executed open loop.
-            num_workers: processes (default: one a core that this process may use, at most 16).
-            envs_per_worker: environments that a worker steps in turn (default: 8 in all, at least 1 each). An OGBench
-                arm takes 1 s and 150 MB, and 400 MB for a worker; small batches waste the policy's time.
-            environ, name, timeout: as in `Pool`.
-            check: called several times a second while `evaluate` waits; what it raises ends the evaluation.
+            horizon: number of actions in a chunk, executed open loop.
+            num_workers: number of processes (default: `default_workers`).
+            envs_per_worker: environments that a worker steps one after the other (default: 8 in all, at least 1
+                each). An OGBench arm takes 1 s and 150 MB to create, a worker 400 MB; small batches slow the policy.
+            environ, name, timeout: see `WorkerPool`.
+            check: called several times a second while `evaluate` waits; any exception it raises ends the evaluation.
         """
         num_workers = num_workers or default_workers()
         self.batch_size = num_workers * (envs_per_worker or math.ceil(DEFAULT_BATCH / num_workers))
@@ -80,34 +80,34 @@ class Evaluator:
     def evaluate(
         self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> Result:
-        """Runs episodes 0 … num_episodes - 1 to their end.
+        """Runs episodes 0 … num_episodes - 1 to their ends.
 
         Args:
-            policy: (observations [B, o] float32, or with images, episodes [B] int32, chunks [B] int32) -> chunks of
-                actions [B, horizon · action_dim], clipped to [-1, 1] here. B is always `batch_size`; rows that no
-                running episode uses repeat an earlier one and their actions are dropped. Noise must depend on
+            policy: (observations [B, o] float32, or with images, episodes [B] int32, chunks [B] int32) -> action
+                chunks [B, horizon · action_dim], which are clipped to [-1, 1]. B is always `batch_size`; rows of no
+                running episode repeat an earlier one, and their actions are dropped. Noise must depend on
                 (episode, chunk), not on the row.
             num_episodes: at least 1.
-            seed: not negative; with the number of an episode it gives the seed of its reset.
+            seed: not negative; decides, with the number of an episode, the seed of its reset.
             progress: called with (episodes done, num_episodes) when an episode ends.
 
         Returns:
-            'success' (0 or 1, see `episode_success`), 'return' (sum of rewards), 'length' (environment steps), arrays
-            [num_episodes] in order, and their means 'success_rate', 'return_mean', 'length_mean'. An episode that
-            reports no success where others do has failed; the two are absent if none does.
+            'success' (0 or 1, see `episode_success`), 'return' (sum of rewards) and 'length' (environment steps),
+            arrays [num_episodes] in order, and their means 'success_rate', 'return_mean' and 'length_mean'. An episode
+            that reports no success, where others do, has failed; if none does, both entries of success are absent.
 
         Raises:
             ValueError: no episodes, or the policy's actions have the wrong shape.
             FloatingPointError: the policy's actions are not finite.
-            WorkerError: an environment raised, hung or is no sound one, or its worker died. The next call starts new
-                workers.
+            WorkerError: an environment raised, hung or returned invalid values, or its worker died. The next call
+                starts new workers.
         """
         if num_episodes < 1:
             raise ValueError(f"num_episodes is {num_episodes}; it must be at least 1")
         try:
             outcomes = self._run(policy, num_episodes, seed, progress or (lambda done, total: None))
         except BaseException:
-            self.close()  # Replies may be on their way: new workers are the only clean start.
+            self.close()  # Replies may still arrive; only new workers are in a known state.
             raise
         success, returns, lengths = np.array(outcomes).T
         result: Result = {
@@ -124,10 +124,10 @@ class Evaluator:
     def _run(
         self, policy: Policy, num_episodes: int, seed: int, progress: Callable[[int, int], None]
     ) -> list[tuple[float, float, int]]:
-        """The (success, return, length) of each episode, success NaN if the environment does not report it.
+        """Returns (success, return, length) of each episode, with success NaN if the environment does not report it.
 
-        A slot is a row of the batch and an environment. A slot whose episode ends starts the next one at once, while
-        other workers still step. Episodes are started in order and all are finished, so short ones are not favoured.
+        A slot is a row of the batch and its environment. A slot whose episode ends starts the next one at once, while
+        other workers still step. Episodes start in order and all are finished, so there is no bias to short ones.
         """
         episodes, chunks, lengths = np.zeros((3, self.batch_size), np.int32)
         returns = [0.0] * self.batch_size
@@ -136,7 +136,7 @@ class Evaluator:
         queue = iter(range(num_episodes))
 
         def begin(slots: list[int]) -> dict[int, Request]:
-            """Gives the slots the next episodes, as far as there are any; returns the requests for their resets."""
+            """Assigns the remaining episodes to the slots; returns the requests for their resets."""
             requests: dict[int, Request] = {}
             for slot, episode in zip(slots, queue, strict=False):
                 episodes[slot], chunks[slot], lengths[slot], returns[slot] = episode, 0, 0, 0.0
@@ -176,7 +176,7 @@ class Evaluator:
     def _act(
         self, policy: Policy, observations: list[Any], episodes: np.ndarray, chunks: np.ndarray, live: list[int]
     ) -> np.ndarray:
-        """The policy's clipped actions for the live slots, [len(live), horizon, action_dim]."""
+        """Returns the policy's clipped actions for the live slots, [len(live), horizon, action_dim]."""
         # Copies: a policy may keep its arguments, and JAX on a CPU shares their memory.
         stacked = map_parts(np.stack, observations)
         actions = np.asarray(policy(stacked, episodes.copy(), chunks.copy()), np.float32)
@@ -189,7 +189,7 @@ class Evaluator:
         return np.clip(actions, -1, 1)
 
     def close(self) -> None:
-        """Ends the workers; a later `evaluate` starts new ones."""
+        """Ends the workers. A later `evaluate` starts new ones."""
         self.pool.close()
 
     def __enter__(self) -> "Evaluator":

@@ -1,4 +1,4 @@
-"""Acting with agents: action chunks for observations."""
+"""Agents as policies: action chunks for observations."""
 
 import time
 from collections.abc import Callable
@@ -22,16 +22,16 @@ def act(
     episodes: Int[Array, "*b"],
     chunks: Int[Array, "*b"],
 ) -> Float[Array, "*b d"]:
-    """Actions of one lane's agent for a batch of evaluation episodes.
+    """Samples action chunks of one of several stacked agents.
 
-    Each row's noise is a function of (key, episode, chunk), so the batch a row stands in does not matter.
+    A row's noise is a function of (key, episode, chunk), whatever the other rows.
 
     Args:
-        agents: stacked agents. index: the lane. observations: one a row. key: of this evaluation.
-        episodes, chunks: number of the episode and of the chunk in it.
-
-    Returns:
-        action chunks.
+        agents: agents stacked along the run axis.
+        index: of the agent.
+        observations: one per row.
+        key: PRNG key of this evaluation.
+        episodes, chunks: number of each row's episode, and of the chunk in it.
     """
     agent = tree_slice(agents, index)
     keys = jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(episodes, chunks)
@@ -39,7 +39,7 @@ def act(
 
 
 def decision_seconds(agents: Any, observations: Any, calls: int = 20) -> list[float]:
-    """Seconds of `calls` decisions of the first lane's agent, once it is compiled; observations: one, [1, o]."""
+    """Measures the seconds of `calls` decisions of the first agent, without compilation; observations: one, [1, o]."""
     seconds, one = [], np.zeros(1, np.int32)
     for _ in range(calls + 1):  # The first one compiles.
         clock = time.perf_counter()
@@ -49,7 +49,7 @@ def decision_seconds(agents: Any, observations: Any, calls: int = 20) -> list[fl
 
 
 def evaluation_policy(seed: int, agents: Any, index: int, step: int) -> tuple[Callable[..., Float[Array, "B d"]], int]:
-    """The evaluator's policy for lane `index` of `agents`, and the episodes' seed: functions of (seed, step)."""
+    """Returns an evaluation's policy, of agent `index`, and its seed of resets: functions of (seed, step)."""
     key = stream_key(seed, Stream.EVALUATION_ACTING, step)
     episode_seed = stream_seed(seed, Stream.EVALUATION_RESET, step)
     return lambda *inputs: act(agents, index, inputs[0], key, *inputs[1:]), episode_seed

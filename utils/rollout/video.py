@@ -1,4 +1,4 @@
-"""Videos of episodes: several side by side, rendered without a display in a process of its own."""
+"""Videos of episodes in a grid, rendered off screen in a separate process."""
 
 import functools
 import math
@@ -22,11 +22,11 @@ from utils.system.rendering import no_rendering, rendering_backend
 
 BORDER = 6  # pixels around each episode
 RUNNING, SUCCESS, FAILURE = (110, 110, 110), (40, 180, 70), (210, 50, 50)  # colours of the border, RGB
-HOLD_SECONDS = 2  # the last picture, with all outcomes, stays this long
+HOLD_SECONDS = 2  # duration of the last image, which shows all outcomes
 
 
 class VideoUnavailable(Exception):
-    """No video could be made; the message is one line that says why."""
+    """Error of recording a video; the message is one line with the reason."""
 
 
 def record(
@@ -47,23 +47,23 @@ def record(
     The border of an episode is grey while it runs, then green for success and red for failure.
 
     Args:
-        make_env, policy, num_episodes, seed, horizon: as in `Evaluator`; the policy gets batches of 1.
-        path: of the mp4, which appears when it is complete.
-        frame_skip: environment steps a frame, at least 1.
-        timeout, check: as in `Evaluator`; what `check` raises ends the recording.
-        fps: frames a second; 15 at a frame_skip of 3 shows OGBench's arms (20 steps a second) 2.25 times too fast.
+        make_env, policy, num_episodes, seed, horizon: see `Evaluator`; the policy gets batches of 1.
+        path: file of the mp4, written once it is complete.
+        frame_skip: environment steps per frame, at least 1.
+        fps: frames per second; 15 at a frame_skip of 3 shows OGBench's arms (20 steps/s) 2.25 times too fast.
+        timeout, check: see `Evaluator`; any exception that `check` raises ends the recording.
 
     Returns:
-        `Evaluator.evaluate`'s result for these episodes.
+        the result of `Evaluator.evaluate` for these episodes.
 
     Raises:
-        VideoUnavailable: nothing renders here, the environment cannot be rendered, or there is no ffmpeg.
+        VideoUnavailable: MuJoCo cannot render here, the environment cannot be rendered, or ffmpeg is missing.
         UserError: `path` cannot be written.
     """
     backend = _waiting(rendering_backend, check)
     if backend is None:
         raise VideoUnavailable(no_rendering())
-    # ffmpeg is started by fork and exec, which JAX warns of; nothing of JAX runs in between.
+    # JAX warns of the fork that starts ffmpeg, but no code of JAX runs between fork and exec.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
@@ -81,18 +81,18 @@ def record(
             raise VideoUnavailable(f"the episodes could not be rendered: {str(error).splitlines()[0]}") from error
         episodes = [np.load(folder / f"{episode_seed(seed, i)}.npy", mmap_mode="r") for i in range(num_episodes)]
         encoded = folder / "video.mp4"
-        # The grid's sides are even, as the codec demands; the default of 16 would rescale the pictures.
-        writer: Any  # As ImageIO's types lack what a video's has.
+        # The grid's sides are even, as the codec demands; the default of 16 would rescale the images.
+        writer: Any  # ImageIO's types lack append_data.
         with imageio.get_writer(encoded, fps=fps, macro_block_size=2) as writer:
-            for picture in _pictures(episodes, result.get("success", np.zeros(num_episodes)), HOLD_SECONDS * fps):
+            for image in _grid_images(episodes, result.get("success", np.zeros(num_episodes)), HOLD_SECONDS * fps):
                 check()
-                writer.append_data(picture)
+                writer.append_data(image)
         atomic_write_bytes(Path(path), encoded.read_bytes())
     return result
 
 
 def _waiting(function: Callable[[], Any], check: Callable[[], None]) -> Any:
-    """The result of `function`, which may take long; `check` is called meanwhile, and what it raises ends the wait."""
+    """Returns the result of `function`, which may take long; exceptions of `check`, called meanwhile, end the wait."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()
@@ -102,13 +102,13 @@ def _waiting(function: Callable[[], Any], check: Callable[[], None]) -> Any:
     return results[0]
 
 
-def _pictures(episodes: list[np.ndarray], success: np.ndarray, hold: int) -> Iterator[np.ndarray]:
-    """The pictures of the video.
+def _grid_images(episodes: list[np.ndarray], success: np.ndarray, hold: int) -> Iterator[np.ndarray]:
+    """Yields the images of the video.
 
     Args:
-        episodes: the frames of each, uint8 [t_i, h, w, 3]; one that is over keeps its last frame.
+        episodes: frames of each episode, uint8 [t_i, h, w, 3]; the last one stays after its end.
         success: [num_episodes], > 0 for success.
-        hold: how often the last picture is repeated.
+        hold: number of repetitions of the last image.
 
     Yields:
         uint8 [height, width, 3], both even.
@@ -116,34 +116,34 @@ def _pictures(episodes: list[np.ndarray], success: np.ndarray, hold: int) -> Ite
     _, height, width, _ = episodes[0].shape
     height, width = height + 2 * BORDER + height % 2, width + 2 * BORDER + width % 2
     columns = len(episodes) if len(episodes) <= 3 else math.ceil(math.sqrt(len(episodes)))
-    picture = np.zeros((math.ceil(len(episodes) / columns) * height, columns * width, 3), np.uint8)
+    image = np.zeros((math.ceil(len(episodes) / columns) * height, columns * width, 3), np.uint8)
     for time in range(max(map(len, episodes)) + hold):
         for i, frames in enumerate(episodes):
             row, column = divmod(i, columns)
-            tile = picture[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            tile = image[row * height : (row + 1) * height, column * width : (column + 1) * width]
             over = time >= len(frames) - 1
             tile[:] = RUNNING if not over else SUCCESS if success[i] > 0 else FAILURE
             frame = frames[min(time, len(frames) - 1)]
             tile[BORDER : BORDER + frame.shape[0], BORDER : BORDER + frame.shape[1]] = frame
-        yield picture
+        yield image
 
 
 class _FrameSaver(gymnasium.Wrapper):
-    """Renders every `frame_skip`-th step, the first and the last; saves each episode as '<seed of its reset>.npy'."""
+    """Wrapper that renders the first, the last and every `frame_skip`-th step, to '<seed of the reset>.npy'."""
 
     _frame_skip: int
     _folder: Path
 
     @classmethod
     def make(cls, make_env: Callable[[], gymnasium.Env], frame_skip: int, folder: Path) -> "_FrameSaver":
-        """The environment of `make_env`, wrapped; in a worker, so that `make_env` alone crosses to it."""
+        """Wraps the environment of `make_env`, in a worker: only `make_env` is sent to it."""
         env = cls(make_env())
         env._frame_skip, env._folder = frame_skip, folder
         return env
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         result = self.env.reset(seed=seed, options=options)
-        # Software rendering spends most of its time on smooth edges and sharp shadows. Not of what a policy sees.
+        # Anti-aliasing and sharp shadows dominate the time of software rendering. A policy's images keep them.
         model = getattr(self.env.unwrapped, "model", None)
         if model is not None and not isinstance(result[0], Observation):
             model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 1024
@@ -161,10 +161,10 @@ class _FrameSaver(gymnasium.Wrapper):
         return result
 
     def _frame(self) -> np.ndarray:
-        """The picture of the current state, uint8 [h, w, 3]."""
+        """Returns an image of the current state, uint8 [h, w, 3]."""
         frame = self.env.render()
         if not isinstance(frame, np.ndarray):
-            raise TypeError("the environment's render() returns no picture; make it with render_mode='rgb_array'")
+            raise TypeError("the environment's render() returns no image; make it with render_mode='rgb_array'")
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             got = f"{list(frame.shape)} {frame.dtype}"
             raise TypeError(f"the environment's render() returns {got}, not [height, width, 3] uint8")

@@ -1,7 +1,7 @@
-"""Environments in worker processes: a simulator that hangs or crashes costs the parent one line and loses nothing.
+"""Environments in worker processes: a simulator that hangs or crashes ends in a one-line error of the parent.
 
-A worker imports what makes its environments, nothing else. While it works it notes on a shared page which call it is
-in, so that the parent can name the episode and step of a hang or a crash.
+A worker imports only what makes its environments. On a shared page it notes its current call, so that the parent can
+name the episode and step of a hang or crash.
 """
 
 import faulthandler
@@ -29,19 +29,19 @@ from utils.observations import as_observation, map_parts, state_of
 from utils.system.files import atomic_write_text
 
 Request = tuple[str, tuple[Any, ...]]  # a method of `Slot` and its arguments
-DEFAULT_TIMEOUT = 120.0  # seconds a reset or a step
-START_SECONDS = 60.0  # what a constructor may take beyond that, imports included
-LONG_EPISODE = 10_000  # steps after which an episode that has not ended is worth a line
+DEFAULT_TIMEOUT = 120.0  # seconds per reset or step
+START_SECONDS = 60.0  # additional seconds for a constructor, imports included
+LONG_EPISODE = 10_000  # steps after which an unfinished episode gives a warning
 MAX_WORKERS = 16
 _LARGEST = float(np.finfo(np.float32).max)
-_POLL = 0.1  # seconds between two looks at signals and clocks
+_POLL = 0.1  # seconds between checks of signals and clocks
 _PAGE = mmap.PAGESIZE
-# Fields of the page: calls begun; episode, seed of its reset and step (0: the reset, -1: a constructor) of the call
-# under way; 1 + an episode that is long, or 0.
+# Fields of the page: number of calls; episode, seed of its reset and step (0: the reset, -1: a constructor) of the
+# current call; 1 + the number of a long episode, or 0.
 _FIELDS = 5
 _CALLS, _EPISODE, _SEED, _STEP, _LONG = range(_FIELDS)
-# Signals are the parent's business, from the first line on. A program of its own, not multiprocessing's spawn, because
-# that imports the main program, and with it JAX, in each worker.
+# Only the parent handles signals. Not multiprocessing's spawn, which imports the main program, and with it JAX, in each
+# worker.
 _PROGRAM = (
     "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]; "
     "from {module} import _serve; _serve({connection}, {page}, {parent})"
@@ -49,24 +49,24 @@ _PROGRAM = (
 
 
 class WorkerError(RuntimeError):
-    """An environment raised, hung or crashed, or is no sound one; the first line says so, the rest is a traceback."""
+    """Failure of an environment: the first line of the message says what happened, the rest is a traceback."""
 
 
 class EnvironmentFailed(UserError):
-    """An environment failed between two step boundaries: the state at the last one is sound and worth saving."""
+    """Failure of an environment between two boundaries of training: the state at the last one can be saved."""
 
 
 def environment_failed(error: WorkerError, what: str, directory: Path) -> EnvironmentFailed:
-    """Returns the one-line error to raise for `error`, whose traceback it writes into a run's directory."""
+    """Returns the one-line error to raise for `error`; writes the traceback into a run's directory."""
     report = directory / "worker_error.txt"
     atomic_write_text(report, f"{error}\n")
     return EnvironmentFailed(f"{what}: {str(error).splitlines()[0]} (traceback: {report})")
 
 
 def episode_success(info: Mapping[str, Any]) -> float:
-    """Returns 1.0 or 0.0 as an episode's last `info` reports it, by 'success' or 'is_success'; NaN if it does not.
+    """Returns the success, 1.0 or 0.0, that an episode's last `info` reports; NaN if it reports none.
 
-    Values are numbers, booleans or arrays of one; what is None, NaN or text is no report.
+    Keys are 'success' and 'is_success', values numbers, booleans or arrays of one; None, NaN and text do not count.
     """
     for key in ("success", "is_success"):
         value = np.asarray(info.get(key))
@@ -76,10 +76,12 @@ def episode_success(info: Mapping[str, Any]) -> float:
 
 
 class Steps(NamedTuple):
-    """Steps of one episode, up to its end at most.
+    """Outcome of n steps of one episode.
 
     Attributes:
-        observations: the n states reached, [n, ...]. rewards: n floats. terminated, truncated: of the last step.
+        observations: those after each step, [n, ...].
+        rewards: n floats.
+        terminated, truncated: of the last step.
         success: `episode_success` of the last step.
     """
 
@@ -91,10 +93,9 @@ class Steps(NamedTuple):
 
 
 class Slot:
-    """A worker's environment, with a state of NumPy's global generator of its own, which OGBench partly draws from.
+    """A worker's environment, with its own state of NumPy's global generator, from which OGBench partly draws.
 
-    The public methods are what requests name. Observations and rewards that are not finite are rejected here, for
-    every environment: nothing downstream meets one.
+    Requests name its public methods. It rejects observations and rewards that are not finite, for every environment.
     """
 
     def __init__(self, env: gymnasium.Env, page: np.ndarray | None = None):
@@ -102,7 +103,7 @@ class Slot:
         self._episode = self._seed = self._length = 0
 
     def reset(self, episode: int, seed: int) -> Any:
-        """Starts an episode; returns its first observation."""
+        """Starts an episode and returns its first observation."""
         self._episode, self._seed, self._length = episode, seed, 0
         self._note()
         np.random.seed(seed)
@@ -115,18 +116,18 @@ class Slot:
         return observation
 
     def record(self, actions: np.ndarray) -> Steps:
-        """Executes a chunk, [n, action_dim], or its part up to the end of the episode."""
+        """Executes a chunk, [n, action_dim], up to the end of the episode."""
         observations, rewards = [], []
         np.random.set_state(self._random_state)
         for action in actions:
             self._length += 1
             self._note()
             observation, reward, terminated, truncated, info = self._env.step(action)
-            with np.errstate(over="ignore"):  # Rejected as inf.
+            with np.errstate(over="ignore"):  # _check rejects inf.
                 observation, reward = as_observation(observation), float(reward)
             self._check("step", "reward", reward)
             self._check("step", "observation", state_of(observation))
-            # Copied, since an environment may change the array that it gave.
+            # Copied, since an environment may change the array that it returned.
             observations.append(map_parts(lambda parts: parts[0].copy(), [observation]))
             rewards.append(reward)
             if terminated or truncated:
@@ -136,19 +137,19 @@ class Slot:
         return Steps(stacked, rewards, bool(terminated), bool(truncated), episode_success(info))
 
     def step(self, actions: np.ndarray) -> Steps:
-        """Executes a chunk as `record` does; returns the last observation alone, [1, ...]."""
+        """Executes a chunk like `record`, but returns only the last observation, [1, ...]."""
         steps = self.record(actions)
         return steps._replace(observations=map_parts(lambda parts: parts[0][-1:], [steps.observations]))
 
     def retrace(self, episode: int, seed: int, actions: np.ndarray) -> tuple[Any, Steps | None]:
-        """Starts an episode and takes `actions` again; returns the first observation and what `step` gives."""
+        """Starts an episode and repeats `actions`; returns the first observation and the result of `step`."""
         return self.reset(episode, seed), self.step(actions) if len(actions) else None
 
     def _check(self, method: str, name: str, value: Any) -> None:
         """Checks that numbers are finite.
 
         Raises:
-            UserError: names the number, and the environment's method that gave it.
+            UserError: names the number and the environment's method that returned it.
         """
         # A reward is stored as float32.
         if abs(value) <= _LARGEST if isinstance(value, float) else np.isfinite(value).all():
@@ -159,7 +160,7 @@ class Slot:
         raise UserError(failure_line(error, method, "observations and rewards must be finite numbers", source))
 
     def _note(self) -> None:
-        """Notes on the page which call begins."""
+        """Notes the current call on the page."""
         page = self._page
         page[_EPISODE], page[_SEED], page[_STEP] = self._episode, self._seed, self._length
         page[_CALLS] += 1
@@ -168,7 +169,7 @@ class Slot:
 
 
 class WorkerPool:
-    """Environments in worker processes, started when they are first needed: slot i is in worker i % num_workers."""
+    """Environments in worker processes: slot i is in worker i % num_workers."""
 
     def __init__(
         self,
@@ -179,25 +180,27 @@ class WorkerPool:
         timeout: float = DEFAULT_TIMEOUT,
         environ: Mapping[str, str] | None = None,
     ):
-        """Starts nothing yet.
+        """Initialises the pool. Each worker starts on the first request to it.
 
         Args:
-            make_env: makes an environment; picklable. name: of the environment, for messages.
-            timeout: seconds that a reset or a step may take, a constructor START_SECONDS more; 0: any time.
-            environ: environment variables of the workers, besides the parent's.
+            make_env: makes an environment; picklable.
+            num_workers: number of processes.
+            name: name of the environment in messages.
+            timeout: limit in seconds of a reset or step, with START_SECONDS more for a constructor; 0: none.
+            environ: environment variables of the workers, besides those of the parent.
         """
         self._make_env, self._num_workers, self._name = make_env, num_workers, name
         self._timeout, self._environ = timeout, dict(environ or {})
         self.workers: dict[int, _Worker] = {}
         self._busy: dict[Connection, _Worker] = {}
-        self._told = False
+        self._warned = False
 
     def __bool__(self) -> bool:
-        """True while replies are to come."""
+        """True while replies are pending."""
         return bool(self._busy)
 
     def send(self, requests: Mapping[int, Request]) -> None:
-        """Sends each slot's request; the workers of these slots must have replied to all before."""
+        """Sends each slot's request; the workers of these slots must have no pending replies."""
         shares: dict[int, dict[int, Request]] = {}
         for slot, request in requests.items():
             shares.setdefault(slot % self._num_workers, {})[slot] = request
@@ -209,10 +212,10 @@ class WorkerPool:
             self._busy[worker.connection] = worker
 
     def receive(self, check: Callable[[], None]) -> list[tuple[int, Any]]:
-        """Waits for replies; returns those that came, (slot, what the method returned).
+        """Waits for replies and returns those that have arrived, (slot, result of the method).
 
         Args:
-            check: called several times a second; what it raises ends the wait.
+            check: called several times a second; any exception it raises ends the wait.
 
         Raises:
             WorkerError: an environment raised, its worker died, or it took too long.
@@ -224,21 +227,21 @@ class WorkerPool:
             for connection in [c for c in self._busy if c in ready]:
                 replies += self._busy[connection].receive(self._name)
                 del self._busy[connection]
-            self._tell_of_long_episodes()
+            self._warn_of_long_episodes()
             for worker in self._busy.values():
                 worker.watch(self._name, self._timeout)
             if replies:
                 return replies
 
-    def _tell_of_long_episodes(self) -> None:
-        """Says once that an episode does not end."""
-        if not self._told and (long := [int(w.page[_LONG]) for w in self.workers.values() if w.page[_LONG]]):
-            self._told = True
+    def _warn_of_long_episodes(self) -> None:
+        """Warns once of an episode that does not end."""
+        if not self._warned and (long := [int(w.page[_LONG]) for w in self.workers.values() if w.page[_LONG]]):
+            self._warned = True
             what = f"episode {long[0] - 1} has not ended after {LONG_EPISODE:,} steps"
-            print(f"{self._name}: {what}; --max_episode_steps=<n> cuts such episodes", file=sys.stderr)
+            print(f"{self._name}: {what}; --max_episode_steps=<n> truncates such episodes", file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the workers, which have nothing to save; later requests start new ones."""
+        """Ends the workers. Later requests start new ones."""
         for worker in self.workers.values():
             worker.kill()
         self.workers.clear()
@@ -248,13 +251,15 @@ class WorkerPool:
 def converse(
     pool: WorkerPool, dialogues: Mapping[int, Generator[Request, Any, Any]], check: Callable[[], None]
 ) -> dict[int, Any]:
-    """Runs dialogues, which yield requests to a slot and are sent its replies, to their ends.
+    """Runs dialogues to their ends: generators that yield requests to a slot and are sent its replies.
 
     Args:
-        dialogues: slot → what asks it. check: as in `Pool.receive`.
+        pool: workers of the slots.
+        dialogues: slot → its dialogue.
+        check: see `WorkerPool.receive`.
 
     Returns:
-        slot → what its dialogue returned.
+        slot → return value of its dialogue.
     """
     results: dict[int, Any] = {}
 
@@ -287,7 +292,7 @@ class _Worker:
                 [sys.executable, "-u", "-P", "-c", _PROGRAM.format(module=__name__, **ends)],
                 pass_fds=[ends["connection"], ends["page"]],
                 stdin=subprocess.DEVNULL,
-                # A group of its own: what the simulator starts ends with it, and Ctrl-C does not reach it.
+                # Its own process group: processes of the simulator end with it, and Ctrl-C does not reach it.
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environ},
             )
@@ -295,13 +300,13 @@ class _Worker:
         self.send(make_env)
 
     def send(self, message: Any) -> None:
-        """Sends a message; if the worker is dead, `receive` says why."""
+        """Sends a message; if the worker is dead, `receive` raises the reason."""
         self._silent, self._looked = 0.0, time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(message)
 
     def receive(self, name: str) -> list[tuple[int, Any]]:
-        """The worker's replies, (slot, reply).
+        """Returns the worker's replies, (slot, reply).
 
         Raises:
             WorkerError: the worker raised or died.
@@ -316,27 +321,27 @@ class _Worker:
         return reply
 
     def watch(self, name: str, timeout: float) -> None:
-        """Checks that a worker that is to reply lives and is not silent for too long.
+        """Checks that a worker with a pending reply is alive and within its time limit.
 
         Raises:
-            WorkerError: it has died, or a call has taken more than `timeout` seconds (0: any time).
+            WorkerError: it has died, or a call has taken more than `timeout` seconds (0: no limit).
         """
-        # Something that the simulator started may hold the pipe open.
+        # A process of the simulator may hold the pipe open.
         if self._process.poll() is not None and not self.connection.poll():
             raise self._death(name)
         now, calls = time.monotonic(), int(self.page[_CALLS])
-        # A suspended computer's time does not count.
+        # Time in which the computer was suspended does not count.
         self._silent = 0.0 if calls != self._calls else self._silent + min(now - self._looked, 1.0)
         self._looked, self._calls = now, calls
         limit = timeout + (START_SECONDS if self.page[_STEP] < 0 else 0)
         if timeout and self._silent > limit:
-            self._process.send_signal(signal.SIGUSR1)  # Writes the traceback of where it is.
+            self._process.send_signal(signal.SIGUSR1)  # Makes faulthandler write the current traceback.
             time.sleep(0.2)
             advice = "give a longer --env_timeout if it needs more"
             raise WorkerError(f"{name}, {self._place()}: no answer for {limit:g} s; {advice}\n{self._trace()}")
 
     def kill(self) -> None:
-        """Ends the process and what it started, and waits for its end, but not for ever."""
+        """Ends the process and its children, and waits at most 2 s for its end."""
         self.connection.close()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -352,7 +357,7 @@ class _Worker:
         return WorkerError(f"{name}, {self._place()}: its process died, {died}{hint}\n{self._trace()}")
 
     def _place(self) -> str:
-        """Says which call is under way, or was the last one."""
+        """Returns a phrase that names the current or last call."""
         if self.page[_STEP] < 0:
             return "its constructor"
         episode, seed, step = (int(self.page[field]) for field in (_EPISODE, _SEED, _STEP))
@@ -361,12 +366,12 @@ class _Worker:
         return f"step {step} of episode {episode} (reset with seed {seed})"
 
     def _trace(self) -> str:
-        """The traceback that a dying or hanging worker has written behind the page."""
+        """Returns the traceback that a dying or hanging worker has written behind the page."""
         return os.pread(self._file, 1_000_000, _PAGE).decode(errors="replace")
 
 
 def _shared_page() -> int:
-    """The descriptor of a page of zeros that processes share, in memory where the system can do that."""
+    """Returns the descriptor of a page of zeros to share between processes, in memory where the system can."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("otql")
     else:
@@ -377,10 +382,10 @@ def _shared_page() -> int:
 
 
 def _serve(connection_fd: int, page_fd: int, parent: int) -> None:
-    """A worker's main loop.
+    """Runs a worker's main loop.
 
-    The first message is make_env, each later one {slot: request}. Replies are lists of (slot, reply), or one tuple
-    (line, traceback) that says why the worker gives up.
+    The first message is make_env, each later one {slot: request}. A reply is a list of (slot, result), or a tuple
+    (line, traceback) if the worker fails.
     """
     for fd in (connection_fd, page_fd):
         os.set_inheritable(fd, False)
@@ -400,15 +405,15 @@ def _serve(connection_fd: int, page_fd: int, parent: int) -> None:
                     slots[slot] = Slot(make_env(), page)
                 replies.append((slot, getattr(slots[slot], method)(*arguments)))
             connection.send(replies)
-    except BaseException as error:  # EOFError: the parent has died; nobody reads the message.
+    except BaseException as error:  # EOFError if the parent has died; nobody reads the message then.
         line = getattr(error, "line", str(error)) if isinstance(error, UserError) else failure_line(error, "its code")
         with suppress(OSError):
             connection.send((line, traceback.format_exc()))
-    os._exit(0)  # Without the interpreter's teardown: OpenGL contexts fail noisily in it.
+    os._exit(0)  # Skips the interpreter's teardown, in which OpenGL contexts print errors.
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process soon after its parent, whatever its simulator does."""
+    """Ends this process soon after its parent, whatever the simulator does."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -6,9 +6,9 @@ A file `step_0000012345.ckpt` is
     payload  uint64 (little endian) length of the tree | tree (msgpack) | raw bytes of the arrays, one after another
 
 The tree is the state with each array replaced by the list [dtype, shape, offset into the raw bytes]; the state itself
-has no lists, so this is unambiguous. Arrays are written from and read into their own memory, so saving takes no memory
-beyond the state, loading none beyond the result, however large they are. Exceptions: a numpy array that is not
-contiguous is copied while it is written, and JAX keeps a host copy of an array on an accelerator as long as that lives.
+has no lists, so this is unambiguous. Arrays are written from and read into their own memory: saving takes no memory
+beyond the state, loading none beyond the result. Exceptions: a NumPy array that is not contiguous is copied while it is
+written, and JAX keeps a host copy of an array on an accelerator for that array's lifetime.
 """
 
 import errno
@@ -38,32 +38,33 @@ _FILE_PATTERN = re.compile(r"step_(\d{10,})\.ckpt")
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint that cannot be used: missing, truncated, damaged, or of another format version."""
+    """Error of a checkpoint that is missing, truncated, damaged, or of another format version."""
 
 
 def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Writes `state` as the checkpoint of `step`, then removes all but the `keep` newest up to `step`.
 
-    Checkpoints of later steps go too: the run was resumed from before them. Runs that resume together (`load_common`)
-    need keep >= 2, since a kill can fall between the saves of two directories.
+    Checkpoints of later steps are removed too: the run was resumed from an earlier one. Runs that resume together
+    (`load_common`) need keep >= 2, since a kill can fall between the saves of two directories.
 
     Args:
-        directory: made if missing; belongs to one run.
+        directory: that of one run's checkpoints; created if missing.
         step: number of updates done, >= 0.
-        state: nested dict with str keys. Leaves: numpy or JAX arrays and scalars of any dtype but object and
+        state: nested dict with str keys. Leaves: NumPy or JAX arrays and scalars of any dtype but object and
             structured, bool, int (64 bits), float, str, bytes, None.
+        keep: number of checkpoints to keep.
 
     Returns:
-        The file written.
+        the file written.
 
     Raises:
-        UserError: full disk or read-only directory; earlier checkpoints are intact.
+        UserError: the disk is full or the directory read-only; earlier checkpoints are intact.
         TypeError: a leaf of another type; nothing is written.
     """
     arrays: list[np.ndarray | jax.Array] = []
     tree = msgpack_serialize(_detach(state, arrays))
     path = path_of(directory, step)
-    # What a killed save left is in the way when the disk is nearly full.
+    # Files of killed saves take space on a disk that may be nearly full.
     _remove(directory.glob(temporary_name(directory / "step_*.ckpt").name))
     with atomic_open(path) as file:
         file.write(_HEADER.format(FORMAT_VERSION, "0" * 64).encode())
@@ -80,7 +81,7 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads the state that `save` wrote to `path`; arrays are numpy, writable, equal in dtype, shape and bits.
+    """Reads the state that `save` wrote to `path`, with writable NumPy arrays of the same dtype, shape and bits.
 
     Raises:
         CorruptCheckpoint: missing, truncated, damaged or of another format version.
@@ -93,13 +94,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """Steps with a checkpoint in `directory`, ascending, damaged ones included."""
+    """Returns the steps with a checkpoint in `directory`, ascending, damaged ones included."""
     matches = map(_FILE_PATTERN.fullmatch, (path.name for path in directory.glob("step_*.ckpt")))
     return sorted(int(match[1]) for match in matches if match)
 
 
 def valid_steps(directory: Path) -> list[int]:
-    """Steps with an undamaged checkpoint in `directory`, ascending. Reads every file once."""
+    """Returns the steps with a valid checkpoint in `directory`, ascending; reads every file once."""
     valid = []
     for step in saved_steps(directory):
         with suppress(CorruptCheckpoint), _open_verified(path_of(directory, step)):
@@ -108,16 +109,16 @@ def valid_steps(directory: Path) -> list[int]:
 
 
 def load_latest(directory: Path) -> tuple[int, dict[str, Any]] | None:
-    """`load_common` for one directory: (step, state) of its newest valid checkpoint, or None."""
+    """Loads (step, state) of the newest valid checkpoint in `directory`; None if there is none."""
     found = load_common([directory])
     return found and (found[0], found[1][0])
 
 
 def load_common(directories: Sequence[Path]) -> tuple[int, list[dict[str, Any]]] | None:
-    """Loads the newest step that is valid in all `directories`; it removes nothing, so a live run may be read.
+    """Loads the newest step that is valid in all `directories`; removes nothing, so the run may still be training.
 
-    Each newer step that could not be used costs one line on stderr: the file, what is wrong with it (damaged, or not
-    there because the run was killed between two saves) and what is used instead.
+    Each newer step that cannot be used gives one line on stderr: the file, the problem (damaged, or missing because the
+    run was killed between two saves), and the step used instead.
 
     Returns:
         (step, one state per directory), or None if no step is valid in all of them.
@@ -137,33 +138,33 @@ def load_common(directories: Sequence[Path]) -> tuple[int, list[dict[str, Any]]]
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """The file of a checkpoint."""
+    """Returns the file of a checkpoint."""
     return directory / f"step_{step:010d}.ckpt"
 
 
 def _remove(paths: Iterable[Path]) -> None:
-    """Deletes files that are no longer needed; one that cannot be deleted is no reason to stop."""
+    """Deletes files, ignoring those that cannot be deleted."""
     for path in paths:
         with suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def _raw(array: np.ndarray | jax.Array) -> memoryview:
-    """The bytes of `array` in row-major order, [nbytes]; a view if it is contiguous."""
+    """Returns the bytes of `array` in row-major order, [nbytes]; a view if it is contiguous."""
     return np.asarray(array).reshape(-1).view(np.uint8).data
 
 
 def _detach(tree: Any, arrays: list) -> Any:
-    """Copies `tree` with each array moved to `arrays` and [dtype, shape, offset in bytes] in its place."""
+    """Copies `tree`, moving each array to `arrays` and leaving [dtype, shape, offset in bytes] in its place."""
     if isinstance(tree, dict):
         return {key: _detach(value, arrays) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         raise TypeError(f"a checkpoint holds dicts, arrays and scalars, not {type(tree).__name__}")
     if not isinstance(tree, np.ndarray | jax.Array):
         return tree
-    # JAX's typed keys have a dtype that is none of numpy's: save their key data.
+    # JAX's typed keys have a dtype that NumPy lacks: their key data can be saved instead.
     known = isinstance(tree.dtype, np.dtype) and not tree.dtype.hasobject
-    # The str of an extension dtype such as bfloat16 is that of plain bytes; its name is its own.
+    # The str of an extension dtype such as bfloat16 is that of plain bytes; its name is unique.
     name = (tree.dtype.name if tree.dtype.kind == "V" else tree.dtype.str) if known else ""
     if not known or np.dtype(name) != tree.dtype:
         raise TypeError(f"a checkpoint cannot hold arrays of dtype {tree.dtype}")
@@ -173,7 +174,7 @@ def _detach(tree: Any, arrays: list) -> Any:
 
 
 def _attach(tree: Any, file: io.BufferedReader, start: int) -> Any:
-    """Inverse of `_detach`, with the raw bytes of the arrays in `file` from `start` on."""
+    """Inverts `_detach`, with the raw bytes of the arrays in `file` from `start` on."""
     if isinstance(tree, dict):
         return {key: _attach(value, file, start) for key, value in tree.items()}
     if not isinstance(tree, list):
@@ -187,7 +188,7 @@ def _attach(tree: Any, file: io.BufferedReader, start: int) -> Any:
 
 @contextmanager
 def _open_verified(path: Path) -> Iterator[io.BufferedReader]:
-    """Opens `path` at the start of its payload, header and checksum checked, so that no bad byte is ever parsed."""
+    """Checks header and checksum of `path`, so that no bad byte is parsed, and opens it at its payload."""
     try:
         with open(path, "rb") as file:
             header = _HEADER_PATTERN.fullmatch(file.read(_HEADER_SIZE))
@@ -200,6 +201,6 @@ def _open_verified(path: Path) -> Iterator[io.BufferedReader]:
             file.seek(_HEADER_SIZE)
             yield file
     except OSError as error:
-        # A file that is gone or unreadable on the medium can be replaced by an older one; the rest is for the user.
+        # An older checkpoint can replace a missing or unreadable file; other errors are the user's to solve.
         kind = CorruptCheckpoint if error.errno in (errno.ENOENT, errno.EIO) else UserError
         raise kind(f"{path}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Identity of a run: compares two records (flags.json), whatever names and paths their files have."""
+"""Identity of a run: comparison of two records (flags.json), whatever the names and paths of their files."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from typing import Any
 
 from utils.errors import UserError
 
-# A run may be resumed with other intervals, workers and videos, but not with another one of these.
+# A run may be resumed with other intervals, workers and videos, but not with other values of these.
 PLAIN = ("env_name", "agent", "seed", "sparse")
-# Of the record of the data: what they hold and what was learnt before, not where that lies.
+# Entries of the record of the data: their content and that of the run started from, not their paths.
 CONTENT = ("checksum", "shards", "contents", "start", "base")
-# Flags that numbers depend on → the flag that lets them act (or, after 'not', keeps them from it).
+# Flag that numbers depend on → the flag that puts it in effect (or, after 'not', disables it).
 ACTING = {
     **dict.fromkeys(("start_training", "utd_ratio", "balanced_sampling"), "online_steps"),
     **dict.fromkeys(("rollout_steps", "distill_steps"), "online_steps"),
@@ -26,13 +26,15 @@ ACTING = {
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
-    """Says in what the recorded run `old` differs from `new`; '' if in nothing.
+    """Returns a phrase that names the first difference between two runs; '' if there is none.
 
-    What only one of them has is not compared, as another version of the code wrote it; but a setting of the agent that
-    `old` lacks must have its default.
+    Entries that only one of them has are not compared: another version of the code wrote them. But a setting of the
+    agent that `old` lacks must have its default.
 
     Args:
-        old: from flags.json, or empty. new: settings of a run. defaults: of the agent.
+        old: record from flags.json, or empty.
+        new: settings of a run.
+        defaults: default settings of the agent.
     """
     new = json.loads(json.dumps(new, default=list))
     if old.get("flags") and new.get("flags") and (text := _other_phase(old["flags"], new["flags"])):
@@ -45,7 +47,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping
 
 
 def _pairs(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple]:
-    """Yields the name of each thing that is compared, and its two values."""
+    """Yields the name of each compared entry and its two values."""
     for key in PLAIN:
         if key in old and key in new:
             yield key, old[key], new[key]
@@ -57,7 +59,7 @@ def _pairs(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str
             yield f"config.{field}", old["config"].get(field, defaults.get(field, now)), now
     was, now = ({k: v for k, v in record.get("dataset", {}).items() if k in CONTENT} for record in (old, new))
     if "dataset" in old and "dataset" in new:
-        # Runs without either are as old as those with one.
+        # A record without 'start' is of a run that started from none.
         was, now = {"start": None, **was}, {"start": None, **now}
     for key in (key for key in CONTENT if key in was and key in now):
         for name, *values in _leaves(f"dataset.{key}", was[key], now[key]):
@@ -84,7 +86,7 @@ def _acts(flag: str, flags: Mapping[str, Any]) -> bool:
 
 
 def _other_phase(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Says that the offline phase ends at another step, if anything was or is online."""
+    """Returns a phrase if the offline phase ends at another step and either run has an online phase; else ''."""
     keys = ("offline_steps", "online_steps")
     if not all(flags.get(key) is not None for flags in (was, now) for key in keys) or was[keys[0]] == now[keys[0]]:
         return ""
@@ -95,10 +97,11 @@ def _other_phase(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def sources(flags: Mapping[str, Any], file: str | None) -> dict[str, Any]:
-    """Tells, without reading any array, what a command starts from: equal ones need not be read to be known as equal.
+    """Returns a record of the files that a command starts from, made without reading any array.
 
     Args:
-        flags: of the command. file: the name of the file in --dataset_dir that a run used, if it did.
+        flags: flags of the command.
+        file: name of the file in --dataset_dir that the run used, if any.
 
     Raises:
         UserError: a file that a flag names is missing.
@@ -114,7 +117,7 @@ def sources(flags: Mapping[str, Any], file: str | None) -> dict[str, Any]:
         directory = Path(flags["dataset_dir"]).expanduser()
         names = ("dataset_source", "dataset_episodes")
         found |= {name: flags.get(name) for name in names} | {"dataset_dir": os.path.realpath(directory)}
-        # What is no longer there would be made again, to the same content.
+        # A missing file would be made again, with the same content.
         found["file"] = content(directory / file) if file and (directory / file).exists() else None
     for name in ("start_from", "base_checkpoint"):
         if flags.get(name):
@@ -123,15 +126,15 @@ def sources(flags: Mapping[str, Any], file: str | None) -> dict[str, Any]:
 
 
 def same_sources(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
-    """True if the recorded sources `old` are `new`; a file that is no longer in --dataset_dir counts as the same."""
+    """True if the recorded sources `old` equal `new`; a file that is missing in --dataset_dir counts as equal."""
     return old is not None and {**old, "file": None} == {**new, "file": None} and new["file"] in (None, old["file"])
 
 
 def content(path: Path) -> int | list[int]:
-    """A checksum of the arrays in an .npz file, from the CRCs in its directory; of another file, its size and time.
+    """Returns a checksum of the CRCs in an .npz file's directory; of another file, its size and time.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: the file does not exist or cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as file:

@@ -1,4 +1,4 @@
-"""Environment variables of JAX and XLA: rejected in a line where they cannot be followed, kept off the numbers."""
+"""Setup of JAX and XLA: checks of their environment variables, settings that decide numbers, compilation cache."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ import jax
 from utils import USER_XLA_FLAGS
 from utils.errors import UserError
 
-# Numbers and types are the program's own, whatever other programs of the user want of JAX.
+# Settings that decide numbers and types, whatever the user's environment sets for other programs.
 OWN = {
     "jax_enable_x64": False,
     "jax_numpy_rank_promotion": "allow",
@@ -25,11 +25,11 @@ OWN = {
     "jax_legacy_prng_key": "allow",
     "jax_transfer_guard": "allow",
 }
-CHECKED = "OTQL_XLA_FLAGS"  # environment variable: the XLA_FLAGS that a process before this one has tried
+CHECKED = "OTQL_XLA_FLAGS"  # environment variable: the XLA_FLAGS that a parent process has tried
 
 
 def check_xla_flags() -> None:
-    """Checks XLA_FLAGS in a process of its own: XLA ends the process at what it cannot read.
+    """Checks XLA_FLAGS in a separate process, as XLA ends the process at an invalid flag.
 
     Raises:
         UserError: names the flag.
@@ -40,44 +40,44 @@ def check_xla_flags() -> None:
         if tried.returncode:
             lines = [line.partition("] ")[2] for line in tried.stderr.splitlines()] or [""]
             reason = next(filter(None, lines), "it ends the process")
-            raise UserError(f"XLA fails with XLA_FLAGS={USER_XLA_FLAGS}: {reason}; leave that out")
+            raise UserError(f"XLA fails with XLA_FLAGS={USER_XLA_FLAGS}: {reason}; remove that flag")
     os.environ[CHECKED] = os.environ.get("XLA_FLAGS", "")
 
 
 def set_jax() -> None:
-    """Sets what decides about numbers."""
+    """Sets the options of JAX that decide numbers."""
     for name, value in OWN.items():
         if hasattr(jax.config, name):
             jax.config.update(name, value)
 
 
 def device_trouble() -> str:
-    """Says that JAX has no device of the kind that JAX_PLATFORMS names; '' if it has, or none is named."""
+    """Returns a line if JAX finds no device of the kind that JAX_PLATFORMS names, else ''."""
     config: Any = jax.config  # Its options are added at run time.
     named = config.jax_platforms
     if not named:
         return ""
     try:
         jax.devices()
-    except Exception as error:  # Of many types, some without a text.
+    except Exception as error:  # Many types, some without a message.
         text = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
         reason = f" ({text})" if text else ""
         return f"JAX finds no device with JAX_PLATFORMS={named}{reason}; unset it, or correct it"
     return ""
 
 
-_otherwise: Callable[..., None] = warnings.showwarning  # Shows what `_show_warning` does not.
+_show_other: Callable[..., None] = warnings.showwarning
 
 
 def enable_compilation_cache() -> None:
-    """Lets later processes take what XLA compiles from ~/.cache/otql, unless JAX_COMPILATION_CACHE_DIR is set."""
-    global _otherwise
+    """Caches compiled programs in ~/.cache/otql for later processes, unless JAX_COMPILATION_CACHE_DIR is set."""
+    global _show_other
     if warnings.showwarning is not _show_warning:
-        _otherwise, warnings.showwarning = warnings.showwarning, _show_warning
+        _show_other, warnings.showwarning = warnings.showwarning, _show_warning
     config: Any = jax.config  # Its options are added at run time.
     if config.jax_compilation_cache_dir:
         return
-    # Code for one processor may be none for another, and a home directory is often shared.
+    # Code for one CPU may not run on another, and a home directory is often shared.
     cpu, about = [platform.machine()], Path("/proc/cpuinfo")
     with contextlib.suppress(OSError):
         lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -90,15 +90,15 @@ def enable_compilation_cache() -> None:
 
 
 def _show_warning(message: Warning | str, *arguments: Any, **keywords: Any) -> None:
-    """Shows a warning; those of JAX on the cache of compiled code, one a program and file, as a single line."""
+    """Shows a warning; JAX's warnings about its cache, one per program and file, are reduced to a single line."""
     if "persistent compilation cache" not in str(message):
-        _otherwise(message, *arguments, **keywords)
+        _show_other(message, *arguments, **keywords)
     else:
         config: Any = jax.config
-        _say_uncached(str(config.jax_compilation_cache_dir), str(message).rpartition(": ")[2])
+        _warn_uncached(str(config.jax_compilation_cache_dir), str(message).rpartition(": ")[2])
 
 
 @functools.cache
-def _say_uncached(directory: str, reason: str) -> None:
-    advice = "JAX_COMPILATION_CACHE_DIR names another place"
-    print(f"compiled anew, as {directory} is damaged or cannot be written ({reason}); {advice}", file=sys.stderr)
+def _warn_uncached(directory: str, reason: str) -> None:
+    advice = "set JAX_COMPILATION_CACHE_DIR to another directory"
+    print(f"compiling again, as {directory} is damaged or not writable ({reason}); {advice}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Whether and how MuJoCo renders without a display."""
+"""Selection of MuJoCo's rendering backend for machines without a display."""
 
 import ctypes.util
 import functools
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from utils.errors import UserError
 
 PROBE_SECONDS = 120
-CHECKED = "OTQL_RENDERS_WITH"  # environment variable: the MUJOCO_GL that a process before this one has tried
-# Ends without the interpreter's teardown: OpenGL contexts fail noisily in it.
+CHECKED = "OTQL_RENDERS_WITH"  # environment variable: the MUJOCO_GL that a parent process has tried
+# Skips the interpreter's teardown, in which OpenGL contexts print errors.
 PROBE = """
 import os, mujoco
 with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8) as renderer:
@@ -22,12 +22,12 @@ os._exit(0)
 
 
 def rendering_backend() -> str | None:
-    """The value of MUJOCO_GL that renders without a display here: the user's own if set, else 'egl' or 'osmesa'.
+    """Returns the value of MUJOCO_GL that renders off screen here: the user's own if set, else 'egl' or 'osmesa'.
 
-    Each is tried once, in a process of its own, since a broken driver can end the process.
+    Each is tried once, in a separate process, since a broken driver can end the process.
 
     Returns:
-        None if nothing renders.
+        the value, or None if none renders.
     """
     own = os.environ.get("MUJOCO_GL")
     candidates = (own,) if own else ("egl", "osmesa") if sys.platform == "linux" else ("glfw",)
@@ -36,7 +36,7 @@ def rendering_backend() -> str | None:
 
 @functools.cache
 def _renders(backend: str) -> bool:
-    """Whether MuJoCo can render with MUJOCO_GL=`backend`."""
+    """True if MuJoCo can render with MUJOCO_GL=`backend`."""
     try:
         probe = subprocess.run(
             [sys.executable, "-c", PROBE],
@@ -50,40 +50,40 @@ def _renders(backend: str) -> bool:
 
 
 def check_mujoco() -> None:
-    """Imports MuJoCo, which reads MUJOCO_GL then.
+    """Imports MuJoCo, which reads MUJOCO_GL.
 
     Raises:
-        UserError: it cannot be imported with the renderer that MUJOCO_GL names.
+        UserError: the import fails with the renderer that MUJOCO_GL names.
     """
     try:
         import mujoco  # noqa: F401
-    except Exception as error:  # Of many types: what the renderer's library raises.
+    except Exception as error:  # The renderer's library raises errors of many types.
         raise UserError(f"MuJoCo fails with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); unset it") from error
 
 
 @contextmanager
 def mujoco_errors() -> Iterator[None]:
-    """Turns what an import of MuJoCo in the block raised into the line of `check_mujoco`."""
+    """Turns the error of an import of MuJoCo in the block into that of `check_mujoco`."""
     try:
         yield
     except Exception:
-        # What a failed import leaves behind; who needs no MuJoCo never tried.
+        # A failed import leaves submodules behind; without them, MuJoCo was never imported.
         if "mujoco" not in sys.modules and any(name.startswith("mujoco.") for name in sys.modules):
             check_mujoco()
         raise
 
 
 def no_rendering() -> str:
-    """Says that nothing renders, and what to do."""
+    """Returns one line: MuJoCo cannot render here, and what to do."""
     own = os.environ.get("MUJOCO_GL")
     return f"MuJoCo cannot render {f'with MUJOCO_GL={own}; unset it' if own else 'here; install libegl1 or libosmesa6'}"
 
 
 def set_rendering_backend() -> None:
-    """Lets MuJoCo render in this process, if it is not imported yet, and in those that it starts.
+    """Sets MUJOCO_GL so that MuJoCo, if not imported yet, renders in this process and its children.
 
     Raises:
-        UserError: nothing renders here.
+        UserError: no backend renders here.
     """
     if os.environ.get(CHECKED, "") == os.environ.get("MUJOCO_GL"):
         return
@@ -94,7 +94,7 @@ def set_rendering_backend() -> None:
 
 
 def choose_renderer() -> None:
-    """Lets MuJoCo draw off screen where there is no display. It reads the variable when it is first imported."""
+    """Sets MUJOCO_GL to EGL on a machine without a display, if MuJoCo, which reads it, is not imported yet."""
     headless = sys.platform == "linux" and not os.environ.get("DISPLAY")
     if headless and "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and ctypes.util.find_library("EGL"):
         os.environ["MUJOCO_GL"] = "egl"

@@ -43,14 +43,14 @@ def test_record(tmp_path, any_backend):
             assert np.abs(corner[0] - RUNNING).max() < 40
 
 
-def test_pictures_keep_the_last_frame_of_a_finished_episode():
+def test_images_keep_the_last_frame_of_a_finished_episode():
     episodes = [np.full((length, 4, 6, 3), 10 * length, np.uint8) for length in (1, 3)]
-    pictures = [picture.copy() for picture in video._pictures(episodes, np.array([1.0, 0.0]), hold=2)]
-    assert len(pictures) == 5 and pictures[0].shape == (16, 36, 3)
-    for time, picture in enumerate(pictures):
-        assert (picture[6:10, 6:12] == 10).all() and (picture[6:10, 24:30] == 30).all()
-        assert tuple(picture[0, 0]) == SUCCESS
-        assert tuple(picture[0, -1]) == (RUNNING if time < 2 else FAILURE)
+    images = [image.copy() for image in video._grid_images(episodes, np.array([1.0, 0.0]), hold=2)]
+    assert len(images) == 5 and images[0].shape == (16, 36, 3)
+    for time, image in enumerate(images):
+        assert (image[6:10, 6:12] == 10).all() and (image[6:10, 24:30] == 30).all()
+        assert tuple(image[0, 0]) == SUCCESS
+        assert tuple(image[0, -1]) == (RUNNING if time < 2 else FAILURE)
 
 
 def test_no_renderer(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_each_backend_is_probed_once_and_a_crash_is_survived(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("faults", "message"), [({"render_mode": None}, "returns no picture"), ({"fault": "raise"}, "gripper fell off")]
+    ("faults", "message"), [({"render_mode": None}, "returns no image"), ({"fault": "raise"}, "gripper fell off")]
 )
 def test_an_environment_that_cannot_be_rendered(tmp_path, any_backend, faults, message):
     with pytest.raises(VideoUnavailable, match=message) as caught:
@@ -87,7 +87,7 @@ def test_an_environment_that_cannot_be_rendered(tmp_path, any_backend, faults, m
 
 @pytest.mark.check
 @pytest.mark.parametrize(("shape", "kind"), [((3, 16, 20), "uint8"), ((16, 20, 3), "float64"), ((16, 20), "uint8")])
-def test_frames_that_are_no_pictures(shape, kind):
+def test_frames_that_are_no_images(shape, kind):
     env = video._FrameSaver(CountingEnv())
     env.env.render = lambda: np.zeros(shape, kind)
     with pytest.raises(TypeError, match=r"render\(\) returns \[.*\] (uint8|float64), not \[height, width, 3\] uint8"):
@@ -95,7 +95,7 @@ def test_frames_that_are_no_pictures(shape, kind):
 
 
 def test_a_signal_ends_the_recording(tmp_path, any_backend):
-    """While the episodes run, and while their pictures are encoded, some 30 of which show the end."""
+    """While the episodes run, and while their images are encoded, some 30 of which show the end."""
     calls = []
 
     def check(last=None):

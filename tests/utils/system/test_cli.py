@@ -75,7 +75,7 @@ def test_without_a_home_a_temporary_one_serves(home, tmp_path):
     assert done.returncode == 0, done.stderr
     found = done.stdout.removesuffix("/x\n")
     assert found.startswith(f"{tmp_path}/otql-home-")
-    assert done.stderr == f"there is no home directory; {found} is used as such\n"
+    assert done.stderr == f"there is no home directory; using {found}\n"
 
 
 def test_modules_of_the_working_directory_are_found_and_never_take_a_projects_place(tmp_path):
@@ -121,7 +121,7 @@ def test_a_bad_cache_of_compiled_code_costs_one_line(damage, tmp_path):
             path.write_bytes(path.read_bytes()[:-50])
     done = run(PROGRAM, **environment)
     assert done.returncode == 0 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"compiled anew, as {tmp_path / 'cache'} is damaged or cannot be written (")
+    assert done.stderr.startswith(f"compiling again, as {tmp_path / 'cache'} is damaged or not writable (")
 
 
 @pytest.mark.parametrize(
