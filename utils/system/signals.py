@@ -41,6 +41,12 @@ class PreemptionGuard:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def __enter__(self) -> "PreemptionGuard":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
 
 @contextmanager
 def sigint_ignored() -> Iterator[None]:
