@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-# With `python -m`, the working directory comes first, and may have a `utils` of its own.
+# `python -m` searches the working directory first, which may contain another `utils`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

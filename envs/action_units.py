@@ -1,7 +1,7 @@
-"""Units of a file's actions: [-1, 1] already, or the environment's own, which are rescaled as the environment is.
+"""Units of a file's actions: [-1, 1], or the environment's own, which are rescaled as the environment is.
 
-An environment with other bounds than ±1 takes actions in [-1, 1] here (`make_env`). A file recorded from it may hold
-either; `recognise` tells by the range of its actions, and where that fits both the user has to say.
+`make_env` rescales an environment with bounds other than ±1 to actions in [-1, 1]. A file recorded from it may hold
+either; `recognise` decides by the range of its actions. If both fit, the user has to state the units.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ from utils.errors import UserError
 
 UNITS = ("auto", "scaled", "raw")
 Bounds = tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]  # low, high
-_TOLERANCE = 1e-3  # Rounding of a normalisation, forgiven on either bound; in units of half the range.
-_REACH = 0.95  # Actions that come this near to ±1 and never go beyond were cut off there.
+_TOLERANCE = 1e-3  # Tolerance for rounding on either bound, in units of half the range.
+_REACH = 0.95  # Actions that reach this close to ±1 and never exceed it were clipped there.
 _RANGES_SHOWN = 8
 
 
@@ -26,7 +26,7 @@ def to_unit(
     Args:
         path: the file, for messages.
         actions: as in the file.
-        bounds: of the environment; None: there is no environment, only [-1, 1] fits.
+        bounds: of the environment; None: no environment, only [-1, 1] is valid.
         units: one of UNITS.
 
     Raises:
@@ -52,14 +52,14 @@ def to_unit(
 def recognise(
     path: Path, actions: Real[np.ndarray, "N A"], low: Float[np.ndarray, " A"], high: Float[np.ndarray, " A"]
 ) -> str:
-    """Returns 'scaled' or 'raw', as the range of the actions says.
+    """Returns 'scaled' or 'raw', decided by the range of the actions.
 
-    Beyond one of the two boxes, [-1, 1] and the bounds, actions are in the units of the other. Within both, they are in
-    those of the narrower box: of the bounds if these are nowhere wider than [-1, 1], and of [-1, 1] if this is nowhere
-    wider and the actions reach its ends.
+    Actions outside one of the two boxes, [-1, 1] and the bounds, are in the units of the other. Inside both, they are
+    in those of the narrower box: of the bounds if these are nowhere wider than [-1, 1], and of [-1, 1] if this is
+    nowhere wider and the actions reach its ends.
 
     Raises:
-        UserError: they are beyond both, or the range fits both.
+        UserError: actions are outside both, or fit both.
     """
     least, most = actions.min(axis=0), actions.max(axis=0)
     margin = _TOLERANCE * (high - low) / 2
@@ -87,7 +87,7 @@ def _check_within(
     """Checks that actions are within bounds.
 
     Raises:
-        UserError: names the worst one.
+        UserError: one is not; names the worst one.
     """
     excess = np.maximum(low - actions, actions - high) / ((high - low) / 2)
     row, column = np.unravel_index(np.argmax(excess), excess.shape)
@@ -103,7 +103,7 @@ def _check_within(
 
 
 def ranges(low: Real[np.ndarray, " A"], high: Real[np.ndarray, " A"]) -> str:
-    """Returns '[low, high]' of each dimension, or of all where they agree."""
+    """Returns '[low, high]' of each dimension, or once if all agree."""
     pairs = [f"[{one:.4g}, {other:.4g}]" for one, other in zip(low, high, strict=True)]
     if len(set(pairs)) == 1:
         return pairs[0]

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown flag --agent.{min(overrides)}; a collection has no agent")
     if not values.env_name:
         raise UserError("--env_name is missing; for example --env_name=scene-play-v0")
-    given = {name: values[name].value for name in ("episodes", "dataset_dir", "workers", "seed")}
+    given: dict[str, Any] = {name: values[name].value for name in ("episodes", "dataset_dir", "workers", "seed")}
     print(f"The dataset is in {collect(values.env_name, **given)}")
 
 

@@ -1,4 +1,4 @@
-"""The data card: what a dataset holds, in a few lines and for a run's record."""
+"""The data card: a summary of a dataset, printed and stored with a run."""
 
 import dataclasses
 import sys
@@ -18,16 +18,19 @@ class DataCard:
     """Summary of a dataset.
 
     Attributes:
-        episodes, transitions: how many.
-        lengths, returns: least, median (lengths) or mean (returns), and most of an episode.
-        solved: episodes that hold a solved state; None: rewards do not tell.
-        action_low, action_high: of each dimension, as trained on.
-        ends: kind of end → episodes that end so.
-        unused: steps that cannot be used, as the observation after them is not recorded.
+        episodes: number of episodes.
+        transitions: number of transitions.
+        lengths: minimum, median and maximum over episodes.
+        returns: minimum, mean and maximum over episodes.
+        solved: number of episodes with a solved state; None: rewards do not tell.
+        action_low: minimum of each dimension, as trained on.
+        action_high: maximum of each dimension, as trained on.
+        ends: kind of end → number of episodes.
+        unused: number of steps without a recorded next observation, which cannot be used.
         unused_reward: sum of their rewards.
         units: of the file's actions, 'scaled' or 'raw'.
-        bounds: of the environment's actions, where it is rescaled, in words; '' where not.
-        warnings: what may be wrong, each one line.
+        bounds: text of the environment's action bounds if it is rescaled, else ''.
+        warnings: possible faults, one line each.
     """
 
     episodes: int
@@ -45,10 +48,10 @@ class DataCard:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Returns the card, one line a fact, aligned."""
+        """Returns the aligned lines of the card."""
         solved = "unknown: rewards do not tell" if self.solved is None else f"{self.solved} of {self.episodes} episodes"
         if self.solved == 0:
-            solved += ": nothing in it shows success"
+            solved += ": no example of success"
         rows = {
             "episodes": f"{self.episodes} with {self.transitions} transitions",
             "length": "min {:g}, median {:g}, max {:g}".format(*self.lengths),
@@ -58,7 +61,7 @@ class DataCard:
             "ends": ", ".join(f"{count} {kind}" for kind, count in self.ends.items() if count),
         }
         if self.bounds:
-            told = "raw, rescaled the same way" if self.units == "raw" else "scaled already"
+            told = "raw, rescaled the same way" if self.units == "raw" else "already scaled"
             rows["bounds"] = f"{self.bounds} in the environment, rescaled to [-1, 1]; actions of the file are {told}"
         if self.unused:
             lost = f" (sum of their rewards {self.unused_reward:.4g})" if self.unused_reward else ""
@@ -66,17 +69,17 @@ class DataCard:
         return [f"  {name:9}{text}" for name, text in rows.items()]
 
     def show(self) -> None:
-        """Prints the card, and to stderr what may be wrong."""
+        """Prints the card to stdout and its warnings to stderr."""
         print("\n".join(self.lines()), flush=True)
         self.warn()
 
     def warn(self) -> None:
-        """Prints to stderr what may be wrong."""
+        """Prints the warnings to stderr."""
         for warning in self.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
 
     def record(self) -> dict[str, Any]:
-        """Returns what flags.json keeps of the card."""
+        """Returns the JSON values of the card that flags.json stores."""
         content = dataclasses.asdict(self)
         for name in ("lengths", "returns", "action_low", "action_high"):
             content[name] = [float(f"{value:.6g}") for value in content[name]]
@@ -88,13 +91,13 @@ def make_card(dataset: Arrays, masks_tell: bool, **of_the_file: Any) -> DataCard
 
     Args:
         dataset: see envs/datasets.py.
-        masks_tell: whether masks of 0 are solved states and nothing else, as OGBench's are.
-        of_the_file: the attributes of `DataCard` that the arrays do not tell.
+        masks_tell: whether masks are 0 in solved states and only there, as OGBench's are.
+        of_the_file: the attributes of `DataCard` that do not follow from the arrays.
     """
     followed = dataset["terminals"] == 0
     last = np.flatnonzero(~followed)
     first = np.append(0, last[:-1] + 1)
-    # An episode's last row is a state without a step.
+    # The last row of an episode is a state without a step.
     returns = np.add.reduceat(np.where(followed, dataset["rewards"], 0).astype(np.float64), first)
     lengths = last - first
     actions = dataset["actions"][followed] if followed.any() else dataset["actions"]
@@ -112,7 +115,7 @@ def make_card(dataset: Arrays, masks_tell: bool, **of_the_file: Any) -> DataCard
 
 
 def _solved(dataset: Arrays, followed: Bool[np.ndarray, " N"], masks_tell: bool) -> Bool[np.ndarray, " N"] | None:
-    """Returns rows that tell of success, or None where neither masks nor rewards do."""
+    """Returns the solved rows, or None if neither masks nor rewards tell."""
     masked = dataset["masks"] == 0
     if masks_tell:
         return masked
@@ -121,7 +124,7 @@ def _solved(dataset: Arrays, followed: Bool[np.ndarray, " N"], masks_tell: bool)
         if not kinds.size or not np.isin(kinds, (without, solved)).all():
             continue
         reached = followed & (dataset["rewards"] == solved)
-        # A value that most rows have is a penalty left out, or a reward for each step.
+        # A value of most rows is the absence of a penalty, or a reward for each step.
         if without in kinds and solved in kinds and reached.sum() <= followed.sum() / 2:
             return reached
     return masked if np.array_equal(kinds, [-1]) else None

@@ -2,9 +2,9 @@
 
 Compact layout: rows are states in time order.
     observations [N, o] f32, actions [N, a] f32 in (-1, 1), rewards [N] f32, masks [N] f32 (0: no bootstrap),
-    terminals [N] f32, 1 on the LAST ROW of each episode and nowhere else. That row is a state whose action was not
-    followed, so there is a transition from row i to row i + 1 if and only if terminals[i] is 0.
-    images [N, C, h, w, 3] uint8, of tasks that have some.
+    terminals [N] f32, 1 on the LAST ROW of each episode and nowhere else. The action of that row was not executed, so
+    there is a transition from row i to row i + 1 if and only if terminals[i] is 0.
+    images [N, C, h, w, 3] uint8, for tasks with images.
 """
 
 import contextlib
@@ -39,15 +39,15 @@ OGBENCH_IMAGES = (1, 64, 64, 3)  # of its tasks with images
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """Where a dataset came from.
+    """Origin and content of a dataset.
 
     Attributes:
         path: the training file.
-        origin: how it came there, in a few words.
+        origin: its origin in a few words.
         episodes: number of training episodes.
         transitions: number of training transitions.
         has_val: whether there is a validation set.
-        card: what it holds.
+        card: summary of the content.
     """
 
     path: Path
@@ -81,22 +81,22 @@ def load_dataset(
         task: from `parse_task`.
         source: 'auto': OGBench's file if it is in the directory, else the largest collected one there, else a
             download, else (manipulation and pointmaze) a collection. 'download': OGBench's file, from the directory
-            or the server. 'collect': the collected file of the asked size, from the directory or made now.
-        dataset_dir: where the files are and go.
-        dataset_path: a file to use as it is, instead of all that; needed for 'gym:' tasks. Its validation set is
-            '<file>-val.npz' if that is there.
-        sparse: rewards become -1, or 0 where they were 0.
-        collect_episodes: training episodes to collect (default: as many as OGBench's dataset has).
-        seed: of the collection, NOT of the run: another seed is another dataset.
-        workers: processes of the collection (default: one a core).
-        with_val: load the validation set too; False gives None for it.
+            or the server. 'collect': the collected file of the given size, from the directory or collected now.
+        dataset_dir: directory of the files.
+        dataset_path: a file to use instead of these; needed for 'gym:' tasks. Its validation set is '<file>-val.npz'
+            if that exists.
+        sparse: set nonzero rewards to -1.
+        collect_episodes: number of training episodes to collect (default: as in OGBench's dataset).
+        seed: of the collection, NOT of the run: each seed gives another dataset.
+        workers: number of processes of the collection (default: one per core).
+        with_val: load the validation set too; None is returned for it otherwise.
         actions: units of the file's actions, one of UNITS (envs/action_units.py).
 
     Returns:
-        Training set and validation set (None if there is no file for it) in the compact layout, and their origin.
+        Training set and validation set (None if it has no file) in the compact layout, and their origin.
 
     Raises:
-        UserError: no data to be had, or something is wrong with a file; says which and what to do.
+        UserError: no data available, or an invalid file.
     """
     if source not in SOURCES:
         raise UserError(f"unknown dataset source '{source}'; use one of {', '.join(SOURCES)}")
@@ -117,7 +117,7 @@ def load_dataset(
 def _find_or_make(
     name: str, source: str, directory: Path, episodes: int | None, seed: int, workers: int | None
 ) -> tuple[Path, str]:
-    """Returns the training file's path and where it came from."""
+    """Returns the path of the training file and its origin."""
     if source == "collect":
         return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), "collected"
     official = specs.dataset_files(directory, name)[0]
@@ -134,7 +134,7 @@ def _find_or_make(
     if name not in specs.DATASET_SPECS:
         raise UserError(
             f"there is no {official.name} in {directory}, and it cannot be downloaded ({failure}) or collected "
-            f"(its expert policy does not ship with ogbench); put the file there, or name its place by --dataset_dir"
+            f"(its expert policy does not ship with ogbench); put the file there, or give its folder by --dataset_dir"
         )
     print(f"Cannot download {name} ({failure}): collecting it into {directory}.", file=sys.stderr, flush=True)
     return collect(name, episodes=episodes, dataset_dir=directory, workers=workers, seed=seed), "collected"
@@ -146,20 +146,24 @@ def load_file(task: Task, path: str | Path, sparse: bool = False, actions: str =
 
 
 def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: str = "auto") -> tuple[Arrays, DataCard]:
-    """Loads one file in the compact layout, for an OGBench task with the task's rewards and masks, and its card.
+    """Loads one file in the compact layout, and its card.
+
+    An OGBench file gets the rewards and masks of the task.
 
     Args:
-        task: from `parse_task`. path: the file. sparse: see `load_dataset`.
+        task: from `parse_task`.
+        path: the file.
+        sparse: see `load_dataset`.
         actions: units of the file's actions, one of UNITS (envs/action_units.py).
 
     Raises:
-        UserError: something is wrong with the file.
+        UserError: the file is invalid.
     """
     path, bounds = Path(path).expanduser(), None
     if task.kind == "robot":
         file = read_gym_file(path, units=actions)
     else:
-        # OGBench's rewards are functions of the physical state: what labels them need not render.
+        # OGBench's rewards are functions of the physical state: computing them needs no rendering.
         env = _sized_env(task.name) if task.kind == "gym" else _labelling_env(task.name.removeprefix(VISUAL))
         bounds = action_bounds(env)
         if task.kind == "gym":
@@ -171,8 +175,8 @@ def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: st
     if sparse:
         dataset["rewards"] = -(dataset["rewards"] != 0).astype(np.float32)
     dataset["actions"] = np.clip(dataset["actions"], -ACTION_LIMIT, ACTION_LIMIT)
-    dataset["terminals"][-1] = 1.0  # No row follows the last one, whatever the file says.
-    # OGBench's are known to be sparse: that nothing is solved is a line of the card.
+    dataset["terminals"][-1] = 1.0  # No row follows the last one.
+    # OGBench's are known to be sparse: the card shows if nothing is solved.
     rewards = check_rewards(path, dataset) if task.dataset is None else []
     rescaled = bounds is not None and not ((bounds[0] == -1).all() and (bounds[1] == 1).all())
     card = make_card(
@@ -189,10 +193,10 @@ def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: st
 
 
 def load_validation(task: Task, train_path: str | Path, sparse: bool = False, actions: str = "auto") -> Arrays | None:
-    """Loads '<train file>-val.npz', or returns None if there is no such file.
+    """Loads '<train file>-val.npz', or returns None if it does not exist.
 
     Raises:
-        UserError: something is wrong with the file.
+        UserError: the file is invalid.
     """
     path = Path(train_path).expanduser()
     path = path.with_name(f"{path.stem}-val.npz")
@@ -221,7 +225,7 @@ def _labelling_env(env_name: str) -> Any:
 
 @contextlib.contextmanager
 def time_limit(seconds: int, message: str) -> Iterator[None]:
-    """Ends a block that takes too long, where signals reach it: in the main thread, and not in code that never waits.
+    """Limits the time of a block, if it runs in the main thread and signals can interrupt it.
 
     Raises:
         UserError: `message`.
@@ -243,13 +247,13 @@ def time_limit(seconds: int, message: str) -> Iterator[None]:
 
 
 def observed_shapes(env: Any) -> tuple[int, tuple[int, ...] | None]:
-    """Of an environment from `make_env`: the width of its state, and the shape of its images or None."""
+    """Returns the width of the state, and the shape of the images or None, of an environment from `make_env`."""
     space = env.observation_space
     return (space["state"].shape[0], space["images"].shape) if hasattr(space, "spaces") else (space.shape[0], None)
 
 
 def _read_ogbench_file(task: Task, path: Path, env: Any, units: str) -> GymFile:
-    """Reads a file of OGBench, gives it the task's rewards, and says what is in it."""
+    """Reads a file of OGBench and computes the rewards of the task."""
     raw = _read_raw(task, path, env)
     raw["actions"], units = to_unit(path, raw["actions"], action_bounds(env), units)
     dataset = _relabel(task, env, raw)
@@ -261,7 +265,7 @@ def _read_ogbench_file(task: Task, path: Path, env: Any, units: str) -> GymFile:
 
 
 def _read_raw(task: Task, path: Path, env: Any) -> Arrays:
-    """Reads the raw arrays, among them the physical state that the rewards are functions of."""
+    """Reads the raw arrays, with the physical state that the rewards are functions of."""
     base = env.unwrapped
     buttons = getattr(base, "_num_buttons", 0) if task.kind == "manipulation" else 0
     needed = ("observations", "actions", "terminals", "qpos") + (("button_states",) if buttons else ())
@@ -271,7 +275,7 @@ def _read_raw(task: Task, path: Path, env: Any) -> Arrays:
     check_width(path, "actions", arrays["actions"], env.action_space.shape[0])
     if buttons:
         check_width(path, "button_states", arrays["button_states"], buttons)
-    if task.rendered:  # Their observations are the images of one camera.
+    if task.rendered:  # The observations are images of one camera.
         arrays["images"] = arrays.pop("observations")[:, None]
         check_images(path, arrays["images"], OGBENCH_IMAGES)
         arrays["observations"] = np.zeros((len(arrays["images"]), 0), np.float32)
@@ -300,8 +304,8 @@ def check_horizon(dataset: Arrays, horizon: int) -> None:
     longest = int(np.diff(ends, prepend=-1).max()) - 1  # An episode of L rows has L - 1 transitions.
     if longest < 1:
         raise UserError(
-            "the dataset has no transition: each of its episodes is a single row, without the state after it; "
-            "mark only an episode's last row by terminals, or give next_observations"
+            "the dataset has no transition: each episode is a single row without a next state; "
+            "set terminals only in the last row of an episode, or give next_observations"
         )
     if longest < horizon:
         raise UserError(
@@ -311,10 +315,10 @@ def check_horizon(dataset: Arrays, horizon: int) -> None:
 
 
 def list_shards(directory: str | Path) -> list[Path]:
-    """Returns the training files of a dataset that OGBench splits into several, sorted by name.
+    """Returns the sorted training files of a dataset that OGBench splits into shards.
 
     Raises:
-        UserError: no such directory, or no .npz file in it.
+        UserError: the directory does not exist, or has no .npz file.
     """
     directory = Path(directory).expanduser()
     shards = sorted(path for path in directory.glob("*.npz") if not path.stem.endswith("-val"))
@@ -324,5 +328,5 @@ def list_shards(directory: str | Path) -> list[Path]:
 
 
 def load_shard(task: Task, path: str | Path, sparse: bool = False, actions: str = "auto") -> Arrays:
-    """Loads one shard in the compact layout (see `load_file`; its validation set: `load_validation`)."""
+    """Loads one shard in the compact layout; see `load_file` and `load_validation`."""
     return load_file(task, path, sparse, actions)

@@ -1,4 +1,4 @@
-"""Recognises files that are no .npz, by their first bytes and then by their names, and says how to make one."""
+"""Recognition of files that are not .npz, by their first bytes and then by their names, with advice on conversion."""
 
 import zipfile
 from pathlib import Path
@@ -34,7 +34,7 @@ _TEXTS = {
     ".html": ("a web page", "what was downloaded is a page, not the file; download it by its direct address"),
     "": ("text", f"save the arrays as numbers: {_SAVE}"),
 }
-_SUFFIXES = {  # What such names promise, where the bytes say nothing.
+_SUFFIXES = {  # Kinds by name, if the bytes are not conclusive.
     (".h5", ".hdf5"): ("HDF5 by name, and damaged", "get it again, or name another file"),
     (".pkl", ".pickle", ".pt", ".pth"): ("a pickle by name", f"load it and save its arrays: {_SAVE}"),
     (".tfrecord",): ("TFRecord", f"read its episodes with tensorflow_datasets and save their arrays: {_SAVE}"),
@@ -44,9 +44,9 @@ _SUFFIXES = {  # What such names promise, where the bytes say nothing.
 
 
 def other_kind(path: Path) -> str | None:
-    """Returns what a file is and what to do, if it is recognised as something else than an .npz file.
+    """Returns the kind of a file and advice, if it is recognised as something other than an .npz file.
 
-    A file that is missing or cannot be read is not recognised.
+    Returns None for a file that is missing or cannot be read.
     """
     try:
         if path.is_dir():
@@ -62,7 +62,7 @@ def other_kind(path: Path) -> str | None:
 
 
 def _folder(path: Path) -> str:
-    """Returns what a folder is, and what to do."""
+    """Returns the kind of a folder, and advice."""
     if any((path / place).is_file() for place in ("main_data.hdf5", "data/main_data.hdf5")):
         return f"a Minari dataset; load it with minari, {_MINARI}"
     if (path / "meta/info.json").is_file():
@@ -73,7 +73,7 @@ def _folder(path: Path) -> str:
 
 
 def _by_content(path: Path, head: bytes) -> tuple[str, str] | None:
-    """Returns kind and advice by the first bytes of a file."""
+    """Returns kind and advice, from the first bytes of a file."""
     if path.name == "main_data.hdf5":
         return "a Minari dataset (HDF5)", f"load it with minari, {_MINARI}"
     for magic, kind in _MAGIC.items():

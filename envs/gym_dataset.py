@@ -1,23 +1,23 @@
 """A dataset of any gymnasium environment, turned into the compact layout of envs/datasets.py.
 
-The file (.npz) holds, with one row a step, `observations` [N, o], `actions` [N, a] in [-1, 1] or in the environment's
+The file (.npz) holds, with one row per step, `observations` [N, o], `actions` [N, a] in [-1, 1] or in the environment's
 units (envs/action_units.py), `rewards` [N] and `terminals` [N], and may hold `masks` [N], `timeouts` [N] and
 `next_observations` [N, o]. With cameras it also has `images` [N, C, h, w, 3], uint8, and `next_images` where it has
-`next_observations`; where images are all that is observed, these alone.
+`next_observations`; if only images are observed, it has no `observations`.
 
 `masks` is 0 where the value after the step is 0: a true termination. It is 1 - `terminals` unless given. Two
 conventions:
 
 1. With `next_observations`, each row is a transition. An episode ends at a row with `terminals` or `timeouts`, and
    wherever the next row does not start at this row's next observation.
-2. Without, an episode ends at a row with `terminals` or `timeouts`, and at the last row. What was observed after it is
-   not recorded. Where it truly terminated (`masks` is 0), nothing is bootstrapped from there: the row is a transition,
-   and its observation is repeated. Any other end is a state whose action leads nowhere recorded.
+2. Without, an episode ends at a row with `terminals` or `timeouts`, and at the last row. The observation after it is
+   not recorded. If it truly terminated (`masks` is 0), nothing is bootstrapped from there: the row is a transition, and
+   its observation is repeated. Any other end is a state whose successor is not recorded.
 
-A file that a loop `observation, action, reward, terminated` wrote is of the second kind, and all of its rewards are
-used. So are OGBench's, D4RL's, and demonstrations, whose last row is a state with mask 1. One exception: with neither
-`masks` nor `timeouts`, the ends of a file that holds `qpos`, as OGBench's do, and of one whose last rows all have
-action and reward 0, as no other row has, are such states, too; a warning says so.
+A file written by a loop over `observation, action, reward, terminated` follows the second convention, and all of its
+rewards are used. So do OGBench's and D4RL's files, and demonstrations, whose last row is a state with mask 1. One
+exception: if a file has neither `masks` nor `timeouts`, and it has `qpos`, as OGBench's files do, or only the last rows
+of its episodes have action and reward 0, then these rows are such states, too; a warning is given.
 """
 
 import dataclasses
@@ -37,14 +37,15 @@ _OPTIONAL = ("masks", "timeouts")
 
 @dataclasses.dataclass(frozen=True)
 class GymFile:
-    """A file as it was read.
+    """Content of a file.
 
     Attributes:
-        arrays: in the compact layout, see `read_gym_dataset`.
-        ends: kind of end → episodes that end so.
-        unused: steps that cannot be used. unused_reward: sum of their rewards.
+        arrays: in the compact layout, see `read_gym_file`.
+        ends: kind of end → number of episodes.
+        unused: number of steps that cannot be used.
+        unused_reward: sum of their rewards.
         units: of the file's actions, 'scaled' or 'raw'.
-        warnings: what may be wrong, each one line.
+        warnings: possible faults, one line each.
     """
 
     arrays: Arrays
@@ -77,19 +78,19 @@ def read_gym_file(
 
     Args:
         path: the file.
-        observation_width: size of the environment's state; None: the file's own, with images if there are some.
-        action_width: size of its actions; None: the file's own.
-        image_shape: [C, h, w, 3] of its images; None: it has none, and the file's are left out.
-        bounds: of the environment's actions; None: there is no environment.
+        observation_width: size of the environment's state; None: that of the file, with images if it has some.
+        action_width: size of its actions; None: that of the file.
+        image_shape: [C, h, w, 3] of its images; None: it has none, and those of the file are left out.
+        bounds: of the environment's actions; None: no environment.
         units: of the file's actions, one of action_units.UNITS.
 
     Returns:
-        observations, actions, rewards, masks, terminals, all float32, and images, uint8, in the compact layout. The
-        last transition i of an episode that truly terminated has masks[i] = 0 and terminals[i + 1] = 1. The last row
-        of an episode has reward 0, mask 1.
+        The content, with observations, actions, rewards, masks, terminals, all float32, and images, uint8, in the
+        compact layout. The last transition i of an episode that truly terminated has masks[i] = 0 and
+        terminals[i + 1] = 1. The last row of an episode has reward 0, mask 1.
 
     Raises:
-        UserError: something is wrong with the file.
+        UserError: the file is invalid.
     """
     observed = ("observations",) * (observation_width != 0) + ("images",) * (image_shape is not None)
     optional = ("images",) * (observation_width is None)
@@ -129,7 +130,7 @@ def read_gym_file(
 
 
 def _complete_masks(path: Path, arrays: Arrays) -> list[str]:
-    """Adds `masks` where the file has none; returns warnings."""
+    """Adds `masks` if the file has none; returns warnings."""
     if "masks" in arrays:
         return []
     arrays["masks"] = 1 - arrays["terminals"]
@@ -139,22 +140,22 @@ def _complete_masks(path: Path, arrays: Arrays) -> list[str]:
     idle = (arrays["actions"] == 0).all(axis=1)
     empty = idle & (arrays["rewards"] == 0)
     reason = "it holds 'qpos', as OGBench's files do" if "qpos" in npz_names(path) else ""
-    # Where no other step has reward 0, it may be what tells that the last one solved the task.
+    # If no other step has reward 0, a 0 may mark the last one as solved.
     if empty[ends].all() and others.any() and not idle[others].any() and (arrays["rewards"][others] == 0).any():
-        reason = "the last rows of its episodes have action and reward 0, as no other row has"
+        reason = "only the last rows of its episodes have action and reward 0"
     if not reason:
         return []
     arrays["masks"] = np.ones_like(arrays["masks"])
     return [
-        f"{path}: the last row of an episode is taken as a state without a step, and no episode as terminated, since "
-        f"{reason}; give 'masks' (0 in rows whose step truly terminates) to say more"
+        f"{path}: the last row of each episode is treated as a state without a step, and no episode as terminated, as "
+        f"{reason}; if that is wrong, give 'masks' (0 in rows whose step truly terminates)"
     ]
 
 
 def _find_ends(
     path: Path, arrays: Arrays, parts: list[str], warnings: list[str]
 ) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Returns the last rows of episodes, and those of them that the file marks."""
+    """Returns the last rows of episodes, and the rows that the file marks as such."""
     marked = arrays["terminals"] > 0
     if "timeouts" in arrays:
         marked |= arrays["timeouts"] > 0
@@ -172,7 +173,7 @@ def _find_ends(
 
 
 def _kinds_of_ends(compact: Arrays, ends: Bool[np.ndarray, " N"], marked: Bool[np.ndarray, " N"]) -> dict[str, int]:
-    """Returns kind of end → how many episodes end so."""
+    """Returns kind of end → number of episodes."""
     last = np.flatnonzero(compact["terminals"])
     terminated = (compact["terminals"][last - 1] == 0) & (compact["masks"][last - 1] == 0)
     marked, at_end = marked[ends], np.arange(len(last)) == len(last) - 1
@@ -185,10 +186,15 @@ def _kinds_of_ends(compact: Arrays, ends: Bool[np.ndarray, " N"], marked: Bool[n
 
 
 def _to_compact(arrays: Arrays, ends: Bool[np.ndarray, " N"], recorded: bool) -> tuple[Arrays, Bool[np.ndarray, " N"]]:
-    """Adds a state after each transition whose successor is no row; `recorded`: it is in the next observations.
+    """Adds a state after each transition whose successor is not a row.
+
+    Args:
+        arrays: of the file.
+        ends: the last rows of episodes.
+        recorded: whether the file has the next observations.
 
     Returns:
-        the compact layout, and rows that hold a step which has no place in it.
+        The compact layout, and the rows whose step is lost in it.
     """
     observed: Arrays = {name: arrays[name] for name in ("observations", "images") if name in arrays}
     append = np.flatnonzero(ends if recorded else ends & (arrays["masks"] == 0))

@@ -1,4 +1,4 @@
-"""Reading and writing .npz files: every write is atomic, every fault of a file is one line that names it."""
+"""Reading and writing of .npz files: writes are atomic, invalid files end in a one-line error."""
 
 import sys
 import zipfile
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 MINARI = {"terminals": "terminations", "timeouts": "truncations"}  # Our names of arrays → Minari's.
 LARGEST = 1e18  # A number beyond it overflows float32 as soon as it is squared and summed.
 
-# What NumPy raises on a file that is cut short, damaged, or something else.
+# Raised by NumPy for a file that is truncated, damaged, or of another kind.
 BROKEN_NPZ = (zipfile.BadZipFile, EOFError, zlib.error, ValueError, KeyError, NotImplementedError)
 
 
@@ -30,18 +30,18 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Arrays:
-    """Reads arrays that have one row a time step.
+    """Reads arrays with one row per time step.
 
     Args:
         path: the file.
-        required: names that must be there.
-        optional: names that are read if there.
+        required: names of arrays that must exist.
+        optional: names of arrays that are read if they exist.
 
     Returns:
-        The arrays as they are in the file, all of the same length, not empty, numeric, and finite as float32.
+        The arrays of the file, all of the same length, not empty, numeric, and finite as float32.
 
     Raises:
-        UserError: anything else is the case. The line names the file and what to do.
+        UserError: the file is missing or invalid.
     """
     arrays: Arrays = {}
     if kind := other_kind(path):
@@ -80,7 +80,7 @@ def npz_names(path: Path) -> set[str]:
 
 
 def _names(path: Path, file: np.lib.npyio.NpzFile) -> dict[str, str]:
-    """Returns our names of a file's arrays and its own; says which of Minari's are read as ours."""
+    """Returns our name → the file's name of its arrays; prints which of Minari's names are read as ours."""
     names = {name: name for name in file}
     taken = {name: other for name, other in MINARI.items() if name not in names and other in names}
     if taken:
@@ -90,7 +90,7 @@ def _names(path: Path, file: np.lib.npyio.NpzFile) -> dict[str, str]:
 
 
 def _load(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """Returns an array of a file, not one of Python's objects."""
+    """Returns an array of a file; rejects one of Python objects."""
     try:
         return file[name]
     except ValueError as error:
@@ -103,7 +103,7 @@ def _load(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 
 
 def _check_memory(path: Path, file: np.lib.npyio.NpzFile, name: str) -> None:
-    """Checks that an array fits in memory before it is read: the system would end the process, not raise."""
+    """Checks that an array fits in memory before it is read: the system would kill the process."""
     assert file.zip is not None  # It is open.
     size, free = file.zip.getinfo(f"{name}.npy").file_size, free_memory()
     if size > free:
@@ -114,7 +114,7 @@ def _check_memory(path: Path, file: np.lib.npyio.NpzFile, name: str) -> None:
 
 
 def check_images(path: Path, array: np.ndarray, shape: tuple[int, ...] | None) -> None:
-    """Checks that an array is [N, C, h, w, 3] of uint8, and for a given shape [C, h, w, 3] of that.
+    """Checks that an array is [N, C, h, w, 3] of uint8, with the given shape [C, h, w, 3].
 
     Raises:
         UserError: it is not.
@@ -125,17 +125,17 @@ def check_images(path: Path, array: np.ndarray, shape: tuple[int, ...] | None) -
         raise UserError(f"'images' in {path} has shape {list(array.shape)}; it must be [N, cameras, height, width, 3]")
     if shape is not None and array.shape[1:] != shape:
         raise UserError(
-            f"'images' in {path} has shape {list(array.shape)}, the environment gives {list(shape)} a step; "
-            "use images of its cameras and their size"
+            f"'images' in {path} has shape {list(array.shape)}, the environment gives {list(shape)} per step; "
+            "use images of its cameras in their size"
         )
 
 
 def _check_rows(path: Path, arrays: Arrays) -> None:
-    """Checks that the arrays have the same number of rows, one at least, and hold numbers that float32 can hold."""
+    """Checks that the arrays have the same number of rows, at least one, and numbers that float32 can represent."""
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise UserError(f"the arrays of {path} differ in length ({listed}); give each one row a step")
+        raise UserError(f"the arrays of {path} differ in length ({listed}); give each one row per step")
     if not all(lengths.values()):
         raise UserError(f"{path} is empty: its arrays have no rows; name another file")
     for name, array in arrays.items():
@@ -146,7 +146,7 @@ def _check_rows(path: Path, arrays: Arrays) -> None:
 
 
 def _check_finite(path: Path, name: str, array: np.ndarray) -> None:
-    """Checks that an array is finite and stays so in float32, in which all computing is done."""
+    """Checks that an array is finite, also in the float32 arithmetic of training."""
     with np.errstate(over="ignore"):
         usable = np.abs(array.astype(np.float32, copy=False)) <= LARGEST  # False for NaN, too.
     if usable.all():
@@ -155,11 +155,11 @@ def _check_finite(path: Path, name: str, array: np.ndarray) -> None:
     value, row = array[place], place[0]
     if not np.isfinite(value):
         raise UserError(
-            f"'{name}' in {path} is NaN or infinite (first in row {row}); leave such episodes out of a new file"
+            f"'{name}' in {path} is NaN or infinite (first in row {row}); save a file without such episodes"
         )
     raise UserError(
         f"'{name}' in {path} holds {value:.3g} (first in row {row}), too large for float32 arithmetic; "
-        "if it stands for a missing reading, leave such episodes out of a new file, else rescale"
+        "if it marks a missing reading, save a file without such episodes, else rescale"
     )
 
 
@@ -167,7 +167,7 @@ def check_width(path: Path, name: str, array: np.ndarray, width: int | None) -> 
     """Checks that an array is [N, width], or [N, any] for None.
 
     Raises:
-        UserError: it is not, so the file belongs to another environment.
+        UserError: it is not.
     """
     if width is None and array.ndim != 2:
         raise UserError(f"'{name}' in {path} has shape {list(array.shape)}; it must have two axes, [N, width]")
@@ -185,4 +185,4 @@ def check_flags(path: Path, name: str, array: np.ndarray) -> None:
         UserError: it is not.
     """
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise UserError(f"'{name}' in {path} must be one 0 or 1 a row; save it so")
+        raise UserError(f"'{name}' in {path} must be one 0 or 1 per row; save it so")

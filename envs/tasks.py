@@ -1,4 +1,4 @@
-"""Names of tasks, and the environment that a name stands for."""
+"""Tasks by name, and their environments."""
 
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import gymnasium
     import numpy as np
 
-VISUAL = "visual-"  # what the names of tasks with images begin with
+VISUAL = "visual-"  # prefix of the names of tasks with images
 # OGBench's single-task domains with continuous actions, and the dataset types of each.
 _DATASET_TYPES: dict[str, tuple[str, ...]] = {
     **{f"pointmaze-{size}": ("navigate", "stitch") for size in ("medium", "large", "giant", "teleport")},
@@ -27,7 +27,7 @@ _DATASET_TYPES: dict[str, tuple[str, ...]] = {
     **{f"puzzle-{size}": ("play", "noisy") for size in ("3x3", "4x4", "4x5", "4x6")},
 }
 PANDA_TASKS: tuple[str, ...] = ("ArrangeBoxes-v0", "OpenMicrowave-v0")
-_STATES_ONLY = ("pointmaze", "antsoccer", "cube-octuple")  # Beginnings of domains that have no images.
+_STATES_ONLY = ("pointmaze", "antsoccer", "cube-octuple")  # Prefixes of domains without images.
 _TASK_SUFFIXES = ("", *(f"-task{number}" for number in range(1, 6)))
 _TASK_NAME = re.compile(r"(?P<domain>.+)-(?P<type>[a-z]+)-singletask(?P<task>(?:-task[1-5])?)-v0")
 
@@ -50,12 +50,12 @@ TABLE1_TASKS: tuple[str, ...] = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One task.
+    """A task.
 
     Attributes:
         name: as given, such as 'cube-double-play-singletask-task2-v0' or 'gym:Pendulum-v1'.
         domain: key of the presets, such as 'cube-double', 'OpenMicrowave' or 'robot'; 'gym' for any other environment.
-            That of a task with images is the one without.
+            The prefix for images does not change it.
         kind: 'manipulation', 'pointmaze', 'locomotion', 'gym' or 'robot', which has no environment.
         env_id: gymnasium's id, such as 'cube-double-singletask-task2-v0'.
         dataset: OGBench's dataset, such as 'cube-double-play-v0'; None for 'gym' and 'robot'.
@@ -71,12 +71,12 @@ class Task:
 
     @property
     def terminates(self) -> bool:
-        """True if the data end episodes at terminal states; the play in OGBench's goes on after a success."""
+        """True if episodes of the data end at terminal states; play in OGBench's data continues after a success."""
         return self.dataset is None
 
 
 def task_names() -> list[str]:
-    """Returns every OGBench name that `parse_task` takes."""
+    """Returns all OGBench names that `parse_task` accepts."""
     return [
         f"{prefix}{domain}-{dataset_type}-singletask{suffix}-v0"
         for domain, types in _DATASET_TYPES.items()
@@ -87,15 +87,15 @@ def task_names() -> list[str]:
 
 
 def parse_task(env_name: str) -> Task:
-    """Returns the task that a name stands for.
+    """Returns the task of a name.
 
     Args:
         env_name: OGBench's name with dataset type and 'singletask' (without a number: OGBench's default task of the
-            domain), one of PANDA_TASKS, with 'visual-' before it for images, 'gym:' and the id of any gymnasium
-            environment, or 'robot:' and any name.
+            domain) or one of PANDA_TASKS, each with 'visual-' before it for images; 'gym:' and the id of any gymnasium
+            environment; or 'robot:' and any name.
 
     Raises:
-        UserError: unknown or goal-conditioned name; the message offers names to use.
+        UserError: unknown or goal-conditioned name; the message suggests names.
     """
     if env_name.startswith("gym:"):
         if env_name == "gym:":
@@ -107,7 +107,7 @@ def parse_task(env_name: str) -> Task:
         return Task(env_name, "robot", "robot", "", None)
     plain = env_name.removeprefix(VISUAL)
     rendered = plain != env_name
-    if plain in PANDA_TASKS:  # Gymnasium imports what stands before the colon, which registers the task.
+    if plain in PANDA_TASKS:  # Gymnasium imports the module before the colon, which registers the task.
         return Task(env_name, plain.removesuffix("-v0"), "gym", f"envs.panda:{env_name}", None, rendered)
     match = _TASK_NAME.fullmatch(plain)
     states_only = rendered and plain.startswith(_STATES_ONLY)
@@ -122,11 +122,11 @@ def parse_task(env_name: str) -> Task:
             dataset=f"{VISUAL * rendered}{domain}-{match['type']}-v0",
             rendered=rendered,
         )
-    raise UserError(_refusal(env_name))
+    raise UserError(_unknown(env_name))
 
 
-def _refusal(env_name: str) -> str:
-    """Says what is wrong with a name and which names to use."""
+def _unknown(env_name: str) -> str:
+    """Returns an error message that suggests names."""
     if env_name.startswith("powderworld"):
         return f"'{env_name}' has discrete actions, which are not supported; try scene-play-singletask-v0"
     single = re.sub(r"(-oraclerep)?-v0$", "-singletask-v0", env_name)
@@ -149,19 +149,18 @@ def make_env(
     """Makes the environment of a task. `functools.partial(make_env, name)` can be sent to a spawned process.
 
     OGBench's episodes are functions of `reset(seed=...)` and the actions. Actions are in [-1, 1] in every dimension:
-    another gymnasium environment with other finite bounds is rescaled. Observations are vectors or, where there are
-    images, `Observation`s (utils/observations.py): OGBench's without a state, the Panda tasks' with the arm's.
+    gymnasium environments with other finite bounds are rescaled. Observations are vectors or, with images,
+    `Observation`s (utils/observations.py): OGBench's without a state, the Panda tasks' with that of the arm.
 
     Args:
         env_name: see `parse_task`.
         render_mode: gymnasium's, such as 'rgb_array'.
-        width: of an image that `render` gives (pixels); OGBench's tasks with images keep that of their observations.
-        height: of such an image (pixels).
-        max_episode_steps: truncates episodes there, besides the task's own limit.
+        width: of rendered images (pixels); OGBench's tasks with images keep that of their observations.
+        height: of rendered images (pixels).
+        max_episode_steps: step limit, besides that of the task.
 
     Raises:
-        UserError: unknown name, a robot, an environment whose code fails, spaces that do not fit, or images where
-            nothing renders.
+        UserError: unknown name, a robot, an environment that fails, unsupported spaces, or images without a renderer.
     """
     if max_episode_steps is not None:
         from gymnasium.wrappers import TimeLimit
@@ -170,7 +169,7 @@ def make_env(
         return TimeLimit(env, max_episode_steps)
     task = parse_task(env_name)
     if task.kind == "robot":
-        raise UserError(f"{env_name} has no simulation, only data: it cannot be stepped or filmed")
+        raise UserError(f"{env_name} has no simulation, only data: it cannot be stepped or rendered")
     kwargs: dict[str, Any] = {"render_mode": render_mode, "width": width, "height": height}
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     if task.rendered:
@@ -186,14 +185,14 @@ def make_env(
     from envs.wrappers import SeededReset, with_images
 
     if task.kind == "manipulation":
-        kwargs.pop("render_mode", None)  # These always give an array, and gymnasium warns of any mode.
+        kwargs.pop("render_mode", None)  # These always render arrays, and gymnasium warns about any mode.
     if task.rendered:
-        kwargs = {}  # Their observations are what `render` gives.
+        kwargs = {}  # Their observations are the rendered images.
     return with_images(SeededReset(gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)))
 
 
 def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
-    """Makes an environment that is not OGBench's, with actions in [-1, 1]."""
+    """Makes a gymnasium environment other than OGBench's, with actions in [-1, 1]."""
     from utils.system.rendering import choose_renderer
 
     choose_renderer()
@@ -225,23 +224,23 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
 
 
 def check_action_space(name: str, space: "gymnasium.spaces.Box") -> None:
-    """Checks that actions are real numbers between finite bounds that differ, so that they can be rescaled.
+    """Checks that actions can be rescaled: real numbers between finite bounds that differ.
 
     Raises:
-        UserError: they are not; names the dimension.
+        UserError: they cannot; names the dimension.
     """
     if space.dtype.kind != "f":
-        raise UserError(f"'{name}' has actions of {space.dtype}; it must take real numbers: wrap it so that it does")
+        raise UserError(f"'{name}' has actions of {space.dtype}; it must take real numbers; wrap it so that it does")
     for index, (low, high) in enumerate(zip(space.low.tolist(), space.high.tolist(), strict=True)):
         where = f"(dimension {index} is in [{low:g}, {high:g}])"
         if not (math.isfinite(low) and math.isfinite(high)):
             raise UserError(f"'{name}' has unbounded actions {where}; wrap it so that they are bounded")
         if not low < high:
-            raise UserError(f"'{name}' has actions without a choice {where}; wrap it so that it leaves that out")
+            raise UserError(f"'{name}' has actions without a range {where}; wrap it without that dimension")
 
 
 def action_bounds(env: "gymnasium.Env") -> tuple["np.ndarray", "np.ndarray"]:
-    """Returns (low [a], high [a]), the bounds of the actions before `make_env` rescaled them to [-1, 1]."""
+    """Returns the bounds of the actions (low [a], high [a]) before `make_env` rescaled them to [-1, 1]."""
     if env.has_wrapper_attr("own_bounds"):
         return env.get_wrapper_attr("own_bounds")
     from envs.wrappers import action_box

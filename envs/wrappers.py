@@ -18,8 +18,8 @@ class SeededReset(gymnasium.Wrapper):
     """Makes an OGBench episode a function of `reset(seed=...)` and the actions.
 
     OGBench's resets also draw from NumPy's global generator and from the action space (a few random steps to show
-    the goal), which `reset(seed=...)` leaves alone. In manipulation the action space is a property that gives a new,
-    unseeded space at each access, so it is pinned to one. Side effect: NumPy's global generator is seeded.
+    the goal), which `reset(seed=...)` does not seed. In manipulation the action space is a property that returns a new,
+    unseeded space at each access, so it is replaced with one. Side effect: NumPy's global generator is seeded.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -30,7 +30,7 @@ class SeededReset(gymnasium.Wrapper):
             base.__class__ = type(type(base).__name__, (type(base),), {"action_space": space})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets, and seeds all three generators if a seed (non-negative) is given."""
+        """Resets the environment; a seed (non-negative) seeds all three generators."""
         if seed is not None:
             global_seed, space_seed = np.random.SeedSequence(seed).generate_state(2)
             np.random.seed(global_seed)
@@ -39,7 +39,7 @@ class SeededReset(gymnasium.Wrapper):
 
 
 def action_box(env: gymnasium.Env) -> Box:
-    """Returns the action space of an environment of `make_env`, which has one axis."""
+    """Returns the action space, a Box with one axis, of an environment from `make_env`."""
     return cast(Box, env.action_space)
 
 
@@ -57,10 +57,10 @@ class UnitActions(gymnasium.wrappers.RescaleAction):
 
 
 def with_images(env: gymnasium.Env) -> gymnasium.Env:
-    """The environment, with observations that are `Observation`s if they have images.
+    """Returns the environment, wrapped to give `Observation`s if it has images.
 
-    That is so if its observation space is a Box of uint8 [h, w, 3], or a Dict with 'images', a Box of uint8
-    [C, h, w, 3], and perhaps 'state', a Box [o].
+    It has images if its observation space is a Box of uint8 [h, w, 3], or a Dict with 'images', a Box of uint8
+    [C, h, w, 3], and optionally 'state', a Box [o].
     """
     space = env.observation_space
     parts: dict[str, gymnasium.Space] = dict(space.spaces) if isinstance(space, Dict) else {}
@@ -82,19 +82,19 @@ class Cameras(gymnasium.ObservationWrapper):
         self.observation_space = Dict({"state": state, "images": images})
 
     def observation(self, observation: Any) -> Observation:
-        """Of the environment's own observation."""
+        """Returns the environment's observation as an `Observation`."""
         parts = observation if isinstance(observation, dict) else {"images": observation[None]}
         return Observation(np.asarray(parts.get("state", ()), np.float32), np.array(parts["images"]))
 
 
 class Checked(gymnasium.Wrapper):
-    """Holds an environment of a user's own to Gymnasium's interface, so that what does not fit ends in one line.
+    """Checks that a user's environment follows Gymnasium's interface; violations end in one-line errors.
 
-    Arrays of one number for the reward and the flags are taken as that number. Observations have the shapes of the
-    observation space, those of a Box as arrays.
+    Arrays of one number are accepted for the reward and the flags. Observations must have the shapes of the observation
+    space, and become arrays if that is a Box.
 
     Raises:
-        UserError: in `reset` and `step`, if the environment raises or gives something else; names its file and line.
+        UserError: in `reset` and `step`, if the environment raises or returns something else; names its file and line.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -104,7 +104,7 @@ class Checked(gymnasium.Wrapper):
         self._parts = dict(space.spaces) if isinstance(space, Dict) else {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets; see the class."""
+        """Resets the environment and checks the result."""
         try:
             result = self.env.reset(seed=seed, options=options)
         except Exception as error:
@@ -114,7 +114,7 @@ class Checked(gymnasium.Wrapper):
         return self._observation("reset", result[0]), result[1]
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Steps; see the class."""
+        """Steps the environment and checks the result."""
         try:
             result = self.env.step(action)
         except Exception as error:
@@ -131,14 +131,14 @@ class Checked(gymnasium.Wrapper):
         return self._observation("step", observation), reward, terminated, truncated, info
 
     def render(self) -> Any:
-        """Renders; see the class."""
+        """Renders the environment."""
         try:
             return self.env.render()
         except Exception as error:
             raise self._failure(error, "render", "it must return an image, uint8 [height, width, 3]") from error
 
     def _observation(self, method: str, observation: Any) -> Any:
-        """The observation, as an array if it is one of a Box, checked."""
+        """Returns the observation, checked, and as an array if its space is a Box."""
         if self._shape is not None:
             return self._array(method, "the observation", observation, self._shape)
         if not self._parts:
@@ -154,7 +154,7 @@ class Checked(gymnasium.Wrapper):
         return observation
 
     def _array(self, method: str, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-        """A part of an observation as an array of numbers of this shape."""
+        """Returns a part of an observation as an array of numbers, checked for its shape."""
         try:
             array = value if type(value) is np.ndarray else np.asarray(value)
         except ValueError:  # Lists of different lengths.
@@ -167,7 +167,7 @@ class Checked(gymnasium.Wrapper):
         return array
 
     def _number(self, name: str, value: Any) -> Any:
-        """The number or flag that `value` is, or that it is an array of.
+        """Returns a number or flag, possibly given as an array of one.
 
         Raises:
             UserError: it is neither.
@@ -179,11 +179,11 @@ class Checked(gymnasium.Wrapper):
         return array.item()
 
     def _failure(self, error: Exception, method: str, expected: str) -> UserError:
-        """The error to raise for one that the environment raised."""
+        """Returns the error to raise for one that the environment raised."""
         return error if isinstance(error, UserError) else failure(error, method, expected, self._source(method))
 
     def _rejected(self, method: str, what: str, expected: str) -> UserError:
-        """The error to raise for a result that does not fit."""
+        """Returns the error to raise for an invalid result."""
         return UserError(failure_line(TypeError(what), method, expected, self._source(method)))
 
     def _source(self, method: str) -> Callable[..., Any]:
@@ -191,7 +191,7 @@ class Checked(gymnasium.Wrapper):
 
 
 def _outline(value: Any) -> str:
-    """A few words on a value."""
+    """Returns a short description of a value."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}, shape {list(value.shape)}"
     if isinstance(value, tuple):

@@ -1,8 +1,8 @@
-"""A task of your own: writes a dataset of a Gymnasium environment and trains on it.
+"""A custom task: writes a dataset of a Gymnasium environment and trains on it.
 
     python examples/own_task.py [any flag of main.py]
 
-Here the data are random play on the pendulum. Put your environment's id, and your data, in their place.
+The data here are random actions on the pendulum. Replace them, and the environment's id, with your own.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""The command line of programs that also run in LeRobot's environment, hence argparse: there is no absl."""
+"""The command line of programs that also run in LeRobot's environment, which has no absl: argparse."""
 
 import argparse
 from typing import NoReturn
@@ -7,7 +7,7 @@ from utils.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows a program's docstring as it stands, and takes flags in full only; what is wrong is a UserError."""
+    """A parser that shows a program's docstring unchanged, accepts no abbreviated flags, and raises UserErrors."""
 
     def __init__(self, prog: str, description: str | None):
         formatter = argparse.RawDescriptionHelpFormatter

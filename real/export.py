@@ -17,19 +17,18 @@ from typing import Any
 from absl import flags
 
 from envs.datasets import load_file
-from envs.npz import read_json
 from envs.tasks import parse_task
 from experiments.report.runs import Run, read_run, show
 from real.import_rollouts import for_export, read_statistics
 from real.lerobot_policy import Normalisation, parse_features, policy_files, read_normalisation
-from real.policy_tensors import acting_part
+from real.policy_tensors import policy_tensors
 from utils.data.batches import describe
 from utils.errors import UserError
 from utils.output.intervals import wilson_interval
 from utils.run.loading import load_run
 from utils.system.cli import parse_arguments
 from utils.system.entry_point import run_main
-from utils.system.files import atomic_write_bytes, disk_errors, temporary_name
+from utils.system.files import atomic_write_bytes, disk_errors, read_json, temporary_name
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -85,8 +84,8 @@ def _beside(run: Run, dataset: Path, features: dict[str, int]) -> Path | None:
     recorded, task = run.settings["dataset"].get("checksum"), parse_task(run.settings["env_name"])
     if recorded != describe(load_file(task, dataset, run.settings["sparse"], units), dataset.name)["checksum"]:
         raise UserError(f"{dataset} is not what the run was trained on; import that again, or give --normalisation")
-    content = read_json(path)
-    if content is None:
+    content = read_json(path, missing_ok=True)
+    if not content:
         raise UserError(f"there is no {path}, which the import wrote beside the dataset; import again")
     expected = for_export(features, numbers)
     if any(content.get(key) != value for key, value in expected.items()):
@@ -164,13 +163,13 @@ def main(argv: Sequence[str]) -> None:
     directory, out = (Path(argument).expanduser() for argument in arguments)
     agent, settings, step = load_run(directory, FLAGS.step)
     run = read_run(directory)
-    fields, tensors = acting_part(agent)
+    fields, tensors = policy_tensors(agent)
     number, height, width, _ = settings.get("image_shape") or (0, 0, 0, 3)
     features, cameras = parse_features(FLAGS.features, settings["observation_dim"], number)
     images = {name: [3, height, width] for name in cameras}
     normalisation, note = find_normalisation(run, features, cameras, fields["action_dim"])
     # Not run.finished, which asks for an evaluation: robots' runs have none.
-    ended = (read_json(directory / "summary.json") or {}).get("step", -1) >= run.planned
+    ended = read_json(directory / "summary.json", missing_ok=True).get("step", -1) >= run.planned
     state = "not finished" if not ended else "finished" if step >= run.planned else "earlier"
     files = policy_files(fields, tensors, features, normalisation, images)
     write_directory(out, files | {"README.md": card(run, step, state, features | images, note)})

@@ -30,14 +30,15 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.npz import Arrays, read_json, read_npz, write_json, write_npz
+from envs.npz import Arrays, read_npz, write_npz
 from real.command_line import Parser
 from real.episode_labels import Lengths, label_files, successes
 from real.lerobot_dataset import Recording, read_recording
 from real.lerobot_images import camera_images
 from real.statistics import NORMS, offset_and_scale
 from utils.errors import UserError
-from utils.system.files import disk_errors
+from utils.system.entry_point import run_main
+from utils.system.files import disk_errors, read_json, write_json
 
 STATS = ("state_offset", "state_scale", "action_offset", "action_scale")
 _FAR = 100  # Scales from the offset: no motion of the robot that was imported first.
@@ -210,7 +211,7 @@ def read_statistics(path: Path) -> Arrays:
 
 def _read_stats(path: Path, record: dict) -> Arrays:
     """The normalisation of a file written before; checks that it is of the same robot."""
-    before, numbers = read_json(path.with_suffix(".json")) or record, read_statistics(path)
+    before, numbers = read_json(path.with_suffix(".json"), missing_ok=True) or record, read_statistics(path)
     for pair, names in ((STATS[:2], "state_names"), (STATS[2:], "action_names")):
         width = len(record[names])
         if any(numbers[name].shape != (width,) for name in pair):
@@ -298,17 +299,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--action_norm", choices=NORMS[1:], help="default: min_max")
     parser.add_argument("--image_size", type=int, default=64, help="side of the cameras' images, pixels")
     parser.add_argument("--stats", help="a file imported before, whose normalisation to use")
-    values = vars(parser.parse_args(argv))
+    values = vars(parser.parse_args(argv[1:]))
     for name in ("features", "labels"):
         values[name] = [part for part in values[name].split(",") if part]
     print(import_rollouts(values.pop("roots"), values.pop("output"), **values))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_main(main)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.npz import read_json
 from utils.errors import UserError
+from utils.system.files import read_json
 
 _INDICES = ("episode_index", "frame_index", "timestamp")
 WITHOUT = "make a copy without that episode: lerobot-edit-dataset --new_repo_id=…"
@@ -71,8 +71,8 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
     Raises:
         UserError: no such dataset, or a feature or frame that is missing, no number, or not finite; says which.
     """
-    info = read_json(root / "meta" / "info.json")
-    if info is None or not {"features", "fps", "total_frames", "codebase_version"} <= info.keys():
+    info = read_json(root / "meta" / "info.json", missing_ok=True)
+    if not {"features", "fps", "total_frames", "codebase_version"} <= info.keys():
         raise UserError(f"there is no LeRobotDataset in {root} (meta/info.json); give what lerobot-record wrote")
     if not str(info["codebase_version"]).startswith("v3."):
         raise UserError(

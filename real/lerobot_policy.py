@@ -116,8 +116,11 @@ def policy_files(
     """Name → content of the files that LeRobot loads: configuration, parameters and both processors.
 
     Args:
-        fields, tensors: from `real.policy_tensors.acting_part`. features: those that make up the state, in their order.
-        images: feature of each camera, in their order → [3, height, width] of what was trained on.
+        fields: from `real.policy_tensors`.
+        tensors: from `real.policy_tensors`.
+        features: state feature → size, in the order of the observation vector.
+        normalisation: of the dataset.
+        images: image feature → [3, height, width] of the training data, in the order of the cameras.
     """
     inputs = {name: {"type": feature_type(name), "shape": [size]} for name, size in features.items()}
     inputs |= {name: {"type": VISUAL, "shape": shape} for name, shape in (images or {}).items()}

@@ -37,7 +37,7 @@ HELPERS: dict[str, tuple[Callable, ...]] = {
 }
 
 
-def acting_part(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
+def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
     """Fields of the policy's configuration, and its parameters by the names that they have in torch.
 
     Flows and denoisers are the Polyak averages that are sampled from; critics, one-step, latent and edit policies are
@@ -77,7 +77,7 @@ def acting_part(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
         tensors = _denoiser(agent.targets["denoiser"], cfg.flow_steps, cfg.sampler)
     else:
         _check(agent, "flow", VectorField(hidden, dim))
-        tensors = _mlp("actor", agent.targets["flow"])
+        tensors = _mlp("actor", agent.acting_flow)
     if kind == "latent":
         _check(agent, "latent_actor", TanhGaussian(hidden, dim))
         fields["latent_scale"] = float(cfg.noise_scale)

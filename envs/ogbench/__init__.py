@@ -1,4 +1,4 @@
-"""OGBench: its import without needless warnings, its datasets and oracles."""
+"""OGBench: import without harmless warnings, datasets and oracles."""
 
 import warnings
 
@@ -9,7 +9,7 @@ def import_ogbench() -> None:
     """Imports ogbench, so that its environments are registered, and hides two harmless warnings.
 
     Hidden: GLFW without a display (MuJoCo's viewer is imported by the environments but not used), and gymnasium's
-    note on the float64 bounds of the manipulation environments' action space, which comes back at each access.
+    note on the float64 bounds of the manipulation environments' action space, repeated at each access.
 
     Raises:
         UserError: MuJoCo cannot be imported with the renderer that MUJOCO_GL names.

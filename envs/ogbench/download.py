@@ -1,4 +1,4 @@
-"""OGBench's download, with faults told apart: no network, no such file, full disk."""
+"""Download of OGBench's datasets, with distinct errors for no network, no such file, and a full disk."""
 
 import contextlib
 import errno
@@ -21,10 +21,10 @@ def download(name: str, directory: Path) -> str | None:
 
     Args:
         name: dataset name, such as 'cube-double-play-v0'.
-        directory: where the files go; made if missing.
+        directory: of the files; created if missing.
 
     Returns:
-        None on success, else why the server could not be read (one line). A half-read file is deleted.
+        None on success, else one line with the reason of the failure. An incomplete file is deleted.
 
     Raises:
         UserError: the directory cannot be written.
@@ -49,14 +49,14 @@ def download(name: str, directory: Path) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """Says in a few words what went wrong on the way to the server."""
+    """Returns a short reason for a failed download."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answered {error.code} {error.reason}"
     return f"no connection to the server: {getattr(error, 'reason', None) or str(error) or type(error).__name__}"
 
 
 def _drop_unfinished(path: Path) -> None:
-    """Deletes the temporary file of a broken download, and a file that a cut connection left short."""
+    """Deletes the temporary file of a failed download, and a truncated file."""
     path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if not zipfile.is_zipfile(path):

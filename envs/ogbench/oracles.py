@@ -1,4 +1,4 @@
-"""One episode of an OGBench dataset, made with the oracles that ship in the ogbench package.
+"""Episodes of OGBench datasets, made with the oracles that ship in the ogbench package.
 
 An episode is a pure function of (spec, seed, split, index): the environment's generator and NumPy's global one,
 which OGBench's oracles and mazes draw from, are both set from a SeedSequence before each attempt.
@@ -25,7 +25,7 @@ class Collector:
 
     Args:
         spec: the dataset's settings.
-        max_steps: rows of one episode.
+        max_steps: rows of an episode.
     """
 
     def __init__(self, spec: DatasetSpec, max_steps: int) -> None:
@@ -41,7 +41,7 @@ class Collector:
         self._oracles = {} if self._is_maze else _make_oracles(self._env, spec)
 
     def episode(self, seed: int, split: str, index: int) -> Rows:
-        """Collects one episode; what was collected before has no influence.
+        """Collects one episode, independent of those collected before.
 
         Args:
             seed: the dataset's seed.
@@ -50,8 +50,7 @@ class Collector:
 
         Returns:
             Arrays with T rows in OGBench's format: observations f32 [T, o] or uint8 [T, h, w, 3], actions f32 [T, a],
-            terminals bool [T] (true on the last row), qpos and qvel f32, and button_states int64 [T, b] where there are
-            buttons.
+            terminals bool [T] (true on the last row), qpos and qvel f32, and button_states int64 [T, b] with buttons.
         """
         attempt = 0
         while True:
@@ -59,7 +58,7 @@ class Collector:
             env_seed, space_seed, *global_seed = (int(word) for word in sequence.generate_state(6))
             np.random.seed(global_seed)
             if self._is_maze:
-                self._env.action_space.seed(space_seed)  # Its reset takes a few random actions from there.
+                self._env.action_space.seed(space_seed)  # The reset samples a few actions from it.
                 rows = _maze_rollout(self._env, self._spec, env_seed)
             else:
                 _forget_targets(self._env.unwrapped)
@@ -70,10 +69,10 @@ class Collector:
 
 
 def _forget_targets(env: Any) -> None:
-    """Clears the targets of the episode before.
+    """Clears the targets of the previous episode.
 
-    Closed-loop oracles act once on the target of the kind of object they are about to move to, as it was left by
-    whatever moved it last (see _manipulation_rollout), and a reset does not clear that.
+    The first action of a closed-loop oracle follows the previous target of its kind of object (see
+    _manipulation_rollout), which a reset does not clear.
     """
     for name, value in {"block": 0, "button": 0, "drawer_pos": 0.0, "window_pos": 0.0}.items():
         if hasattr(env, f"_target_{name}"):
@@ -109,7 +108,7 @@ def _make_oracles(env: gymnasium.Env, spec: DatasetSpec) -> dict[str, Any]:
         common = {"env": env, "min_norm": 0.4}
     extra: dict[str, dict] = defaultdict(dict)
     if spec.domain.startswith("puzzle"):
-        extra["button"] = {"gripper_always_closed": True}  # Else the open fingers press the neighbours.
+        extra["button"] = {"gripper_always_closed": True}  # Open fingers would press the neighbours.
     if spec.domain == "scene" and spec.style == "noisy":
         extra["cube"] = {"max_step": 100}
     return {kind: oracle(**common, **extra[kind]) for kind, oracle in kinds.items()}
@@ -118,7 +117,7 @@ def _make_oracles(env: gymnasium.Env, spec: DatasetSpec) -> dict[str, Any]:
 def _manipulation_rollout(
     env: gymnasium.Env, spec: DatasetSpec, oracles: dict[str, Any], env_seed: int
 ) -> dict[str, list]:
-    """Follows the oracle of one random target after another until the time limit."""
+    """Runs the oracles of random targets until the time limit; returns the rows."""
     manipulation: Any = env.unwrapped  # OGBench's
     observation, info = env.reset(seed=env_seed)
     p_stack = np.random.uniform(*spec.p_stack)
@@ -137,7 +136,7 @@ def _manipulation_rollout(
         next_observation, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
         if oracle.done:
-            # As in the released data, the next action still sees this step's info, from before the new target.
+            # As in the released data, the next action still uses this step's info, from before the new target.
             target_observation, target_info = manipulation.set_new_target(p_stack=p_stack)
             oracle = oracles[target_info["privileged/target_task"]]
             oracle.reset(target_observation, target_info)
@@ -149,7 +148,7 @@ def _manipulation_rollout(
 def _action_noise(spec: DatasetSpec) -> Callable[[], Any]:
     """Returns a function that draws the noise on the oracle's action; its level is drawn once per episode.
 
-    Plan oracles put noise into the plan, so nothing is added to their actions.
+    Plan oracles add noise to the plan, so none is added to their actions.
     """
     if spec.style == "play":
         return lambda: 0.0
@@ -159,7 +158,7 @@ def _action_noise(spec: DatasetSpec) -> Callable[[], Any]:
 
 
 def _maze_rollout(env: gymnasium.Env, spec: DatasetSpec, env_seed: int) -> dict[str, list]:
-    """Heads for the next cell on the way to a goal; 'navigate' draws a new goal whenever one is reached."""
+    """Moves to the next cell on the way to a goal, which 'navigate' redraws when reached; returns the rows."""
     maze: Any = env.unwrapped  # OGBench's
     free = [(i, j) for i, j in np.argwhere(maze.maze_map == 0).tolist()]
     corners = [cell for cell in free if not _in_corridor(maze.maze_map, cell)]
@@ -190,7 +189,7 @@ def _maze_rollout(env: gymnasium.Env, spec: DatasetSpec, env_seed: int) -> dict[
 
 
 def _next_cell(maze: Any, here: tuple[int, int], there: tuple[int, int]) -> np.ndarray:
-    """Returns the centre (xy) of the next cell on a shortest way between two cells."""
+    """Returns the centre (xy) of the next cell on a shortest path between two cells."""
     return maze.get_oracle_subgoal(maze.ij_to_xy(here), maze.ij_to_xy(there))[0]
 
 
@@ -203,7 +202,7 @@ def _in_corridor(maze_map: np.ndarray, cell: tuple[int, int]) -> bool:
 
 
 def _cells_at_distance(maze_map: np.ndarray, start: tuple[int, int], distance: int) -> list[tuple[int, int]]:
-    """Returns the free cells whose shortest way from `start` has exactly `distance` steps."""
+    """Returns the free cells whose shortest path from `start` has exactly `distance` steps."""
     seen, front = {start}, [start]
     for _ in range(distance):
         neighbours = [(i + di, j + dj) for i, j in front for di, dj in ((-1, 0), (0, -1), (1, 0), (0, 1))]
@@ -213,7 +212,7 @@ def _cells_at_distance(maze_map: np.ndarray, start: tuple[int, int], distance: i
 
 
 def _append(rows: dict[str, list], observation: np.ndarray, action: np.ndarray, done: bool, info: dict) -> None:
-    """Adds one row; the physical state is the one the action was taken in, hence `prev_*`."""
+    """Appends one row; `prev_*` is the physical state in which the action was taken."""
     rows["observations"].append(observation)
     rows["actions"].append(action)
     rows["terminals"].append(done)
@@ -224,7 +223,7 @@ def _append(rows: dict[str, list], observation: np.ndarray, action: np.ndarray, 
 
 
 def _cube_stays_visible(qpos: list[np.ndarray]) -> bool:
-    """False if the scene's cube left the reachable table (m): goal images of such a state would be ambiguous."""
+    """True if the scene's cube stays on the reachable table (m); goal images of other states would be ambiguous."""
     _, y, z = np.asarray(qpos)[:, 14:17].T
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return not ((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any()

@@ -1,8 +1,8 @@
 """Two tabletop tasks of a Panda arm, for online post-training: `ArrangeBoxes-v0` and `OpenMicrowave-v0`.
 
-Importing this package registers them with gymnasium, and with 'visual-' before the name such as give images of two
-cameras instead of what is known of the objects. Arm, gripper and the law of its operational-space control are
-gym-hil's (https://github.com/huggingface/gym-hil); scenes, rewards and demonstrations are this package's.
+Importing this package registers them with gymnasium, and with the prefix 'visual-' variants with images of two
+cameras instead of the objects' states. Arm, gripper and the operational-space control law come from gym-hil
+(https://github.com/huggingface/gym-hil); scenes, rewards and demonstrations are this package's.
 """
 
 import importlib.util
@@ -19,13 +19,13 @@ TASKS = {
 }
 
 for name, entry_point in TASKS.items():
-    # The step limit is the environment's own: a wrapper's counter would be lost to get_state.
+    # The environment itself limits the steps: get_state could not save a wrapper's counter.
     gymnasium.register(name, entry_point=entry_point)
     gymnasium.register(f"{VISUAL}{name}", entry_point=entry_point, kwargs={"image_size": 64})
 
 
 def gym_hil_assets() -> Path:
-    """Returns the folder of gym-hil's models, without importing it: that would load viewers and input devices.
+    """Returns the folder of gym-hil's models without importing gym-hil, which would load viewers and input devices.
 
     Raises:
         UserError: it is not installed.

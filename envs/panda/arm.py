@@ -1,10 +1,10 @@
 """A Panda arm with a Robotiq 2F-85 gripper that points down, moved by operational-space control, at 10 Hz.
 
 Model and control law are gym-hil's (PyPI gym-hil, Apache-2.0). The model is read from the installed package. The law is
-written again here: gym-hil's function runs on MuJoCo 3 only, at each physics step, and costs four times the physics.
+reimplemented: gym-hil's function needs MuJoCo 3, runs at each physics step, and costs four times the physics.
 
     τ = Jᵀ Λ ẍ + (I − Jᵀ Λ J M⁻¹) q̈ + bias,   Λ = (J M⁻¹ Jᵀ)⁻¹,
-    ẍ = k (x* − x) − 2 √k ẋ   (position, orientation; k = 200),   q̈ the same towards a home posture (k = 0.5)
+    ẍ = k (x* − x) − 2 √k ẋ   (position, orientation; k = 200),   q̈ likewise towards a home posture (k = 0.5)
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ import numpy as np
 
 from envs.panda import gym_hil_assets
 
-CONTROL_STEP = 0.1  # s, of one action
-STEP_SIZE = 0.02  # m, that an action of 1 moves the commanded position along an axis
-MAX_LEAD = 0.06  # m, that the commanded position may be ahead of the hand: pushing at a wall, force stays bounded
+CONTROL_STEP = 0.1  # s, duration of an action
+STEP_SIZE = 0.02  # m, translation of the commanded position by an action of 1
+MAX_LEAD = 0.06  # m, maximal distance of the commanded position from the hand; bounds the force against a wall
 PHYSICS_STEP = 0.002  # s
-TORQUE_STEPS = 5  # physics steps that a torque is held
+TORQUE_STEPS = 5  # physics steps per torque
 POSTURE = np.array([0, -0.785, 0, -2.35, 0, 1.57, np.pi / 4])  # joint angles (rad)
 TASK_STIFFNESS, POSTURE_STIFFNESS = 200.0, 0.5  # k, 1/s²
 DOWN = np.array([0.0, 1.0, 0.0, 0.0])  # orientation of the hand, a quaternion
 CLOSED = 255.0  # gripper command
-# Observations give lengths in decimetres, as OGBench's arms do: in metres, a policy hardly sees where a box is.
-DECIMETRES, ORIGIN = 10.0, np.array([0.45, 0.0, 0.1])  # a metre; from where positions count (m)
-CAMERAS = ("view", "handcam_rgb")  # the scene's, and gym-hil's at the wrist
+# Lengths in observations are in decimetres, as for OGBench's arms: in metres, positions vary too little for a policy.
+DECIMETRES, ORIGIN = 10.0, np.array([0.45, 0.0, 0.1])  # per metre; origin of positions (m)
+CAMERAS = ("view", "handcam_rgb")  # of the scene, and gym-hil's at the wrist
 
-# What each scene adds to gym-hil's panda.xml; noslip keeps what is gripped from creeping out of the fingers.
+# Common part of the scenes, added to gym-hil's panda.xml; noslip keeps gripped objects from creeping out.
 WORLD = """
 <mujoco model="{name}">
   <include file={panda}/>
@@ -60,22 +60,22 @@ class PandaEnv(gymnasium.Env):
     """Base of the tasks. A task sets NAME, SCENE, START and MAX_STEPS and overrides the three methods at the end.
 
     Action, in [-1, 1]: translation of the commanded position along x, y, z in units of 2 cm (x away from the base,
-    y to its left, z up), and the gripper (-1 open, 1 closed, in between partly). One action takes 0.1 s.
+    y to its left, z up), and the gripper (-1 open, 1 closed). One action takes 0.1 s.
 
     Observation: of the arm, joint angles (7, rad) and velocities (7, rad/s), position (3, dm, from ORIGIN) and velocity
     (3, dm/s) of the hand (the point between the finger tips), lead of the commanded position over the hand (3, dm),
     gripper closure (1, 0 open to 1 closed) and its rate (1, 1/s); then the task's. With images, a dict of `state`,
     these numbers of the arm alone, and `images` of CAMERAS, uint8 [2, image_size, image_size, 3].
 
-    Reward: -1 a step; 0, with termination, if the state AFTER the step is solved (OGBench's single tasks judge the
-    state acted from). An unsolved episode is truncated after `max_steps` actions. `info['success']` says if solved.
+    Reward: -1 per step; 0, with termination, if the state AFTER the step is solved (OGBench's single tasks judge the
+    state acted from). An unsolved episode is truncated after `max_steps` actions. `info['success']` is True if solved.
 
     Args:
         render_mode: None or 'rgb_array'. Without images, OpenGL is not touched before the first `render`.
-        width: of an image (pixels).
-        height: of an image (pixels).
-        max_steps: step limit; default: the task's.
-        image_size: side (pixels) of images that are given instead of what is known of the objects; 0: no images.
+        width: of rendered images (pixels).
+        height: of rendered images (pixels).
+        max_steps: step limit; default: that of the task.
+        image_size: side (pixels) of images that replace the objects' states in observations; 0: no images.
     """
 
     NAME: str
@@ -128,7 +128,7 @@ class PandaEnv(gymnasium.Env):
             self.observation_space = gymnasium.spaces.Dict({"state": self.observation_space, "images": images})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Puts the arm at rest at a random place in START and the task's objects where `place_objects` says."""
+        """Puts the arm at rest at a random position in START, and the objects where `place_objects` draws them."""
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
         self.place_objects(self.np_random)
@@ -150,20 +150,20 @@ class PandaEnv(gymnasium.Env):
             self.data.ctrl[self._motors] = self.torques(before + (self._target - before) * i / rounds)
             mujoco.mj_step2(self.model, self.data)
             mujoco.mj_step(self.model, self.data, TORQUE_STEPS - 1)
-        mujoco.mj_forward(self.model, self.data)  # So that positions and contacts belong to the state reached.
+        mujoco.mj_forward(self.model, self.data)  # Updates positions and contacts to the new state.
         self._steps += 1
         success = self.solved()
         truncated = not success and self._steps >= self.max_steps
         return self._observe(), 0.0 if success else -1.0, success, truncated, {"success": success}
 
     def _command(self, translation: np.ndarray) -> np.ndarray:
-        """The commanded position (m) after a translation in [-1, 1]³."""
+        """Returns the commanded position (m) after a translation in [-1, 1]³."""
         target = np.clip(self._target + STEP_SIZE * translation, *self.BOUNDS)
         lead = target - self.hand
         return self.hand + lead * min(1.0, MAX_LEAD / max(float(np.linalg.norm(lead)), 1e-9))
 
     def torques(self, target: np.ndarray) -> np.ndarray:
-        """Joint torques [7] (N m) that pull the hand to `target` [3] (m): the law in the module's docstring."""
+        """Returns the joint torques [7] (N m) that pull the hand to `target` [3] (m), by the module's control law."""
         data, velocity = self.data, self.data.qvel[self._dofs]
         jacobian = self._hand_jacobian()
         inverse_inertia = np.linalg.solve(data.M[self._inertia], jacobian.T).T  # J M⁻¹
@@ -177,12 +177,12 @@ class PandaEnv(gymnasium.Env):
         return jacobian.T @ force + posture + data.qfrc_bias[self._dofs]
 
     def _hand_jacobian(self) -> np.ndarray:
-        """[6, 7]: linear and angular velocity of the hand by the joints' velocities."""
+        """Returns the Jacobian [6, 7] of the hand: linear and angular velocity by joint velocities."""
         mujoco.mj_jacSite(self.model, self.data, self._jacobian[:3], self._jacobian[3:], self._site)
         return self._jacobian[:, self._dofs]
 
     def _rotation_error(self) -> np.ndarray:
-        """The rotation (axis times angle [3], rad) that points the hand down."""
+        """Returns the rotation (axis times angle [3], rad) that points the hand down."""
         quaternion, difference, vector = np.empty(4), np.empty(4), np.empty(3)
         mujoco.mju_mat2Quat(quaternion, self.data.site_xmat[self._site])
         quaternion[1:] *= -1
@@ -193,7 +193,7 @@ class PandaEnv(gymnasium.Env):
     def _reach(self, position: np.ndarray) -> None:
         """Sets the joint angles so that the hand is at `position` [3] (m) and points down."""
         self.data.qpos[self._qpos] = POSTURE
-        for _ in range(20):  # Newton's steps, a little damped, of 0.1 m at most.
+        for _ in range(20):  # Damped Newton steps of at most 0.1 m.
             mujoco.mj_kinematics(self.model, self.data)
             mujoco.mj_comPos(self.model, self.data)
             error = np.concatenate([position - self.hand, self._rotation_error()])
@@ -202,14 +202,14 @@ class PandaEnv(gymnasium.Env):
             self.data.qpos[self._qpos] += jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-5 * np.eye(6), error)
 
     def _observe(self) -> Any:
-        """The observation: the state or, with images, both."""
+        """Returns the observation: the state or, with images, both."""
         if not self.image_size:
             return self._state()
         size = (self.image_size, self.image_size)
-        return {"state": self._state(), "images": np.stack([self._picture(size, name) for name in CAMERAS])}
+        return {"state": self._state(), "images": np.stack([self._render_image(size, name) for name in CAMERAS])}
 
     def _state(self) -> np.ndarray:
-        """The numbers of the observation, float32."""
+        """Returns the state part of the observation, float32."""
         data, gripper = self.data, self._gripper
         arm = [
             data.qpos[self._qpos],
@@ -224,16 +224,16 @@ class PandaEnv(gymnasium.Env):
 
     @property
     def hand(self) -> np.ndarray:
-        """Position of the point between the finger tips [3] (m)."""
+        """Returns the position of the point between the finger tips [3] (m)."""
         return self.data.site_xpos[self._site].copy()
 
     @property
     def target(self) -> np.ndarray:
-        """The commanded position of the hand [3] (m)."""
+        """Returns the commanded position of the hand [3] (m)."""
         return self._target.copy()
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """All that decides how the episode and later ones go on, as plain arrays; see `set_state`."""
+        """Returns the full state, which determines this episode and later ones, as plain arrays; see `set_state`."""
         physics = np.empty(mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self.model, self.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         generator = self.np_random.bit_generator.state
@@ -242,9 +242,9 @@ class PandaEnv(gymnasium.Env):
         return {"physics": physics, "target": self.target, "steps": np.array(self._steps), "random": random}
 
     def set_state(self, state: dict[str, np.ndarray]) -> Any:
-        """Goes on exactly where `get_state` was called, in this process or another; returns the observation.
+        """Restores a state from `get_state`, of this process or another; returns the observation.
 
-        A wrapped environment wants a `reset` before its next `step`: reset it, then call this on `env.unwrapped`.
+        A wrapped environment needs a `reset` before its next `step`: reset it, then call this on `env.unwrapped`.
         """
         physics = np.ascontiguousarray(state["physics"], np.float64)
         mujoco.mj_setState(self.model, self.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -258,9 +258,9 @@ class PandaEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray | None:
         """An image of the scene, uint8 [height, width, 3]."""
-        return None if self.render_mode is None else self._picture(self._size, "view")
+        return None if self.render_mode is None else self._render_image(self._size, "view")
 
-    def _picture(self, size: tuple[int, int], camera: str) -> np.ndarray:
+    def _render_image(self, size: tuple[int, int], camera: str) -> np.ndarray:
         """What a camera sees, uint8 [height, width, 3]."""
         if size not in self._renderers:
             self._renderers[size] = mujoco.Renderer(self.model, *size)
@@ -280,21 +280,21 @@ class PandaEnv(gymnasium.Env):
         raise NotImplementedError
 
     def observe_objects(self) -> np.ndarray:
-        """Their part of the observation."""
+        """Returns the objects' part of the observation."""
         raise NotImplementedError
 
     def solved(self) -> bool:
-        """Whether the current state solves the task."""
+        """True if the current state solves the task."""
         raise NotImplementedError
 
 
 def place(position: np.ndarray) -> np.ndarray:
-    """A position (m) as observations give it: dm, from ORIGIN."""
+    """Converts a position (m) to the units of observations: dm, from ORIGIN."""
     return DECIMETRES * (position - ORIGIN[: len(position)])
 
 
 def _dense_index(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:
-    """Where in the sparse, lower-triangular `data.M` the entries of the dense inertia matrix of `dofs` stand."""
+    """Returns the indices in the sparse, lower-triangular `data.M` of the dense inertia matrix of `dofs`."""
     index = np.zeros((len(dofs), len(dofs)), int)
     for i, dof in enumerate(dofs):
         start, count = model.M_rowadr[dof], model.M_rownnz[dof]

@@ -1,4 +1,4 @@
-"""`ArrangeBoxes-v0`: two boxes, each to be put on the plane of its colour."""
+"""`ArrangeBoxes-v0`: put two boxes on the planes of their colours."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ AT_REST = 0.05  # m/s
 
 
 def _scene() -> str:
-    """MJCF of the boxes, the planes and the camera."""
+    """Returns the MJCF of the boxes, the planes and the camera."""
     bodies = ""
     for name, colour in COLOURS.items():
         x, y = PLANES[name]
@@ -30,7 +30,7 @@ def _scene() -> str:
 
 
 class ArrangeBoxes(PandaEnv):
-    """Solved when both boxes lie still on their planes and the hand touches neither.
+    """Task that is solved when both boxes lie still on their planes and the hand touches neither.
 
     Observation, after the arm's 25 numbers (see `PandaEnv`), for the red and then the blue box: position (3, dm, from
     ORIGIN), the same relative to the hand (3, dm), the place on its plane relative to it (3, dm), rotation (6: the
@@ -43,13 +43,13 @@ class ArrangeBoxes(PandaEnv):
     MAX_STEPS = 200
 
     def place_objects(self, random: np.random.Generator) -> None:
-        """Each box somewhere on the side of its plane, turned by up to MAX_YAW."""
+        """Places each box at random on the side of its plane, turned by up to MAX_YAW."""
         for name, region in REGIONS.items():
             spot, yaw = random.uniform(*region), random.uniform(-MAX_YAW, MAX_YAW)
             self.data.joint(name).qpos[:] = *spot, HALF, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
 
     def observe_objects(self) -> np.ndarray:
-        """Returns this task's part of the observation, in the units of `arm`'s."""
+        """Returns this task's part of the observation, in the units of the arm's."""
         parts = []
         for name in COLOURS:
             position, body = self.box(name), self.data.body(name)
@@ -64,21 +64,21 @@ class ArrangeBoxes(PandaEnv):
         return not self._touched() and all(map(self.placed, COLOURS))
 
     def box(self, name: str) -> np.ndarray:
-        """Position of a box's centre [3] (m)."""
+        """Returns the position of a box's centre [3] (m)."""
         return self.data.body(name).xpos.copy()
 
     def plane(self, name: str) -> np.ndarray:
-        """Where the centre of a box that lies in the middle of its plane is [3] (m)."""
+        """Returns the centre [3] (m) of a box that lies in the middle of its plane."""
         return np.array([*PLANES[name], HALF])
 
     def placed(self, name: str) -> bool:
-        """Whether a box lies still on its plane, no further than ON_PLANE from the middle."""
+        """True if a box lies still on its plane, at most ON_PLANE from the middle."""
         offset = self.box(name) - self.plane(name)
         still = np.linalg.norm(self.data.joint(name).qvel[:3]) < AT_REST
         return bool(np.linalg.norm(offset[:2]) <= ON_PLANE and abs(offset[2]) < HALF / 4 and still)
 
     def _touched(self) -> bool:
-        """Whether the arm or the gripper touches a box."""
+        """True if the arm or the gripper touches a box."""
         boxes = [self.model.geom(name).id for name in COLOURS]
         resting_on = [*boxes, self.model.geom("table").id]
         pairs = self.data.contact.geom

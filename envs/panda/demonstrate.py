@@ -2,12 +2,12 @@
 
     python -m envs.panda.demonstrate --env_name=OpenMicrowave-v0 --episodes=30
 
-The file (.npz) has OGBench's layout (envs/gym_dataset.py, second convention), so that demonstrations recorded by hand
-fit in its place: one row a state, with `observations`, `actions`, `rewards`, `masks` (0 where the step after it solved
-the task), `terminals` (1 on an episode's last row: the solved state, with no action), `qpos`, `qvel`, and for a name
-such as 'visual-OpenMicrowave-v0' `images` beside the state of the arm alone. All demonstrations are successes: an
-episode that fails is drawn again, and their number stands in the .json beside the file. The file is a function of the
-seed, whatever the number of workers. Rerun the same command to resume.
+The file (.npz) has OGBench's layout (envs/gym_dataset.py, second convention), as demonstrations recorded by hand have:
+one row per state, with `observations`, `actions`, `rewards`, `masks` (0 where the step solved the task), `terminals` (1
+on the last row of an episode: the solved state, without an action), `qpos`, `qvel`, and for a name such as
+'visual-OpenMicrowave-v0' `images` beside the state of the arm. All demonstrations are successes: failed attempts are
+replaced, and the .json beside the file holds their number. The file is a function of the seed, whatever the number of
+workers. Rerun the same command to resume.
 """
 
 import functools

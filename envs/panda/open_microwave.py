@@ -1,4 +1,4 @@
-"""`OpenMicrowave-v0`: a microwave oven whose door is to be pulled open by its handle."""
+"""`OpenMicrowave-v0`: pull the door of a microwave oven open by its handle."""
 
 import mujoco
 import numpy as np
@@ -11,8 +11,8 @@ HANDLE = (-0.073, -0.27, 0.18)  # in the door's frame (m), from the hinge: where
 BAR = 0.009  # m, radius of the handle's bar
 FRONT = -0.022  # m, x of the door's outer face
 
-# The cabinet is a mocap body, so that its place is part of the state. The bar's upper end is free: fingers that come
-# from above hold it or reach behind it.
+# The cabinet is a mocap body, so that its pose is part of the state. The bar's upper end is free, so that fingers can
+# hold it or reach behind it from above.
 SCENE = """
 <asset>
   <material name="cabinet" rgba="0.82 0.83 0.85 1" specular="0.4" shininess="0.6"/>
@@ -56,7 +56,7 @@ SCENE = """
 
 
 class OpenMicrowave(PandaEnv):
-    """Solved when the door stands open by 1 rad (57 degrees).
+    """Task that is solved when the door is open by 1 rad (57 degrees).
 
     Observation, after the arm's 25 numbers (see `PandaEnv`): the door's angle (rad) and its rate (rad/s), position of
     the handle (3, dm, from ORIGIN: where the bar is gripped), the same relative to the hand (3, dm), place of the oven
@@ -69,13 +69,13 @@ class OpenMicrowave(PandaEnv):
     MAX_STEPS = 150
 
     def place_objects(self, random: np.random.Generator) -> None:
-        """The oven somewhere in PLACE, its door shut."""
+        """Places the oven at random in PLACE, with the door shut."""
         x, y, yaw = random.uniform(*PLACE)
         self.data.mocap_pos[0] = x, y, 0
         self.data.mocap_quat[0] = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
 
     def observe_objects(self) -> np.ndarray:
-        """Returns this task's part of the observation, in the units of `arm`'s."""
+        """Returns this task's part of the observation, in the units of the arm's."""
         door, handle, quaternion = self.data.joint("door"), self.handle(), self.data.mocap_quat[0]
         oven, yaw = place(self.data.mocap_pos[0, :2]), 2 * np.arctan2(quaternion[3], quaternion[0])
         return np.concatenate([door.qpos, door.qvel, place(handle), DECIMETRES * (handle - self.hand), oven, [yaw]])
@@ -86,15 +86,15 @@ class OpenMicrowave(PandaEnv):
 
     @property
     def angle(self) -> float:
-        """The door's angle (rad), 0 when shut."""
+        """Returns the door's angle (rad), 0 when shut."""
         return float(self.data.joint("door").qpos[0])
 
     def handle(self, further: float = 0.0, behind: float = 0.0) -> np.ndarray:
-        """Position of the handle [3] (m).
+        """Returns the position of the handle [3] (m).
 
         Args:
-            further: the position that it will have when the door is further open by this angle (rad).
-            behind: the position this far (m) from the bar towards the door.
+            further: angle (rad) by which the door is opened further.
+            behind: distance (m) from the bar towards the door.
         """
         door, rotation = self.data.body("door"), np.empty(9)
         turn = np.array([np.cos(further / 2), 0, 0, -np.sin(further / 2)])

@@ -6,8 +6,6 @@ One update of the expert is run on tensors without content (PyTorch's FakeTensor
 so nothing is estimated but the allocator's waste. Counted for lerobot/smolvla_base, by its sizes.
 """
 
-import argparse
-import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -20,10 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from real.command_line import Parser
 from real.smolvla.data import Rows
 from real.smolvla.expert import Prefix
 from real.smolvla.otql import Settings, Sft
 from real.smolvla.tiny_model import SIZES, make_config, write_vlm
+from utils.system.entry_point import run_main
 
 LANGUAGE = 16  # Tokens of an instruction; "put the tape in the penholder" has 8 or so.
 
@@ -105,11 +105,11 @@ def fake_policy(size: str, cameras: int, action_dim: int = 7) -> SmolVLAPolicy:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m real.smolvla.memory_estimate", description=__doc__)
+    parser = Parser("python -m real.smolvla.memory_estimate", __doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--cameras", type=int, default=2)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv[1:])
     columns = [(bf16, parts) for bf16 in (False, True) for parts in (1, 2, 4)]
     with FakeTensorMode(allow_non_fake_inputs=True):
         policy = fake_policy(args.size, args.cameras)
@@ -127,4 +127,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(main)

@@ -20,13 +20,12 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 
-from envs.npz import read_json, write_json
 from real.smolvla.data import STATE
 from real.smolvla.expert import Prefix, encode
 from real.smolvla.policy_directory import Processor
 from utils.errors import UserError
 from utils.output.loggers import ProgressBar
-from utils.system.files import disk_errors
+from utils.system.files import disk_errors, read_json, write_json
 
 MODES = ("disk", "memory", "none")
 _BATCH = 16  # Frames that are encoded at once.
@@ -146,7 +145,7 @@ class Prefixes:
 
     def _open(self) -> None:
         """Opens a cache on disk."""
-        about = read_json(self._folder / _ABOUT) or {}
+        about = read_json(self._folder / _ABOUT, missing_ok=True)
         path = self._folder / _TOKENS
         if not path.exists() or path.stat().st_size != about.get("bytes"):
             raise UserError(

@@ -5,8 +5,6 @@
 writes a tiny one as a policy directory; the first fine-tuning gives it the state, actions and cameras of its data.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,9 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from real.command_line import Parser
 from real.smolvla.policy_directory import save_directory
+from utils.system.entry_point import run_main
 
 # Widths of the vision and text models; 'base' is what lerobot/smolvla_base is built on, SmolVLM2-500M-Video-Instruct.
 SIZES: dict[str, dict[str, Any]] = {
@@ -117,10 +117,10 @@ def write_policy(directory: Path, config: SmolVLAConfig, seed: int = 0) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m real.smolvla.tiny_model", description=__doc__)
+    parser = Parser("python -m real.smolvla.tiny_model", __doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--chunk_size", type=int, default=10)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv[1:])
     vlm = args.directory.absolute() / "vlm"
     write_vlm(vlm)
     sizes = {"chunk_size": args.chunk_size, "n_action_steps": args.chunk_size}
@@ -128,4 +128,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(main)

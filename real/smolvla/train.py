@@ -14,8 +14,6 @@ import argparse
 import dataclasses
 import json
 import math
-import signal
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from safetensors import safe_open
 
-from envs.npz import read_json, write_json
 from real.command_line import Parser
 from real.lerobot_dataset import read_recording
 from real.smolvla.data import ACTION, STATE, Rows, read_rows, scales_at_rest
@@ -36,14 +33,12 @@ from real.smolvla.policy_directory import add_lora, adopt, load_config, load_pol
 from real.smolvla.prefixes import MODES, AllPrefixes, Encoder, Prefixes
 from utils.errors import UserError
 from utils.output.loggers import CsvLogger, ProgressBar
-from utils.system.files import atomic_write_bytes
+from utils.system.entry_point import run_main
+from utils.system.files import atomic_write_bytes, read_json, write_json
 from utils.system.locks import exclusive_lock
+from utils.system.signals import Interrupted, PreemptionGuard
 
 _OWN = ("output_dir", "device", "cache", "cache_dir", "save_interval", "log_interval")  # No number depends on these.
-
-
-class Interrupted(Exception):
-    """A signal, whose number this holds, came, and the checkpoint is written."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -117,12 +112,6 @@ class Run:
             LeRobotDataset(f"local/{root.name}", root=root, video_backend=decoder())
             for root in (*args.demos, *args.rollouts)
         ]
-        self.signal: int | None = None
-
-    def _note(self, number: int, _: Any) -> None:
-        """Notes the first signal, for the next step boundary; a second one acts at once."""
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
 
     def check_settings(self) -> None:
         """Refuses to go on with other settings than a run was begun with.
@@ -132,11 +121,11 @@ class Run:
         """
         shown = {name: value for name, value in vars(self.args).items() if name not in _OWN}
         shown = json.loads(json.dumps(shown, default=lambda value: str(Path(value).absolute())))
-        begun = read_json(self.root / "settings.json")
+        recorded = read_json(self.root / "settings.json", missing_ok=True)
         for name, value in shown.items():
-            if begun is not None and begun.get(name) != value:
+            if recorded and recorded.get(name) != value:
                 raise UserError(
-                    f"{self.root} was begun with {name} = {begun.get(name)}, not {value}; use another folder"
+                    f"{self.root} was started with {name} = {recorded.get(name)}, not {value}; use another --output_dir"
                 )
         write_json(self.root / "settings.json", shown)
 
@@ -223,15 +212,13 @@ class Run:
         Raises:
             Interrupted: by a signal; the checkpoint is written. UserError: the loss is no number any more.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
         step, position = 0, 0
         if self.checkpoint(name).exists():
             with safe_open(self.checkpoint(name), "pt") as file:
                 step, position = (int(file.metadata()[key]) for key in ("step", "position"))
                 learner.load(nested((key, file.get_tensor(key)) for key in file.keys()))  # noqa: SIM118
         log = CsvLogger(self.root / f"{name}.csv", position)
-        with ProgressBar(steps, step, description=name) as bar:
+        with PreemptionGuard() as guard, ProgressBar(steps, step, description=name) as bar:
             while step < steps:
                 info = learner.update(step)
                 step += 1
@@ -242,12 +229,12 @@ class Run:
                     if not math.isfinite(numbers["flow/loss"]):
                         raise UserError(f"the loss is {numbers['flow/loss']} after {step} updates; lower --actor_lr")
                 bar.update(1, {key: numbers[key] for key in ("flow/loss", "critic/loss") if key in numbers})
-                if self.signal or step % self.args.save_interval == 0:
+                if guard.received or step % self.args.save_interval == 0:
                     tensors = {key: value.detach().cpu().contiguous() for key, value in flat(learner.state())}
                     about = {"step": str(step), "position": str(log.position())}
                     atomic_write_bytes(self.checkpoint(name), safetensors.torch.save(tensors, about))
-                if self.signal:
-                    raise Interrupted(self.signal)
+                if guard.received:
+                    raise Interrupted(guard.received)
         log.close()
 
 
@@ -273,20 +260,11 @@ def nested(items: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command line; a mistake ends in one line and exit code 2, a signal in 128 + its number."""
-    try:
-        run = Run(parse(argv))
-        with exclusive_lock(run.root / ".lock"):
-            print(f"trained: {run.train()}")
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as interrupted:
-        print("interrupted and saved; start the same command again to go on", file=sys.stderr)
-        sys.exit(128 + interrupted.args[0])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Runs the command line."""
+    run = Run(parse(argv[1:]))
+    with exclusive_lock(run.root / ".lock"):
+        print(f"trained: {run.train()}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(main)

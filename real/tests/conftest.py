@@ -11,7 +11,7 @@ from random_agents import OBSERVATION_DIM
 
 from real.export import write_directory
 from real.lerobot_policy import Normalisation, policy_files
-from real.policy_tensors import acting_part
+from real.policy_tensors import policy_tensors
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,7 +31,7 @@ def export(tmp_path) -> Callable[..., Path]:
         images: dict[str, list[int]] | None = None,
         **changes: Any,
     ) -> Path:
-        fields, tensors = acting_part(agent)
+        fields, tensors = policy_tensors(agent)
         features = {"observation.state": OBSERVATION_DIM} if features is None else features
         files = policy_files(fields | changes, tensors, features, normalisation or Normalisation(), images)
         directory = tmp_path / f"policy{len(list(tmp_path.iterdir()))}"

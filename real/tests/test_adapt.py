@@ -15,7 +15,7 @@ from absl import flags
 from recordings import write_recording
 
 from real import adapt
-from real.adapt import outcomes, recorded
+from real.adapt import episode_success, recorded
 from real.import_rollouts import import_rollouts
 from real.lerobot_dataset import read_recording
 from utils.errors import UserError
@@ -120,9 +120,9 @@ def test_successes_behind_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "r" / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
     recording = read_recording(tmp_path / "r", ["observation.state"], "action")
     with pytest.raises(UserError, match=r"episode 1 of .* succeeds after --max_steps=24 frames.*: advice"):
-        outcomes(recording, "advice")
+        episode_success(recording, "advice")
     monkeypatch.setattr("real.adapt.FLAGS", SimpleNamespace(max_steps=25))
-    assert outcomes(recording, "advice") == [True, True, False]
+    assert episode_success(recording, "advice") == [True, True, False]
 
 
 OWN = """
@@ -139,9 +139,9 @@ class Agent(otql.Agent):
     ("changed", "says"),
     [
         (["--name=pick/cube"], "'robot:' needs a name of letters"),
-        (["--record="], "give --record"),
-        (["--record=no-such-program", "--unattended"], "there is no program no-such-program"),
-        (["--agent=agents/qsm.py"], "has no flow that could start as the base's"),
+        (["--record="], "--record is missing"),
+        (["--record=no-such-program", "--unattended"], "no program no-such-program"),
+        (["--agent=agents/qsm.py"], "has no flow to warm-start from the base"),
         (["--agent=own.py"], "acts by a propose of its own, which the LeRobot policy has not"),
         (["--max_steps=3"], "episode 0 of .* succeeds after --max_steps=3 frames"),
         ([], None),
@@ -186,34 +186,34 @@ BEGUN = {"agent": "agents/otql.py", "rollouts": 10, "total_rollouts": 50, "final
 )
 def test_an_adaptation_goes_on_with_its_own_settings(tmp_path: Path, change: dict, says: str | None) -> None:
     """As do older ones, which know none."""
-    adapt.check_begun(tmp_path, BEGUN)
+    adapt.check_settings_unchanged(tmp_path, BEGUN)
     if says is None:
-        adapt.check_begun(tmp_path, BEGUN | change)
+        adapt.check_settings_unchanged(tmp_path, BEGUN | change)
         assert (
             json.loads((tmp_path / "adaptation.json").read_text())["total_rollouts"]
             == (BEGUN | change)["total_rollouts"]
         )
         return
-    with pytest.raises(UserError, match=f"was begun with {says}"):
-        adapt.check_begun(tmp_path, BEGUN | change)
-    adapt.check_begun(tmp_path, BEGUN)
+    with pytest.raises(UserError, match=f"was started with {says}"):
+        adapt.check_settings_unchanged(tmp_path, BEGUN | change)
+    adapt.check_settings_unchanged(tmp_path, BEGUN)
 
 
 def test_a_number_that_an_older_adaptation_lacks_is_another_setting(tmp_path: Path) -> None:
-    adapt.check_begun(tmp_path, {name: value for name, value in BEGUN.items() if name != "final_rollouts"})
-    with pytest.raises(UserError, match=r"begun with --final_rollouts=None, not 7; give that"):
-        adapt.check_begun(tmp_path, BEGUN | {"final_rollouts": 7})
+    adapt.check_settings_unchanged(tmp_path, {name: value for name, value in BEGUN.items() if name != "final_rollouts"})
+    with pytest.raises(UserError, match=r"started with --final_rollouts=None, not 7; use that"):
+        adapt.check_settings_unchanged(tmp_path, BEGUN | {"final_rollouts": 7})
 
 
 def test_rounds_are_added_to_whole_ones_only(tmp_path: Path) -> None:
     """And not where another policy's last rollouts are there."""
-    adapt.check_begun(tmp_path / "part", BEGUN | {"total_rollouts": 45})
-    with pytest.raises(UserError, match=r"--total_rollouts=45 \(its last round is a part of one\)"):
-        adapt.check_begun(tmp_path / "part", BEGUN)
-    adapt.check_begun(tmp_path, BEGUN)
+    adapt.check_settings_unchanged(tmp_path / "part", BEGUN | {"total_rollouts": 45})
+    with pytest.raises(UserError, match=r"--total_rollouts=45 \(its last round is incomplete\)"):
+        adapt.check_settings_unchanged(tmp_path / "part", BEGUN)
+    adapt.check_settings_unchanged(tmp_path, BEGUN)
     (tmp_path / "rollouts" / "eval_final").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"eval_final is of that policy"):
-        adapt.check_begun(tmp_path, BEGUN | {"total_rollouts": 60})
+    with pytest.raises(UserError, match=r"eval_final exists"):
+        adapt.check_settings_unchanged(tmp_path, BEGUN | {"total_rollouts": 60})
 
 
 @pytest.mark.parametrize("flag", ["--action_norm=mean_std", "--state_norm=mean-std"])
@@ -228,8 +228,8 @@ def test_normalisation_that_there_is_not(tmp_path: Path, flag: str) -> None:
 
 def test_refusals(command: list[str], tmp_path: Path) -> None:
     for changed, says in [
-        (["--demos="], "give --demos"),
-        (["--robot="], "give --robot"),
+        (["--demos="], "--demos is missing"),
+        (["--robot="], "--robot is missing"),
         ([f"--demos={tmp_path / 'none'}"], "no LeRobotDataset"),
         (["--agent.lam=x"], "lam"),
         (["--features=observation.images"], "observation.images"),

@@ -259,5 +259,5 @@ def test_missing_frames(kind, damage, message, broken, tmp_path):
 def test_settings_that_do_not_fit(flags, message, photographed, tmp_path):
     """One line."""
     with pytest.raises(UserError, match=message):
-        main([str(photographed), f"--output={tmp_path}/a.npz", *flags])
+        main(["import_rollouts", str(photographed), f"--output={tmp_path}/a.npz", *flags])
     assert not list(tmp_path.iterdir())

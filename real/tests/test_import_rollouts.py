@@ -206,7 +206,7 @@ def test_labels_from_a_table_and_several_datasets(labelled: Path, tmp_path: Path
     (tmp_path / "one.csv").write_text("episode_index,success\n1,yes\n0,no\n")
     (tmp_path / "two.csv").write_text("success,episode_index\nsuccess,0\n")
     arguments = [str(labelled), str(tmp_path / "two"), f"--output={tmp_path}/a.npz"]
-    main([*arguments, f"--labels={tmp_path}/one.csv,{tmp_path}/two.csv"])
+    main(["import_rollouts", *arguments, f"--labels={tmp_path}/one.csv,{tmp_path}/two.csv"])
     np.testing.assert_array_equal(np.flatnonzero(load(tmp_path / "a.npz")["terminals"]), [9, 14])
 
 
@@ -286,7 +286,7 @@ def test_faults(
         (tmp_path / "r/labels.jsonl").write_text(labels)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     with pytest.raises(UserError, match=message):
-        main([str(tmp_path / "r"), f"--output={tmp_path}/a.npz", *flags])
+        main(["import_rollouts", str(tmp_path / "r"), f"--output={tmp_path}/a.npz", *flags])
     assert not (tmp_path / "a.npz").exists()
 
 

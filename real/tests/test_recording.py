@@ -205,7 +205,7 @@ def test_images_are_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     def picture(env: Any, size: tuple[int, int], camera: str) -> np.ndarray:
         return np.full((*size, 3), {"view": 10, "handcam_rgb": 20}[camera] + round(10 * env.data.time))
 
-    monkeypatch.setattr("envs.panda.arm.PandaEnv._picture", picture)
+    monkeypatch.setattr("envs.panda.arm.PandaEnv._render_image", picture)
     monkeypatch.setattr("utils.system.rendering.set_rendering_backend", lambda: None)
     blind, robot = OtqlSim(OtqlSimConfig(task=TASK)), OtqlSim(OtqlSimConfig(task=TASK, image_size=8))
     with blind, robot:

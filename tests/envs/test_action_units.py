@@ -101,7 +101,7 @@ def test_scaled_actions_stay_as_they_are(name, tmp_path):
     width = len(BOUNDS[name][0])
     scaled = np.random.default_rng(0).uniform(-1, 1, (200, width))
     actions, card = load(write(tmp_path / "d.npz", scaled), name)
-    assert card.units == "scaled" and "scaled already" in "".join(card.lines())
+    assert card.units == "scaled" and "already scaled" in "".join(card.lines())
     np.testing.assert_allclose(actions, scaled, atol=1e-4)
 
 
@@ -172,7 +172,7 @@ def test_no_actions_at_all(tmp_path):
     ("low", "high", "dtype", "hint"),
     [
         ([-1, -np.inf], [1, 1], np.float32, r"unbounded actions \(dimension 1 is in \[-inf, 1\]\)"),
-        ([0, -1], [0, 1], np.float32, r"without a choice \(dimension 0 is in \[0, 0\]\)"),
+        ([0, -1], [0, 1], np.float32, r"without a range \(dimension 0 is in \[0, 0\]\)"),
         ([0], [10], np.int32, "actions of int32"),
     ],
 )

@@ -139,7 +139,7 @@ def test_next_observations_of_another_row(lag, marked, refusal):
     if not marked:
         arrays["terminals"] = 0 * arrays["terminals"]
     arrays["next_observations"] = np.roll(arrays["observations"], -lag, axis=0)
-    assert ("the same row" if lag == 0 else f"{lag} rows on") in refusal(**arrays)
+    assert ("the same row" if lag == 0 else f"{lag} rows later") in refusal(**arrays)
 
 
 def test_next_observations_of_the_same_row_of_a_robot_that_mostly_rests(read, refusal):
@@ -185,7 +185,7 @@ def test_shuffled_rows(read):
 
 
 def test_ends_marked_everywhere_but_at_ends(refusal):
-    assert "nothing ends" in refusal(**SWINGS | {"terminals": 1 - SWINGS["terminals"]})
+    assert "no episode ends" in refusal(**SWINGS | {"terminals": 1 - SWINGS["terminals"]})
 
 
 # ---- ends that nothing marks

@@ -103,5 +103,5 @@ def test_demonstrations_with_images_are_stored(tmp_path, monkeypatch):
 class PandaEnvWithPictures(OpenMicrowave):
     """Pictures that show the step and need no renderer."""
 
-    def _picture(self, size, camera):
+    def _render_image(self, size, camera):
         return np.full((*size, 3), self._steps, np.uint8)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from real.policy_tensors import acting_part
+from real.policy_tensors import policy_tensors
 from utils.errors import UserError
 from utils.networks import TanhGaussian
 
@@ -31,7 +31,7 @@ def check_mlp(tensors, name, network):
 def test_a_guided_policy_has_its_online_critics(n):
     """And both numbers of the guidance, whether the critics rank or not."""
     agent = make_agent("cgql", best_of_n=n, guidance_coef=0.3, inv_temp=2.0)
-    fields, tensors = acting_part(agent)
+    fields, tensors = policy_tensors(agent)
     assert (fields["num_qs"], fields["best_of_n"], fields["rank"]) == (3, n, "mean")
     np.testing.assert_allclose([fields["guidance_coef"], fields["inv_temp"]], [0.3, 2.0], rtol=1e-6)
     assert fields["value_hidden_dims"] == [20, 12]
@@ -45,7 +45,7 @@ def test_a_guided_policy_has_its_online_critics(n):
 
 @pytest.mark.parametrize("name", ["bc", "otql", "dsrl", "fedit"])
 def test_others_have_critics_only_to_rank(name):
-    fields, tensors = acting_part(make_agent(name, best_of_n=1))
+    fields, tensors = policy_tensors(make_agent(name, best_of_n=1))
     assert fields["guidance_coef"] == fields["inv_temp"] == fields["num_qs"] == 0
     assert not any("critic" in tensor for tensor in tensors)
 
@@ -62,7 +62,7 @@ def test_squashed_gaussians(name, network, exported, scale):
     """Means and deviations of the online network, with its scale and no other."""
     setting = "noise_scale" if name == "dsrl" else "edit_scale"
     agent = make_agent(name, best_of_n=1, **{setting: 0.45})
-    fields, tensors = acting_part(agent)
+    fields, tensors = policy_tensors(agent)
     check_mlp(tensors, exported, agent.params[network])
     others = {"latent_scale", "edit_scale"} - {scale}
     np.testing.assert_allclose(fields[scale], 0.45, rtol=1e-6)
@@ -73,7 +73,7 @@ def test_a_run_that_has_diverged_is_not_exported():
     agent = make_agent("bc")
     broken = jax.tree.map(lambda leaf: leaf * np.inf, agent.targets["flow"])
     with pytest.raises(UserError, match="not finite: the run has diverged; export an earlier --step"):
-        acting_part(agent.replace(targets=agent.targets | {"flow": broken}))
+        policy_tensors(agent.replace(targets=agent.targets | {"flow": broken}))
 
 
 def test_deviations_are_bounded():

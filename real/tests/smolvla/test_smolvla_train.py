@@ -23,7 +23,8 @@ from real.smolvla.otql import Sft
 from real.smolvla.tiny_model import make_config, write_policy, write_vlm
 from utils.errors import UserError
 from utils.output.loggers import read_csv
-from utils.rollout.video import rendering_backend
+from utils.system.entry_point import run_main
+from utils.system.rendering import rendering_backend
 
 REPOSITORY = Path(train.__file__).parents[2]
 
@@ -81,7 +82,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
     assert read_csv(tmp_path / "whole/otql.csv")["step"].tolist() == [1, 2, 3, 4, 5]
     assert not list((tmp_path / "killed").glob("*checkpoint*"))
     assert len(list((tmp_path / "cache").iterdir())) == 2  # OTQL took what SFT had made of the demonstrations.
-    with pytest.raises(UserError, match="begun with lam"):
+    with pytest.raises(UserError, match="started with lam"):
         run(*flags, cache, f"--output_dir={tmp_path / 'killed'}", "--lam=2")
 
 
@@ -161,15 +162,22 @@ def test_acts_through_lerobot_record_on_the_robot_with_cameras(tmp_path: Path) -
     ],
 )
 def test_a_mistake_ends_in_one_line(
-    path: Path, dataset: Path, tmp_path: Path, flags: tuple[str, ...], words: str, capsys: pytest.CaptureFixture
+    path: Path,
+    dataset: Path,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    words: str,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = (f"--policy.path={path}", f"--demos={dataset}", f"--output_dir={tmp_path}", "--cache=none", *SMALL)
     (dataset / "labels.jsonl").write_text(
         "".join(json.dumps({"episode_index": i, "success": False}) + "\n" for i in range(2))
     )
+    monkeypatch.setattr(sys, "argv", ["train", *given, *(flag.format(demos=dataset) for flag in flags)])
     try:
         with pytest.raises(SystemExit) as end:
-            train.main([*given, *(flag.format(demos=dataset) for flag in flags)])
+            run_main(train.main)
     finally:
         (dataset / "labels.jsonl").unlink()
     assert end.value.code == 2
