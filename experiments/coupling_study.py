@@ -1,17 +1,15 @@
-"""How coupling settings trade bias against straightness, on real data and without a critic in the way.
+"""Study of how coupling settings trade bias against straightness, on real data and without a critic.
 
-    python -m experiments.coupling --env_name=scene-play-singletask-task1-v0 --output=docs/coupling.csv
+    python -m experiments.coupling_study --env_name=scene-play-singletask-task1-v0 --output=docs/coupling.csv
 
-Trains one flow for each setting of the coupling on windows of the dataset, with known weights exp(λ A) for a made-up
-advantage A(s, a) = the standardised first component of the chunk, then scores it on the validation episodes by the
-energy score E‖X − a‖ − ½ E‖X − X'‖ under the same weights. The score is proper: the least possible value is reached by
-the true tilted conditional π(a|s) e^{λA}, so what exceeds the unbiased coupling's at many steps is bias, and what is
-gained at few steps is straightness. Rows that the table has already are kept, so an interrupted study goes on, and
---seed=1 adds to it.
+Trains one flow for each setting of the coupling on windows of the dataset, with known weights exp(λ A) for a synthetic
+advantage A(s, a), the standardised first component of the chunk. Then scores it on the validation episodes by the
+energy score E‖X − a‖ − ½ E‖X − X'‖ under the same weights. The score is proper: the true tilted conditional
+π(a|s) e^{λA} minimises it. An excess over the unbiased coupling at many steps is bias, a gain at few steps is
+straightness. Existing rows of the table are kept: rerun the same command to resume, or add rows by --seed=1.
 """
 
 import csv
-import io
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +32,7 @@ from utils.errors import UserError
 from utils.flow import euler, flow_matching_loss
 from utils.networks import VectorField, output_of
 from utils.output.loggers import ProgressBar
+from utils.output.tables import csv_text
 from utils.random_streams import Stream, stream_key
 from utils.system.cli import parse
 from utils.system.entry_point import run_main
@@ -41,12 +40,12 @@ from utils.system.files import atomic_write_text
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "Task whose dataset is used.", flag_values=FLAGS)
-flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Where datasets are.", flag_values=FLAGS)
+flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Directory of datasets.", flag_values=FLAGS)
 flags.DEFINE_integer("horizon_length", 5, "Actions in a chunk.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("updates", 6_000, "Updates a setting.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("updates", 6_000, "Updates per setting.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("lam", 1.0, "Temperature λ of the tilt.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Seed of network and training.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_string("output", "docs/coupling.csv", "Table to write or go on with.", flag_values=FLAGS)
+flags.DEFINE_string("output", "docs/coupling.csv", "Table to write or extend.", flag_values=FLAGS)
 
 NFES = (1, 2, 3, 10, 50)
 SETTINGS: list[dict[str, Any]] = [
@@ -63,7 +62,7 @@ DEFAULTS = {"coupling": "ot", "source_conditions": "iid", "alpha": 0.0, "epsilon
 
 
 def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: VectorField) -> tuple[Any, dict]:
-    """Trains a flow with the coupling of `setting`; returns its parameters and the mean diagnostics."""
+    """Trains a flow with the coupling of `setting`, and returns its parameters and the mean diagnostics."""
     config = SimpleNamespace(**setting, max_iterations=100, threshold=1e-2)
     example = assemble(gather(data, data["starts"][:2], FLAGS.horizon_length), 1.0, "drop")
     inputs = (example["observations"], example["actions"], example["actions"][:, :1])
@@ -100,13 +99,13 @@ def train(setting: dict[str, Any], data: dict[str, Any], scale: Any, net: Vector
 
 
 def advantage(actions: Float[Array, "m d"], scale: dict[str, Any]) -> Float[Array, " m"]:
-    """The made-up advantage: the chunk's first component, standardised."""
+    """Returns the synthetic advantage, the chunk's standardised first component."""
     return (actions[:, 0] - scale["action_mean"]) / scale["action_std"]
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def energy_score(net: VectorField, params: Any, batch: dict, weights: Float[Array, " m"], nfe: int) -> Scalar:
-    """Weighted mean of E‖X − a‖ − ½ E‖X − X'‖ over a batch, by 32 samples X a state."""
+    """Returns the weighted mean of E‖X − a‖ − ½ E‖X − X'‖ over a batch, from 32 samples X per state."""
     observations = jnp.broadcast_to(batch["observations"], (32, *batch["observations"].shape))
     noise = jax.random.normal(stream_key(0, Stream.STUDY, 7), (32, *batch["actions"].shape))
     samples = euler(lambda x, t: output_of(net, params, observations, x, t), noise, nfe)
@@ -121,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     horizon = FLAGS.horizon_length
     raw, raw_val, info = load_dataset(parse_task(FLAGS.env_name), dataset_dir=FLAGS.dataset_dir)
     if raw_val is None:
-        raise UserError(f"{FLAGS.env_name} has no validation set in {FLAGS.dataset_dir}, on which settings are scored")
+        raise UserError(f"{FLAGS.env_name} has no validation set in {FLAGS.dataset_dir}; collect or download it first")
     data, val = jax.device_put(prepare(raw, False)), prepare(raw_val, False)
     first = raw["actions"][:, 0]
     scale = {"mean": raw["observations"].mean(0), "std": raw["observations"].std(0) + 1e-6}
@@ -137,21 +136,17 @@ def main(argv: Sequence[str]) -> None:
     for own in SETTINGS:
         setting = {"seed": FLAGS.seed} | DEFAULTS | own
         if any(all(row[k] == formatted(v) for k, v in setting.items()) for row in rows):
-            continue  # Done before.
+            continue
         params, diagnostics = train(setting, data, scale, net)
         scores = {f"nfe_{n}": float(energy_score(net, params, held_out, weights, n)) for n in NFES}
         rows.append({k: formatted(v) for k, v in (setting | scores | diagnostics).items()})
         print(rows[-1], flush=True)
-        text = io.StringIO()
-        widest: dict[str, str] = max(rows, key=len)
-        writer = csv.DictWriter(text, list(widest), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write_text(path, text.getvalue())
+        columns = list(max(rows, key=len))
+        atomic_write_text(path, csv_text([columns, *([row.get(name, "") for name in columns] for row in rows)]))
 
 
 def formatted(value: Any) -> str:
-    """The text of a value in the table."""
+    """Formats a value for the table."""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

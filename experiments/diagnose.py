@@ -1,22 +1,22 @@
-"""What makes a run's success swing, and how good its advantages are.
+"""Diagnosis of a run: causes of changes in its success, and the quality of its advantages.
 
     python -m experiments.diagnose RUN_DIR…
 
 For each run of an agent with a flow and a critic, from its two newest checkpoints:
 
-    swap      success of the flow of one checkpoint with its candidates ranked by the critic of the other
-    average   success of the trained flow and of its Polyak average, at each checkpoint
-    value     advantages A = Q − V̂ from k flow samples against those from 64: correlation over a batch, and total
-              variation between the marginals p they give (agents with a λ)
+    swap       success of the flow of one checkpoint with its candidates ranked by the critic of the other
+    average    success of the trained flow and of its Polyak average, at each checkpoint
+    value      advantages A = Q − V̂ from k flow samples compared with those from 64: correlation over a batch, and
+               total variation between their marginals p (agents with a λ)
 
 All policies act in the same episodes: the same initial states and the same noise.
 
-With --between the swap is between the newest checkpoints of the runs named, which must have the same networks: whether
-one run is better by its flow or by its critic. For each also, over states s of the dataset,
+With --between, the swap is between the newest checkpoints of several runs, which must have the same networks; it shows
+whether one run is better by its flow or by its critic. For each run also, over states s of the dataset,
 
-    samples   mean deviation of flow samples a at a state, and how far their mean E[a|s] goes from state to state,
-              over how far the first run's goes
-    foreseen  what its coupling should leave of that reach, were the first run unbiased (runs with coupling 'ot')
+    samples    mean deviation of flow samples a at a state, and the spread of the mean action E[a|s] over states,
+               relative to the first run's
+    predicted  that spread as its coupling should reduce it, if the first run is unbiased (runs with coupling 'ot')
 """
 
 import functools
@@ -48,13 +48,13 @@ from utils.system.entry_point import run_main
 from utils.trees import tree_stack
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_integer("episodes", 50, "Episodes a policy.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_bool("between", False, "Swap between the runs named, not between checkpoints.", flag_values=FLAGS)
+flags.DEFINE_integer("episodes", 50, "Episodes per policy.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("between", False, "Swap between runs, not between checkpoints.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 12345, "Seed of the episodes.", lower_bound=0, flag_values=FLAGS)
 
 
 def mixed(flow_of: Any, critic_of: Any, averaged: bool = True) -> Any:
-    """An agent that samples from one agent's flow (its average, or the trained one) and ranks by another's critic."""
+    """Returns an agent that samples from one agent's flow, averaged or not, and ranks by another agent's critic."""
     flow = flow_of.acting_flow if averaged else flow_of.params["flow"]
     return flow_of.replace(
         params=flow_of.params | {"critic": critic_of.params["critic"]}, targets=flow_of.targets | {"flow": flow}
@@ -62,7 +62,11 @@ def mixed(flow_of: Any, critic_of: Any, averaged: bool = True) -> Any:
 
 
 def success(agent: Any, evaluator: Evaluator) -> str:
-    """Success rate over the episodes, with its 95 % Wilson interval."""
+    """Evaluates an agent, and formats its success rate with the 95 % Wilson interval.
+
+    Raises:
+        UserError: the environment reports no success.
+    """
     agents, key = tree_stack([agent]), stream_key(FLAGS.seed, Stream.EVALUATION_ACTING, 0)
 
     def policy(observations: Any, episodes: Int32[np.ndarray, " B"], chunks: Int32[np.ndarray, " B"]) -> Any:
@@ -70,7 +74,7 @@ def success(agent: Any, evaluator: Evaluator) -> str:
 
     rate = evaluator.evaluate(policy, FLAGS.episodes, FLAGS.seed).get("success_rate")
     if rate is None:
-        raise UserError("the environment reports no success, which is what is compared here; it has to, in its info")
+        raise UserError("the environment reports no success; add 'success' to the info of its last step")
     low, high = wilson_interval(rate, FLAGS.episodes)
     return f"{rate:.2f} ({low:.2f} to {high:.2f})"
 
@@ -83,13 +87,13 @@ def diagnose_swap(agents: dict[Any, Any], evaluator: Evaluator) -> None:
 
 
 def diagnose_average(by_step: dict[int, Any], evaluator: Evaluator) -> None:
-    """Prints the success of the trained flow itself."""
+    """Prints the success of each checkpoint's trained flow, without averaging."""
     for step, agent in by_step.items():
         print(f"  step {step}, flow not averaged: success {success(mixed(agent, agent, False), evaluator)}", flush=True)
 
 
 def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """1024 windows of the run's dataset."""
+    """Returns a batch of 1024 windows of the run's dataset."""
     task = parse_task(settings["env_name"])
     raw, _, _ = load_dataset(
         task,
@@ -109,30 +113,31 @@ def windows(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
 def diagnose_samples(
     agent: Any, samples: Float[np.ndarray, "n m d"], reference: Float[np.ndarray, "n m d"], batch: dict[str, Any]
 ) -> None:
-    """Prints how far an agent's flow samples are from their mean, and how far that goes beside the reference's."""
-    own_reach = reach(samples, reference)
-    line = f"  flow samples: deviation {samples.std(axis=0).mean():.3f}, reach of their mean {own_reach:.3f}"
+    """Prints the deviation of an agent's flow samples, and the spread of their mean relative to the reference's."""
+    spread = relative_spread(samples, reference)
+    line = f"  flow samples: deviation {samples.std(axis=0).mean():.3f}, spread of the mean action {spread:.3f}"
     if agent.config.get("coupling") == "ot":
-        line += f", foreseen {foreseen_reach(reference, np.asarray(batch['actions']), agent.cfg.epsilon):.3f}"
+        line += f", predicted {predicted_spread(reference, np.asarray(batch['actions']), agent.cfg.epsilon):.3f}"
     print(line)
 
 
-def reach(samples: Float[np.ndarray, "n m d"], reference: Float[np.ndarray, "n m d"]) -> float:
-    """Returns the spread of the mean of samples over the m states, relative to the reference's."""
+def relative_spread(samples: Float[np.ndarray, "n m d"], reference: Float[np.ndarray, "n m d"]) -> float:
+    """Returns the spread of the mean action over the m states, relative to the reference's."""
     own, whole = (np.linalg.norm(x.mean(axis=0) - x.mean(axis=(0, 1))) for x in (samples, reference))
     return float(own / whole)
 
 
-def foreseen_reach(samples: Float[np.ndarray, "n m d"], actions: Float[np.ndarray, "m d"], epsilon: Number) -> float:
-    """How much of the mean action is left, from state to state, when a plan over many states pairs a flow's noise.
+def predicted_spread(samples: Float[np.ndarray, "n m d"], actions: Float[np.ndarray, "m d"], epsilon: Number) -> float:
+    """Predicts the relative spread of the mean action of a flow whose noise is coupled by a plan over many states.
 
-    With M the mean of ‖z − a‖², the plan ∝ exp(2 z·a / (ε M)) makes noise follow the action with slope k = 2 / (ε M),
-    whatever the state: where the mean action is μ, training sees noise around k (μ − E μ), acting sees it around 0. A
-    flow turns noise into actions with slope about Σ^½, Σ the covariance of its samples at that state, so they miss by
-    −k Σ^½ (μ − E μ). To first order in k, for normal actions, without the condition's term.
+    With M the mean of ‖z − a‖², the plan ∝ exp(2 z·a / (ε M)) makes noise follow the action with slope k = 2 / (ε M)
+    at every state. Where the mean action is μ, training has noise around k (μ − E μ), but acting has noise around 0. A
+    flow maps noise to actions with a slope of about Σ^½, where Σ is the covariance of its samples at that state, so
+    actions are off by −k Σ^½ (μ − E μ). Holds to first order in k, for normal actions, without the condition's term.
 
     Args:
-        samples: unbiased actions, n for each of m states. actions: those of the data.
+        samples: unbiased actions, n for each of m states.
+        actions: of the data.
         epsilon: relative to M, as in `utils.coupling.solve_plan`.
     """
     k = 2 / (epsilon * (actions.shape[1] + np.square(actions).sum(axis=1).mean()))
@@ -140,12 +145,12 @@ def foreseen_reach(samples: Float[np.ndarray, "n m d"], actions: Float[np.ndarra
     spread = samples - means
     values, vectors = np.linalg.eigh(np.einsum("nij,nik->ijk", spread, spread) / len(samples))
     means = means - means.mean(axis=0)
-    along = np.einsum("ijk,ij->ik", vectors, means)  # in the directions of Σ
+    along = np.einsum("ijk,ij->ik", vectors, means)  # In the eigenbasis of Σ.
     return float(1 - k * np.sum(np.sqrt(np.maximum(values, 0)) * along**2) / np.sum(means**2))
 
 
 def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
-    """Prints how far advantages from k flow samples are from those of 64."""
+    """Prints how close advantages from k flow samples are to those from 64."""
     cfg = agent.cfg
     q = agent.apply("critic", batch["observations"], batch["actions"]).mean(axis=0)
 
@@ -166,27 +171,35 @@ def diagnose_values(agent: Any, batch: dict[str, Any]) -> None:
 
 
 def load(directory: str) -> tuple[Any, dict[str, Any], int]:
-    """The newest agent of a run, its settings, and its step."""
+    """Loads the newest agent of a run, its settings, and its step.
+
+    Raises:
+        UserError: the directory is not a run's, or its agent has no flow with a critic.
+    """
     agent, settings, step = load_run(directory)
     if not {"critic", "flow"} <= set(agent.params):
-        raise UserError(f"{directory}: this agent has no flow with a critic beside it")
+        raise UserError(f"{directory}: the agent has no flow with a critic; choose another run")
     return agent, settings, step
 
 
 def diagnose_between(directories: list[str]) -> None:
-    """Prints the swap between runs, and what each one's flow samples."""
+    """Prints the swap between runs, and each one's flow samples.
+
+    Raises:
+        UserError: fewer than two runs, or their tasks or networks differ.
+    """
     loaded = {directory: load(directory) for directory in directories}
     if len(loaded) < 2:
         raise UserError("--between needs at least two runs")
     first, settings, _ = loaded[directories[0]]
     for directory, (agent, others, _) in loaded.items():
-        # The task and the networks: what both halves of a policy must share.
+        # A flow and a critic must have the same task and networks.
         for name in ("env_name", "sparse"):
             if others[name] != settings[name]:
                 raise UserError(f"{directory} has {name} {others[name]}, {directories[0]} {settings[name]}")
         shapes = [jax.tree.map(jnp.shape, {k: a.params[k] for k in ("flow", "critic")}) for a in (first, agent)]
         if shapes[0] != shapes[1]:
-            raise UserError(f"{directory} has other networks than {directories[0]}")
+            raise UserError(f"the networks of {directory} and {directories[0]} differ")
     agents = {number: agent for number, (agent, _, _) in enumerate(loaded.values(), 1)}
     batch = windows(first, settings)
     key = stream_key(0, Stream.STUDY, 3)

@@ -1,9 +1,9 @@
-"""OTQL and the BC flow on one OGBench task at laptop scale, from nothing.
+"""Quickstart: OTQL and the BC flow on one OGBench task at laptop scale.
 
     make quickstart
 
-Collects play data with OGBench's oracles (no download), trains both agents with main.py, and prints the success
-rates side by side. Start it again after an interruption and it goes on where it was.
+Collects play data with OGBench's oracles (no download), trains both agents with main.py, and prints their success
+rates. Rerun the same command to resume after an interruption.
 """
 
 import sys
@@ -23,18 +23,18 @@ from utils.system.signals import run_program
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "OGBench task.", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Seed of both agents.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_integer("num_seeds", 1, "Seeds of both agents.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("offline_steps", 32_000, "Updates of each agent.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "First seed of both agents.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("num_seeds", 1, "Number of seeds of both agents.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("offline_steps", 32_000, "Updates per agent.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("dataset_episodes", 200, "Episodes of play to collect.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Where datasets are.", flag_values=FLAGS)
-flags.DEFINE_string("save_dir", "exp", "Where runs are kept.", flag_values=FLAGS)
+flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Directory of datasets.", flag_values=FLAGS)
+flags.DEFINE_string("save_dir", "exp", "Directory of runs.", flag_values=FLAGS)
 
-AGENTS = {"bc": 0, "otql": 1}  # agent → episodes to film
+AGENTS = {"bc": 0, "otql": 1}  # Agent → episodes in its video.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs both agents in turn and prints the comparison."""
+    """Trains one agent after the other and prints the comparison."""
     parse(argv, FLAGS)
     group = Path(FLAGS.save_dir) / "quickstart" / FLAGS.env_name
     for agent, videos in AGENTS.items():

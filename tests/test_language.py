@@ -49,7 +49,7 @@ PRIVATE = {
     r"tremor": "expert_noise",
 }
 # Names that old files and commands contain, as they stand in a line.
-KEPT = ('"explorer"', '"owed"', '"tremor"', "preprocessor", "postprocessor")
+KEPT = ('"explorer"', '"owed"', '"tremor"', '"lanes"', "preprocessor", "postprocessor")
 
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:

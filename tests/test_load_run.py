@@ -1,4 +1,4 @@
-"""A finished run can be taken up by other programs: its agent loads, and is diagnosed."""
+"""Runs as other programs load them: the agent of a checkpoint, and its diagnosis."""
 
 import copy
 import json
@@ -73,7 +73,7 @@ def test_diagnose(directory, capsys, monkeypatch):
 
 
 def test_diagnose_between_runs(directory, capsys, monkeypatch):
-    """Runs of the same task and networks are swapped; what cannot be is refused in one line."""
+    """Runs of the same task and networks are swapped; others are rejected in one line."""
     agent, settings, step = load_run(directory)
     agents = {
         "one": agent,
@@ -90,8 +90,8 @@ def test_diagnose_between_runs(directory, capsys, monkeypatch):
     for flow, lam in ((1, settings["config"]["lam"]), (2, 7.0)):
         assert all(f"flow of {flow}, critic of {critic}: success {lam}\n" in out for critic in (1, 2))
     lines = [line for line in out.splitlines() if "flow samples" in line]
-    assert all("reach of their mean 1.000, foreseen 0." in line for line in lines) and len(lines) == 2
-    refused = {"at least two runs": (), "wider has other networks than one": ("wider",)}
+    assert all("spread of the mean action 1.000, predicted 0." in line for line in lines) and len(lines) == 2
+    refused = {"at least two runs": (), "the networks of wider and one differ": ("wider",)}
     refused["elsewhere has env_name pointmaze-large.*, one pointmaze-medium"] = ("elsewhere",)
     for message, others in refused.items():
         with pytest.raises(UserError, match=message):
@@ -116,17 +116,17 @@ def test_diagnose_takes_ends_as_training_does(task, kept, monkeypatch):
 
 
 @pytest.mark.check
-def test_reach():
-    """A mean that goes 0.9 times as far from state to state has reach 0.9, wherever it is and however it spreads."""
+def test_relative_spread():
+    """Means 0.9 times as far apart have a relative spread of 0.9, whatever their offset and the samples' deviation."""
     rng = np.random.default_rng(0)
     means, spread = rng.normal(size=(50, 3)), rng.normal(size=(40, 50, 3))
     spread -= spread.mean(axis=0)
-    np.testing.assert_allclose(diagnose.reach(5 + 0.9 * means + 2 * spread, means + spread), 0.9)
+    np.testing.assert_allclose(diagnose.relative_spread(5 + 0.9 * means + 2 * spread, means + spread), 0.9)
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 2.0])
-def test_foreseen_reach(epsilon):
-    """Normal actions, of two covariances in two kinds of states: the plan's own noise gives the same reach."""
+def test_predicted_spread(epsilon):
+    """Normal actions, of two covariances in two kinds of states: the plan's own noise gives the same spread."""
     rng, size = np.random.default_rng(0), 2000
     turn = scipy.stats.ortho_group.rvs(3, random_state=0)
     roots = np.stack([turn @ np.diag(d) @ turn.T for d in ([0.1, 0.2, 0.8], [0.3, 0.1, 0.2])])  # Σ^½
@@ -142,7 +142,7 @@ def test_foreseen_reach(epsilon):
     missed = np.einsum("ijk,ik->ij", roots[half], mean_noise)  # what Σ^½ makes of it, where acting has noise around 0
     left = 1 - np.sum(missed * centred) / np.sum(centred**2)
     assert left < 0.98
-    np.testing.assert_allclose(1 - diagnose.foreseen_reach(draw(400), actions, epsilon), 1 - left, rtol=0.1)
+    np.testing.assert_allclose(1 - diagnose.predicted_spread(draw(400), actions, epsilon), 1 - left, rtol=0.1)
 
 
 def test_mixed_policies(directory):

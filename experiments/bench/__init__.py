@@ -1,1 +1,1 @@
-"""Benchmarks of updates, evaluation, actions, seeds and start-up."""
+"""Benchmarks of updates, seeds, evaluation, actions and start-up."""

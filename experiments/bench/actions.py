@@ -1,4 +1,4 @@
-"""Time to decide on a chunk of actions, as ratios between agents. See `experiments.bench`."""
+"""Time to decide on an action chunk, as ratios between agents; see `experiments.bench`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from agents.base import Agent
 from envs.tasks import make_env, parse_task
 from envs.wrappers import action_box
 from utils.observations import map_parts
+from utils.output.tables import markdown_table
 from utils.rollout.policy import decision_seconds
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
@@ -20,11 +21,13 @@ def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], roun
     """Measures untrained agents on one observation.
 
     Args:
-        names: of files in agents/. env_name: whose settings and widths agents have.
-        overrides: settings that replace the preset's, field → text. rounds: turns of each agent.
+        names: of files in agents/.
+        env_name: task, for the agents' settings, observations and actions.
+        overrides: settings that replace the preset's, field → text.
+        rounds: measurements per agent.
 
     Returns:
-        a table in Markdown: network evaluations, candidates, and the least time over that of the first agent.
+        a table in Markdown: network evaluations, candidates, and the least time relative to the first agent's.
     """
     env, domain = make_env(env_name), parse_task(env_name).domain
     observation, width = map_parts(np.stack, [env.reset(seed=0)[0]]), action_box(env).shape[0]
@@ -33,15 +36,17 @@ def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], roun
     for _ in range(rounds):
         for name, agent in agents.items():
             least[name] = min(least[name], *decision_seconds(agent, observation))
-    lines = [f"## Actions, {env_name}", "", f"| | NFE | N | time of a chunk over {names[0]}'s |", "|---|---|---|---|"]
-    for name, agent in agents.items():
-        ratio = f"{least[name] / least[names[0]]:.2f}"
-        lines.append(f"| {name} | {agent.nfe} | {agent.config.best_of_n} | {ratio} |")
-    return "\n".join([*lines, "", f"{names[0]}: {1000 * least[names[0]]:.2f} ms on this machine."])
+    first = least[names[0]]
+    rows = [
+        [name, str(agent.nfe), str(agent.config.best_of_n), f"{least[name] / first:.2f}"]
+        for name, agent in agents.items()
+    ]
+    table = markdown_table(["agent", "NFE", "N", f"time per chunk, relative to {names[0]}'s"], rows)
+    return f"## Actions, {env_name}\n\n{table}\n\n{names[0]}: {1000 * first:.2f} ms on this machine."
 
 
 def new_agent(path: str, domain: str, overrides: dict[str, str], observation: Any, width: int) -> Agent:
-    """An untrained agent at the paper's settings, alone in a stack; `width`: of an action."""
+    """Creates an untrained agent with the paper's settings, as a stack of one, for actions of `width` numbers."""
     module = load_agent(path)
     config = resolve_config(module, domain, "paper", overrides)[0]
     example = {"observations": observation, "actions": np.zeros((1, config.horizon_length * width), np.float32)}

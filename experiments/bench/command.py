@@ -1,25 +1,26 @@
-"""Speed, as ratios taken side by side in one run.
+"""Command line of the benchmarks, which measure speed as ratios within one run.
 
     python -m experiments.bench --public=DIR --public_python=PYTHON
 
-Updates: updates a second of every agent in agents/ with paper networks on made-up data, beside those of the public QAM
-code in DIR (a checkout of github.com/ColinQiyangLi/qam), where it has that agent. PYTHON is one that the checkout runs
-under, for example with jax 0.5.3, tensorflow-probability 0.25, distrax, flax, ml_collections and optax. Without
---public, ours alone. --agent.<field>=<value> changes a setting of all agents, and of theirs where both have it.
+Updates: updates per second of every agent in agents/ with paper networks on synthetic data, relative to the public QAM
+code in DIR (a checkout of github.com/ColinQiyangLi/qam), if it has that agent. PYTHON must have that code's
+dependencies, for example jax 0.5.3, tensorflow-probability 0.25, distrax, flax, ml_collections and optax. Without
+--public, only our side is measured. --agent.<field>=<value> changes a setting of all agents, on both sides if both have
+it.
 
-Seeds: updates a second, summed, of --lanes agents of --agent's kind side by side in one program, over those of one that
-is driven as the public code drives it: one jitted update a Python step, its batch sampled on the host. The picture goes
-to --output.
+Seeds: summed updates per second of --num_seeds agents of --agent trained in parallel in one program, relative to one
+agent driven as in the public code: one jitted update per Python step, on a batch sampled on the host.
 
-Evaluation: the batched evaluator against the public code bases' loop, which steps one environment and asks the policy
-at every step, with the same policy at the paper's settings.
+Evaluation: the batched evaluator relative to the loop of public code bases, which steps one environment and calls the
+policy at every step, with the same policy and the paper's settings.
 
-Actions: time of every agent to decide on a chunk, at the paper's settings of --env_name, over the first of --agents.
+Actions: time of every agent to decide on an action chunk with the paper's settings of --env_name, relative to the first
+of --agents.
 
-Starts: seconds from main.py's start to its first update, of a run's first and of its second start on --env_name (with
---dataset, or what main.py finds), and the peak memory with 1 and with --lanes seeds.
+Starts: seconds from the start of main.py to its first update, for a run's first and second start on --env_name (with
+--dataset, or the dataset that main.py finds), and the peak memory with 1 and with --num_seeds seeds.
 
-The report is printed part by part and written to bench.md in --output, beside the picture.
+The report is printed part by part, and written with its figure to --output as bench.md.
 """
 
 import functools
@@ -53,40 +54,41 @@ from utils.system.entry_point import run_main
 from utils.system.files import atomic_write_bytes, atomic_write_text
 from utils.trees import tree_stack
 
-Part = tuple[str, bool]  # a part of the report in Markdown, and whether all in it could be measured
+Part = tuple[str, bool]  # A part of the report in Markdown, and whether all its measurements succeeded.
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum(
     "part", "all", ["all", "updates", "seeds", "evaluation", "actions", "starts"], "What to measure.", flag_values=FLAGS
 )
-flags.DEFINE_integer("rounds", 2, "Rounds, the two sides in turn.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("cores", None, "Cores to run on; default: all.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 2, "Rounds, alternating between the sides.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("cores", None, "Number of cores to use; default: all.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("agents", [], "Updates, actions: agents to measure; default: all in agents/.", flag_values=FLAGS)
 flags.DEFINE_string("public", None, "Updates: a checkout of github.com/ColinQiyangLi/qam.", flag_values=FLAGS)
-flags.DEFINE_string("public_python", sys.executable, "Updates: a Python that runs it.", flag_values=FLAGS)
-flags.DEFINE_float("seconds", 20.0, "Updates: length of a measurement.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_string("public_python", sys.executable, "Updates: a Python that can run it.", flag_values=FLAGS)
+flags.DEFINE_float("seconds", 20.0, "Updates, seeds: length of a measurement.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_enum(
     *("matmul_precision", "float32", ["float32", "tensorfloat32", "bfloat16"]),
-    "Updates: precision of matrix products, on both sides; a processor knows float32 alone.",
+    "Updates, seeds: precision of matrix products on both sides; CPUs support only float32.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("lanes", "1,2,4,8", "Seeds, starts: numbers of agents side by side.", flag_values=FLAGS)
+flags.DEFINE_list("num_seeds", "1,2,4,8", "Seeds, starts: numbers of seeds in parallel.", flag_values=FLAGS)
+flags.DEFINE_alias("lanes", "num_seeds", flag_values=FLAGS)
 flags.DEFINE_string("output", "exp/bench", "Directory of the report.", flag_values=FLAGS)
 flags.DEFINE_string("agent", "agents/otql.py", "Seeds, evaluation, starts: agent file.", flag_values=FLAGS)
-flags.DEFINE_string("run", None, "Evaluation: directory of a run whose agent acts.", flag_values=FLAGS)
+flags.DEFINE_string("run", None, "Evaluation: directory of the run whose agent acts.", flag_values=FLAGS)
 flags.DEFINE_string(
     "env_name", "scene-play-singletask-task1-v0", "Evaluation, actions, starts: task.", flag_values=FLAGS
 )
 flags.DEFINE_string("dataset", None, "Starts: an .npz file to use as the dataset.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "episodes", 8, "Evaluation: episodes a round of the evaluator; the loop runs a quarter.", flag_values=FLAGS
+    "episodes", 8, "Evaluation: episodes per round of the evaluator; the loop runs a quarter.", flag_values=FLAGS
 )
 
 
 def loop_one_environment(policy: Any, env: Any, horizon: int, num_episodes: int, first: int = 0) -> list[float]:
-    """Runs episodes one by one, asking for a chunk at every step and using it when the last one is executed.
+    """Runs episodes one by one, and computes a chunk at every step but uses it only when the last one is executed.
 
     Returns:
-        whether each episode succeeded.
+        the success of each episode.
     """
     successes = []
     for episode in range(first, first + num_episodes):
@@ -105,7 +107,7 @@ def loop_one_environment(policy: Any, env: Any, horizon: int, num_episodes: int,
 
 
 def evaluated_agent() -> tuple[Any, Any]:
-    """The agent of --run, or an untrained one at the paper's settings, as the only one of a stack; makes its task."""
+    """Returns --run's agent, or an untrained one with the paper's settings, as a stack of one, and its `make_env`."""
     if FLAGS.run:
         agent, settings, _ = load_run(FLAGS.run)
         return tree_stack([agent]), functools.partial(make_env, settings["env_name"])
@@ -116,7 +118,7 @@ def evaluated_agent() -> tuple[Any, Any]:
 
 
 def evaluation(overrides: dict[str, str]) -> Part:
-    """Episodes a minute of both, their ratio and, where it is known, their success."""
+    """Measures episodes per minute of the evaluator and the loop, their ratio and, if known, their success."""
     (agents, make), key = evaluated_agent(), jax.random.PRNGKey(1)
     env, horizon = make(), agents.config.horizon_length
 
@@ -126,7 +128,7 @@ def evaluation(overrides: dict[str, str]) -> Part:
     seconds, counts = {"loop": 0.0, "batched": 0.0}, {"loop": max(1, FLAGS.episodes // 4), "batched": FLAGS.episodes}
     successes: dict[str, list[float]] = {"loop": [], "batched": []}
     with Evaluator(make, horizon) as evaluator:
-        # Compilation and the start of the workers are paid before the clock runs.
+        # Compiles and starts the workers before the measurement.
         evaluator.evaluate(policy, evaluator.batch_size, 0)
         loop_one_environment(policy, env, horizon, 1)
         for turn in range(FLAGS.rounds):
@@ -138,11 +140,8 @@ def evaluation(overrides: dict[str, str]) -> Part:
             seconds["batched"] += time.perf_counter() - middle
             successes["batched"] += list(result.get("success", []))
     rate = {name: 60 * FLAGS.rounds * counts[name] / seconds[name] for name in seconds}
-    lines = [
-        "## Evaluation",
-        "",
-        f"Episodes a minute, batched over one by one: **{rate['batched'] / rate['loop']:.2f}**",
-    ]
+    ratio = f"**{rate['batched'] / rate['loop']:.2f}**"
+    lines = ["## Evaluation", "", f"Episodes per minute, batched relative to one by one: {ratio}"]
     lines.append(f"({rate['batched']:.1f} and {rate['loop']:.1f} on this machine).")
     for name, outcomes in successes.items():
         if outcomes and np.isfinite(outcomes).all():
@@ -152,57 +151,58 @@ def evaluation(overrides: dict[str, str]) -> Part:
     return "\n".join(lines), True
 
 
-def lanes() -> list[int]:
-    """The numbers of --lanes.
+def seed_counts() -> list[int]:
+    """Returns the numbers of --num_seeds, sorted.
 
     Raises:
-        UserError: they are none.
+        UserError: one is not a whole number above 0, or there is none.
     """
-    if not all(text.isdecimal() and int(text) for text in FLAGS.lanes) or not FLAGS.lanes:
-        raise UserError(f"--lanes={','.join(FLAGS.lanes)} needs whole numbers above 0, such as 1,2,4,8")
-    return sorted({int(text) for text in FLAGS.lanes})
+    texts = FLAGS.num_seeds
+    if not texts or not all(text.isdecimal() and int(text) for text in texts):
+        raise UserError(f"--num_seeds={','.join(texts)} needs whole numbers above 0, such as 1,2,4,8")
+    return sorted({int(text) for text in texts})
 
 
 def updates(overrides: dict[str, str]) -> Part:
-    """Every agent beside the public code's."""
+    """Measures updates per second of every agent, relative to the public code."""
     timing = FLAGS.rounds, FLAGS.seconds, FLAGS.matmul_precision
     return bench_updates.compare(FLAGS.agents, overrides, FLAGS.public, FLAGS.public_python, *timing)
 
 
 def seeds(overrides: dict[str, str]) -> Part:
-    """What agents side by side bring; their picture goes to --output."""
+    """Measures seeds in parallel, and writes the figure to --output."""
     name = Path(FLAGS.agent).stem
     if name not in AGENTS:
-        raise UserError(f"--agent={FLAGS.agent}: seeds are measured of agents/{{{','.join(AGENTS)}}}.py")
+        raise UserError(f"--agent={FLAGS.agent} cannot be measured; give one of agents/{{{','.join(AGENTS)}}}.py")
     timing = FLAGS.rounds, FLAGS.seconds, FLAGS.matmul_precision
-    text, picture = bench_seeds.compare(name, overrides, lanes(), *timing)
-    if picture is None:
+    text, png = bench_seeds.compare(name, overrides, seed_counts(), *timing)
+    if png is None:
         return text, False
-    atomic_write_bytes(output() / f"seeds_{name}.png", picture)
+    atomic_write_bytes(output() / f"seeds_{name}.png", png)
     return f"{text}\n\n![](seeds_{name}.png)", True
 
 
 def actions(overrides: dict[str, str]) -> Part:
-    """Time per decision."""
+    """Measures the time per decision."""
     names = bench_updates.named_agents(FLAGS.agents)
     return bench_actions.compare(names, FLAGS.env_name, overrides, FLAGS.rounds), True
 
 
 def starts(overrides: dict[str, str]) -> Part:
-    """Seconds to the first update, and memory."""
-    return bench_starts.compare(FLAGS.agent, FLAGS.env_name, FLAGS.dataset, overrides, lanes()), True
+    """Measures seconds to the first update, and memory."""
+    return bench_starts.compare(FLAGS.agent, FLAGS.env_name, FLAGS.dataset, overrides, seed_counts()), True
 
 
 def output() -> Path:
-    """The directory of the report."""
+    """Returns the directory of the report."""
     return Path(FLAGS.output).expanduser()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures the parts asked for; progress goes to stderr."""
+    """Measures the parts that --part selects, and shows progress on stderr."""
     overrides = parse(argv, FLAGS)
     if FLAGS.cores:
-        # Of this process, and of all that it starts.
+        # Child processes inherit the cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.cores])
     report: list[str] = []
     complete = True
@@ -217,11 +217,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 PARTS: dict[str, Callable[[dict[str, str]], Part]] = {
-    "updates": updates,
-    "seeds": seeds,
-    "evaluation": evaluation,
-    "actions": actions,
-    "starts": starts,
+    part.__name__: part for part in (updates, seeds, evaluation, actions, starts)
 }
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Updates a second of one agent of the public QAM code, driven as its main.py does: one jitted update a Python step.
+"""Updates per second of one agent of the public QAM code, driven as by its main.py: one jitted update per Python step.
 
-Run by `experiments.bench` in a process of its own, by a Python that has what that code needs, with PYTHONPATH at a
-checkout of github.com/ColinQiyangLi/qam. It imports nothing of this project. Takes a specification as JSON and prints
-the measurement as JSON; with no argument, the versions alone.
+`experiments.bench` runs this program with a Python that has that code's dependencies, and with PYTHONPATH set to a
+checkout of github.com/ColinQiyangLi/qam; it imports nothing of this project. Its argument is a specification as JSON;
+it prints the measurement as JSON, or without an argument the known agents and versions.
 """
 
 import importlib
@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-WARM_UP = 3  # updates before the clock runs; public agents with a temperature compile in each of these
+WARM_UP = 3  # Updates before the measurement; public agents with a temperature compile in each of these.
 
 
 def timed(run: Callable[[int], Any], seconds: float) -> dict[str, Any]:
-    """Times `run(n)`, which does n updates, waits for them and returns their losses.
+    """Measures the speed of `run(n)`, which does n updates, waits for them and returns their losses.
 
     Returns:
-        updates a second over about `seconds`, the updates timed, and the losses after the same few updates whatever
-        the speed.
+        updates per second over about `seconds`, the number of updates, and the losses after 2 · WARM_UP updates.
     """
     run(WARM_UP)
     start = time.perf_counter()
@@ -35,30 +34,30 @@ def timed(run: Callable[[int], Any], seconds: float) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What the measurement depends on."""
+    """Returns the versions and the device that the measurement depends on."""
     import flax
     import jax
     import jaxlib
 
     device, cores = jax.devices()[0], len(os.sched_getaffinity(0))
     libraries = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
-    # A processor's device kind is just 'cpu'.
+    # The device kind of a CPU is just 'cpu'.
     name = f"{cores} CPU cores" if device.platform == "cpu" else device.device_kind
     return {"python": sys.version.split()[0], **libraries, "device": name}
 
 
 def transitions(states: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rows of states (see utils/data/batches.py) as the transitions that OGBench gives to the public code."""
+    """Converts rows of states (see utils/data/batches.py) to the transitions that the public code gets from OGBench."""
     acted = np.flatnonzero(states["terminals"] == 0)
     rows = {key: states[key][acted] for key in ("observations", "actions", "rewards", "masks")}
     return {**rows, "next_observations": states["observations"][acted + 1], "terminals": states["terminals"][acted + 1]}
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Creates the agent, trains it on the data and returns what `timed` does."""
+    """Creates the agent, trains it on the data and returns the result of `timed`."""
     import jax
 
-    # By name: these are modules of the public code, not of this project.
+    # Modules of the public code, not of this project.
     agents, data = (importlib.import_module(name) for name in ("agents", "utils.datasets"))
     config = importlib.import_module(f"agents.{spec['agent']}").get_config()
     for key, value in spec["settings"].items():

@@ -1,6 +1,6 @@
-"""Start-up and memory of main.py: seconds to the first update, of a run's first and second start; peak memory.
+"""Start-up time and memory of main.py: seconds to the first update of a new and a resumed run, and peak memory.
 
-See `experiments.bench`. Each start is a process of its own; the first finds an empty cache of compiled programs.
+See `experiments.bench`. Each start is a process of its own; the first one has an empty compilation cache.
 """
 
 import os
@@ -14,27 +14,31 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.output.loggers import read_csv
+from utils.output.tables import markdown_table
 from utils.system.files import ROOT, read_json
 
-GIGABYTE = 1024**2  # in the kilobytes that the system counts memory in
+GIGABYTE = 1024**2  # In kilobytes, the unit of `ru_maxrss`.
 
 
-def compare(agent: str, env_name: str, dataset: str | None, overrides: dict[str, str], lanes: list[int]) -> str:
-    """Measures a run's first and second start and, for each number of `lanes`, the memory of one update.
+def compare(agent: str, env_name: str, dataset: str | None, overrides: dict[str, str], counts: list[int]) -> str:
+    """Measures a run's first and second start, and the peak memory of one update for each number of seeds.
 
     Args:
-        agent: agent file. env_name: task. dataset: a file; None: what main.py finds. overrides: agent settings.
-        lanes: numbers of seeds side by side.
+        agent: agent file.
+        env_name: task.
+        dataset: a file; None for the one that main.py finds.
+        overrides: agent settings, field → text.
+        counts: numbers of seeds in parallel; 1 is always measured.
 
     Returns:
-        the tables, in Markdown.
+        two tables in Markdown.
 
     Raises:
         UserError: a start failed.
     """
     own = [f"--agent={agent}", f"--env_name={env_name}", *([f"--dataset={dataset}"] if dataset else [])]
     own += [f"--agent.{key}={value}" for key, value in overrides.items()]
-    counts = sorted({1, *lanes})
+    counts = sorted({1, *counts})
     with tempfile.TemporaryDirectory() as directory, tqdm(total=1 + len(counts), desc="starts", unit="start") as bar:
         seconds, peaks = [], {}
         for name, steps, seeds in [("starts", 1, 1), ("starts", 2, 1), *((f"{n} seeds", 1, n) for n in counts[1:])]:
@@ -44,20 +48,26 @@ def compare(agent: str, env_name: str, dataset: str | None, overrides: dict[str,
             bar.update()
         data = read_json(next(Path(directory).rglob("flags.json")))["dataset"]
     title = f"## Start-up and memory, {Path(agent).stem} on {env_name}"
-    lines = [title, "", f"{data['file']}, {data['transitions']} transitions; one process each.", ""]
-    lines += ["| | seconds to the first update |", "|---|---|"]
-    lines += [
-        f"| {name} | {value:.1f} |" for name, value in zip(("first start", "second start"), seconds, strict=False)
-    ]
-    lines += ["", "| seeds side by side | peak memory, GB |", "|---|---|"]
-    return "\n".join(lines + [f"| {n} | {peaks[n] / GIGABYTE:.1f} |" for n in counts])
+    starts = [[name, f"{value:.1f}"] for name, value in zip(("first", "second"), seconds, strict=False)]
+    memory = [[str(n), f"{peaks[n] / GIGABYTE:.1f}"] for n in counts]
+    return "\n\n".join(
+        [
+            title,
+            f"{data['file']}, {data['transitions']} transitions; one process each.",
+            markdown_table(["start", "seconds to the first update"], starts),
+            markdown_table(["seeds in parallel", "peak memory, GB"], memory),
+        ]
+    )
 
 
 def start(flags: list[str], directory: Path, group: str, steps: int) -> tuple[float, int]:
-    """Trains from where a run is to `steps` updates: seconds until their row is logged, and peak memory (kB).
+    """Starts or resumes a run and trains it to `steps` updates.
+
+    Returns:
+        seconds until the row of the last update is logged, and the peak memory in kB.
 
     Raises:
-        UserError: it failed.
+        UserError: main.py failed.
     """
     command = [sys.executable, str(ROOT / "main.py"), *flags, f"--offline_steps={steps}", "--log_interval=1"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled")}
@@ -73,13 +83,13 @@ def start(flags: list[str], directory: Path, group: str, steps: int) -> tuple[fl
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode or until is None:
             log.seek(0)
-            said = (log.read().splitlines() or [f"exit code {child.returncode}"])[-1]
-            raise UserError(f"main.py, which was to be measured, failed: {said}")
+            message = (log.read().splitlines() or [f"exit code {child.returncode}"])[-1]
+            raise UserError(f"main.py failed: {message}")
     return until, used.ru_maxrss
 
 
 def _updates_logged(group: Path) -> int:
-    """The last step in the train.csv of a group's first run; 0 if there is none yet."""
+    """Returns the last step in the train.csv of a group's first run, 0 without one."""
     path = next(group.rglob("train.csv"), None) if group.exists() else None
     table = read_csv(path) if path else {}
     return int(table["step"][-1]) if table else 0

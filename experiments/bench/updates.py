@@ -1,11 +1,12 @@
-"""Updates a second of every agent with paper networks, beside the public QAM code's: see `experiments.bench`.
+"""Updates per second of every agent with paper networks, relative to the public QAM code; see `experiments.bench`.
 
-Every measurement is a process of its own, ours and theirs in turn, on the same made-up data, cores and matmul
-precision. Ours runs the project's training loop (utils/run/update_loop.py); as a program, this file is that process.
-The floor of an update is the time of its matrix products alone, at the rate of batched products of the critics' shape
-in the same process: both sides do the same products, so it bounds the ratio.
+Every measurement is a process of its own, alternately ours and theirs, on the same synthetic data, cores and matmul
+precision. Run as a program, this file is our process: it runs the project's training loop (utils/run/update_loop.py).
+The floor of an update is the time of its matrix products alone, at the measured rate of batched products of the
+critics' shape. Both sides do the same products, so the floor bounds the ratio.
 """
 
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from experiments.bench.public_updates import timed, versions
 from utils import USER_XLA_FLAGS
 from utils.data.batches import assemble, example_batch, gather, prepare
 from utils.errors import UserError
+from utils.output.tables import markdown_table
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
 from utils.run.update_loop import UPDATES_PER_CALL, UpdateLoop
@@ -39,7 +41,7 @@ from utils.trees import tree_stack
 DOMAIN, OBSERVATION_DIM, ACTION_DIM = "scene", 37, 5
 OURS = [sys.executable, "-m", "experiments.bench.updates"]
 PUBLIC_SCRIPT = ROOT / "experiments" / "bench" / "public_updates.py"
-# Our agent → the public one, and the settings that its authors give it on scene.
+# Our agent → the public one, and its published settings on scene.
 PUBLIC: dict[str, tuple[str, dict[str, Any]]] = {
     "fql": ("fql", {"alpha": 300.0}),
     "fawac": ("fawac", {"inv_temp": 6.4}),
@@ -52,9 +54,9 @@ PUBLIC: dict[str, tuple[str, dict[str, Any]]] = {
     "cgql": ("cgql", {"mode": "simple", "inv_temp": 10.0, "guidance_coef": 0.1}),
     "qsm": ("dcgql", {"actor_loss_type": "qsm", "inv_temp": 3.0, "alpha": 30.0, "clip_sampler_after": True}),
 }
-# On scene, QAM-E's scale is 0, which is plain QAM: another domain's stands in for it.
+# On scene, QAM-E's scale is 0, which makes it QAM; this is another domain's.
 OWN: dict[str, dict[str, Any]] = {"qam_e": {"edit_scale": 0.1}}
-# Settings that the public code has under the same name and with the same meaning.
+# Settings with the same name and meaning in the public code.
 SHARED = (
     *("batch_size", "lr", "discount", "tau", "rho", "num_qs", "horizon_length", "flow_steps"),
     *("actor_hidden_dims", "value_hidden_dims"),
@@ -66,9 +68,12 @@ class Side:
     """One side of the comparison.
 
     Attributes:
-        command: starts a measurement, given its specification as a last argument. environment: of the process.
-        specs: agent → what to measure.
-        results: agent → measurements, one a round (see `timed`). failures: agent → why it could not be measured.
+        name: in the report.
+        command: of a measurement, without the specification as its last argument.
+        environment: of the process.
+        specs: agent → specification of its measurement.
+        results: agent → one measurement per round (see `timed`).
+        failures: agent → message of its failure.
     """
 
     name: str
@@ -79,7 +84,7 @@ class Side:
     failures: dict[str, str] = field(default_factory=dict)
 
     def measure(self, agent: str, data: Path, seconds: float) -> None:
-        """Measures one agent in a fresh process, unless it failed before."""
+        """Measures one agent in a new process, unless it failed before."""
         if agent not in self.specs or agent in self.failures:
             return
         spec = self.specs[agent] | {"data": str(data), "seconds": seconds}
@@ -93,8 +98,17 @@ class Side:
         print(f"{agent}, {self.name}: {result['rate']:.3g} over {result['updates']} updates", file=sys.stderr)
 
     def rate(self, agent: str) -> float:
-        """Updates a second: the geometric mean over the rounds, so that a ratio of rates is the mean of ratios."""
+        """Returns updates per second, the geometric mean over rounds; so a ratio of rates is a mean of ratios."""
         return geometric_mean([result["rate"] for result in self.results[agent]])
+
+
+def measure_sides(sides: Sequence[Side], agents: Sequence[str], rounds: int, seconds: float) -> None:
+    """Measures all agents on the same synthetic data, alternating between the sides."""
+    with tempfile.TemporaryDirectory() as directory:
+        data = Path(directory) / "states.npz"
+        np.savez(data, **make_states())
+        for _, name, side in itertools.product(range(rounds), agents, sides):
+            side.measure(name, data, seconds)
 
 
 def compare(
@@ -106,14 +120,15 @@ def compare(
     seconds: float,
     precision: str,
 ) -> tuple[str, bool]:
-    """Measures the agents, ours and theirs in turn.
+    """Measures the agents of both sides.
 
     Args:
-        agents: names of files in agents/; none: all there are.
+        agents: names of files in agents/; empty for all.
         overrides: settings that replace the preset's, field → text.
-        public: a checkout of github.com/ColinQiyangLi/qam, or None: ours alone.
-        public_python: a Python that has what that checkout needs.
-        rounds: measurements of each. seconds: about what each measurement lasts, besides compilation.
+        public: a checkout of github.com/ColinQiyangLi/qam, or None to measure our side alone.
+        public_python: a Python that has the dependencies of that checkout.
+        rounds: measurements per agent and side.
+        seconds: approximate length of a measurement, without compilation.
         precision: of matrix products, a value of JAX_DEFAULT_MATMUL_PRECISION.
 
     Returns:
@@ -129,27 +144,21 @@ def compare(
     sides = [Side("ours", OURS, environment, specs)]
     if public is not None:
         sides.append(public_side(public, public_python, environment, configs))
-    with tempfile.TemporaryDirectory() as directory:
-        data = Path(directory) / "states.npz"
-        np.savez(data, **make_states())
-        for _ in range(rounds):
-            for name in agents:
-                for side in sides:
-                    side.measure(name, data, seconds)
+    measure_sides(sides, agents, rounds, seconds)
     return report(agents, sides), not any(side.failures for side in sides)
 
 
 def clean_environment(precision: str) -> dict[str, str]:
-    """The environment of a measurement, with the precision of matrix products."""
+    """Returns the environment of a measurement, with the precision of matrix products."""
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return kept | {"JAX_DEFAULT_MATMUL_PRECISION": precision}
 
 
 def named_agents(names: Sequence[str]) -> list[str]:
-    """The agents of these names, or all.
+    """Returns the given agents, or all if none is given.
 
     Raises:
-        UserError: there is no such agent.
+        UserError: an agent is unknown.
     """
     if unknown := [name for name in names if name not in AGENTS]:
         raise UserError(f"there is no agent file agents/{unknown[0]}.py; there are {', '.join(AGENTS)}")
@@ -157,22 +166,22 @@ def named_agents(names: Sequence[str]) -> list[str]:
 
 
 def resolve(spec: dict[str, Any]) -> tuple[ModuleType, Any]:
-    """The module and the settings of one of our agents."""
+    """Returns the module and the config of one of our agents."""
     module = load_agent(f"agents/{spec['agent']}.py")
     return module, resolve_config(module, DOMAIN, "paper", spec["settings"])[0]
 
 
 def public_side(checkout: str, python: str, environment: dict[str, str], configs: dict[str, Any]) -> Side:
-    """Their side, for those agents of ours that they have, with the settings of `configs` that both share.
+    """Returns the side of the public code, with those of our agents that it has and the settings that both share.
 
     Raises:
-        UserError: `checkout` is none, or `python` cannot import it.
+        UserError: `checkout` is not a checkout of the public code, or `python` cannot import it.
     """
     root = Path(checkout).expanduser().resolve()
     if not (root / "agents" / "__init__.py").is_file():
-        raise UserError(f"--public={checkout} is no checkout of github.com/ColinQiyangLi/qam: it has no agents/")
+        raise UserError(f"--public={checkout} is not a checkout of github.com/ColinQiyangLi/qam: it has no agents/")
     environment = environment | {"PYTHONPATH": str(root), "XLA_FLAGS": USER_XLA_FLAGS}
-    # A relative path is one from where the user stands.
+    # Absolute, because the process has another working directory.
     command = [os.path.abspath(shutil.which(os.path.expanduser(python)) or python), str(PUBLIC_SCRIPT)]
     try:
         known = run_json(command, environment)["agents"]
@@ -189,20 +198,13 @@ def public_side(checkout: str, python: str, environment: dict[str, str], configs
 
 
 def run_json(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Runs a program that ends by printing a line of JSON, and returns that.
+    """Runs a program whose last line of output is JSON, and returns its content.
 
     Raises:
-        RuntimeError: it cannot be started or failed; the last line that it wrote to stderr.
+        RuntimeError: the program cannot be started or failed; the message is its last line on stderr.
     """
     try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd=ROOT,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     except OSError as error:
         raise RuntimeError(error.strerror or str(error)) from error
     if done.returncode:
@@ -212,7 +214,7 @@ def run_json(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 
 def report(agents: list[str], sides: list[Side]) -> str:
-    """The measurements as a Markdown table with the ratios first."""
+    """Formats the measurements as a Markdown table that starts with the ratios."""
     rows, ratios, bounds, notes = [], {}, {}, []
     for name in agents:
         measured = [side for side in sides if name in side.results and name not in side.failures]
@@ -235,36 +237,39 @@ def report(agents: list[str], sides: list[Side]) -> str:
             min(ratios, key=lambda name: ratios[name]),
             *(geometric_mean([*r.values()]) for r in (ratios, bounds)),
         )
-        lines += [f"Updates a second, ours over the public QAM code's: **geometric mean {mean:.2f}**"]
+        lines += [f"Updates per second, relative to the public QAM code: **geometric mean {mean:.2f}**"]
         lines += [f"over {len(ratios)} agents, least {ratios[least]:.2f} ({least}); {most:.2f} at the floor.", ""]
-    lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-    lines += ["", "Of the floor: the share of an update's time that its matrix products would take by themselves."]
-    lines += ["Critic losses are those of the first few updates. Updates/s are of this machine, and of no other:"]
-    for side in sides:
-        found: dict[str, Any] = next((results[0]["versions"] for results in side.results.values()), {})
-        lines.append(f"- {side.name}: {', '.join(f'{key} {value}' for key, value in found.items())}")
+    lines += [markdown_table(header, rows, rule="| --- "), ""]
+    lines += ["Of the floor: the share of an update's time that its matrix products alone would take."]
+    lines += ["Critic losses are those of the first few updates. Updates/s hold for this machine only:"]
+    lines += [f"- {side.name}: {show_versions(next(iter(side.results.values()), []))}" for side in sides]
     return "\n".join(lines + [f"- {note}" for note in notes])
 
 
+def show_versions(results: list[dict[str, Any]]) -> str:
+    """Formats the versions of measurements; '' without any."""
+    return ", ".join(f"{key} {value}" for key, value in results[0]["versions"].items()) if results else ""
+
+
 def floor_share(agent: str, side: Side, ours: Side) -> float:
-    """Which share of an update's time on `side` its matrix products take at the rate measured on our side."""
+    """Returns the share of an update's time on `side` that its matrix products take at the rate of our side."""
     results = ours.results[agent]
     return side.rate(agent) * results[0]["gflop"] / geometric_mean([result["matmul_rate"] for result in results])
 
 
 def critic_loss(measurement: dict[str, Any]) -> float:
-    """The TD loss under either side's name for it, NaN for an agent without critic."""
+    """Returns the TD loss under either side's name, NaN for an agent without critic."""
     losses = measurement["losses"]
     return losses.get("critic/loss", losses.get("critic/critic_loss", math.nan))
 
 
 def geometric_mean(values: list[float]) -> float:
-    """The geometric mean of positive numbers."""
+    """Returns the geometric mean of positive numbers."""
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def make_states(episodes: int = 100, length: int = 1001, seed: int = 0) -> dict[str, Any]:
-    """Made-up play data, one row a state as utils/data/batches.py has it: smooth motion, a twentieth of it solved."""
+    """Returns synthetic play data in rows of states (see utils/data/batches.py): smooth motion, 5 % of it solved."""
     rng = np.random.default_rng(seed)
     motion = rng.normal(size=(episodes, length, OBSERVATION_DIM)).cumsum(axis=1) / np.sqrt(length)
     solved = rng.random((episodes, length)) < 0.05
@@ -281,7 +286,7 @@ def make_states(episodes: int = 100, length: int = 1001, seed: int = 0) -> dict[
 
 
 def count_gflop(function: Callable[..., Any], *arguments: Any) -> float:
-    """10⁹ floating-point operations of the matrix products in a call; a loop of unknown length counts as one round."""
+    """Returns the GFLOP of the matrix products in a call; a loop of unknown length counts as one iteration."""
 
     def count(jaxpr: Any) -> int:
         total = 0
@@ -299,7 +304,7 @@ def count_gflop(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def measure_matmul(members: int, rows: int, width: int, calls: int = 20) -> float:
-    """10⁹ floating-point operations a second of [members, rows, width] times [members, width, width]: the best call."""
+    """Returns the GFLOP/s of [members, rows, width] times [members, width, width] in the fastest call."""
     product = jax.jit(lambda x, w: jnp.einsum("kmi,kij->kmj", x, w))
     x, w = jnp.ones((members, rows, width)), jnp.ones((members, width, width))
     seconds = []
@@ -311,30 +316,30 @@ def measure_matmul(members: int, rows: int, width: int, calls: int = 20) -> floa
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Trains `lanes` agents of ours on the data, in the segments that main.py trains in; returns what `timed` does.
+    """Trains `num_seeds` of our agents as main.py does, and returns the result of `timed` and the floor.
 
-    The rate is the sum over lanes. With `stepwise`, the agent is driven the public way instead: one jitted update a
-    Python step, its batch sampled on the host.
+    The rate is the sum over seeds. With `stepwise`, one agent is driven as in the public code: one jitted update per
+    Python step, on a batch sampled on the host.
     """
     module, config = resolve(spec)
     with np.load(spec["data"]) as file:
         data = prepare(dict(file), terminates=False)
     create = jax.jit(partial(module.Agent.create, config=config))
     example = example_batch(data, config.horizon_length)
-    lanes = [create(jax.random.PRNGKey(i), example) for i in range(spec.get("lanes", 1))]
+    agents = [create(jax.random.PRNGKey(i), example) for i in range(spec.get("num_seeds", 1))]
     rows = jax.device_put(gather(data, data["starts"][: config.batch_size], config.horizon_length))
     batch = assemble(rows, config.discount, config.window_rule)
     floor = {
-        "gflop": count_gflop(lambda agent: agent.update(batch), lanes[0]),
+        "gflop": count_gflop(lambda agent: agent.update(batch), agents[0]),
         "matmul_rate": measure_matmul(config.num_qs, config.batch_size, config.value_hidden_dims[0]),
     }
-    run = stepwise(lanes[0], data) if spec.get("stepwise") else fused(tree_stack(lanes), data)
+    run = stepwise(agents[0], data) if spec.get("stepwise") else fused(tree_stack(agents), data)
     result = timed(run, spec["seconds"]) | floor | {"versions": versions()}
-    return result | {"rate": result["rate"] * len(lanes)}
+    return result | {"rate": result["rate"] * len(agents)}
 
 
 def fused(agents: Any, data: dict[str, np.ndarray]) -> Callable[[int], dict[str, float]]:
-    """`run` for `timed`: the project's training loop."""
+    """Returns `run` for `timed`: the project's training loop."""
     trainer, step = UpdateLoop(jax.random.split(jax.random.PRNGKey(1), len(agents.step))), 0
     trainer.set_data(data)
 
@@ -351,7 +356,7 @@ def fused(agents: Any, data: dict[str, np.ndarray]) -> Callable[[int], dict[str,
 
 
 def stepwise(agent: Any, data: dict[str, np.ndarray]) -> Callable[[int], dict[str, float]]:
-    """`run` for `timed`: one jitted update a Python step, on rows that NumPy picks."""
+    """Returns `run` for `timed`: one jitted update per Python step, on rows that NumPy picks."""
     rng, horizon, size = np.random.default_rng(0), agent.config.horizon_length, agent.config.batch_size
 
     @jax.jit

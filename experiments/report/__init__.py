@@ -1,1 +1,1 @@
-"""Compares runs: tables, figures and a web page."""
+"""Reports that compare runs: tables, figures and a web page."""

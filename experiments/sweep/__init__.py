@@ -1,1 +1,1 @@
-"""Sweeps of runs, on this machine or on Slurm."""
+"""Sweeps: grids of runs, on this machine or on Slurm."""

@@ -1,27 +1,27 @@
-"""Fig. 1 of the paper, and what α and ε do.
+"""Command line of the toy study: Fig. 1 of the paper, and the effect of α and ε.
 
     python -m experiments.toy --output=exp/toy
 
 Flows from eight Gaussians to conditional two moons a ~ π(a|c), tilted by an energy E that is 1 inside four circles and
 0 outside, or the reverse: the target is π(a|c) e^{−λE}. wCOT-CFM (§3.1, by this project's coupling) against
-energy-weighted flow matching (EWFM), which puts the same weights on independent pairs. Two kinds of condition:
+energy-weighted flow matching (EWFM), which puts the same weights on independent pairs. Conditions are of two kinds:
 
-    moon      c says which of the two moons: half of the data share a condition, as in Fig. 1
+    moon      c names one of the two moons: half of the data share a condition, as in Fig. 1
     rotation  c is the angle in [−45°, 45°] by which both moons are turned: no two samples share one, as with states
 
 Written to --output:
 
     figure1.png  samples and paths of both methods with 100 and 2 Euler steps, condition `moon`
     nfe.png      wanted share, distance to the true tilted distribution, straightness over the number of Euler steps
-    sweep.png    α and ε: what is unbiased and what is straight, for both kinds of condition
-    runs.csv     every number of every seed; means.csv: mean and 95 % t-interval over seeds
+    sweep.png    bias and straightness over α and ε, for both kinds of condition
+    runs.csv     all metrics of every seed; means.csv: mean and 95 % t-interval over seeds
 
 wanted_share is the share of samples of energy 0; distance the sliced 2-Wasserstein distance to true samples, averaged
 over the two halves of the conditions; straightness the mean path length over the mean displacement, 1 if straight; gap
-the root mean square distance to the 100-step sample from the same noise. Source, target and c have about unit variance
-a component, as noise, actions and standardised states have, so that α and ε mean what they mean in an agent.
+the root mean square distance to the 100-step sample from the same noise. The components of source, target and c have
+about unit variance, like noise, actions and standardised states, so that α and ε mean the same as in an agent.
 
-Finished trainings are kept in --output/trained: an interrupted study goes on, and --num_seeds adds to it.
+Finished trainings are kept in --output/trained: rerun the same command to resume, or add seeds by --num_seeds.
 """
 
 import hashlib
@@ -61,13 +61,13 @@ from utils.system.files import atomic_write_bytes
 from utils.system.signals import PreemptionGuard
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output", "exp/toy", "Directory of the pictures, tables and finished trainings.", flag_values=FLAGS)
-flags.DEFINE_enum("pages", "all", ["all", "figure", "sweep"], "What to make.", flag_values=FLAGS)
+flags.DEFINE_string("output", "exp/toy", "Directory of figures, tables and finished trainings.", flag_values=FLAGS)
+flags.DEFINE_enum("pages", "all", ["all", "figure", "sweep"], "Figures to make.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "First seed.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_integer("num_seeds", 3, "Seeds of every setting.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("updates", 6_000, "Updates of a flow of figure1.png.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("sweep_updates", 2_000, "Updates of a flow of sweep.png.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 128, "Pairs in a batch, m.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("num_seeds", 3, "Number of seeds of every setting.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("updates", 6_000, "Updates per flow of figure1.png.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("sweep_updates", 2_000, "Updates per flow of sweep.png.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 128, "Pairs per batch, m.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_float("lam", 5.0, "Temperature λ of the tilt.", lower_bound=0.0, flag_values=FLAGS)
 flags.DEFINE_float("alpha", 3.0, "α of figure1.png and nfe.png.", lower_bound=0.0, flag_values=FLAGS)
 flags.DEFINE_float("epsilon", 0.05, "ε of figure1.png and nfe.png.", lower_bound=1e-4, flag_values=FLAGS)
@@ -83,21 +83,27 @@ SAMPLES, DRAWN, SEGMENT = 4096, 1000, 200
 
 
 class Problem(NamedTuple):
-    """What is to be sampled, as numbers, so that one compiled program serves all: π(a|c) e^{−λE(a,c)}."""
+    """The target π(a|c) e^{−λE(a,c)}, as numbers that share one compiled program.
 
-    rotated: float | Scalar  # 1 if c is an angle, 0 if it names the moon
-    inside: float | Scalar  # 1 if E is 1 inside the circles, 0 if outside
+    Attributes:
+        rotated: 1 if c is an angle, 0 if it names the moon.
+        inside: 1 if E is 1 inside the circles, 0 if outside.
+        lam: λ.
+    """
+
+    rotated: float | Scalar
+    inside: float | Scalar
     lam: float | Scalar
 
 
 def eight_gaussians(key: PRNGKeyArray, which: Int[Array, "*b"]) -> Float[Array, "*b 2"]:
-    """The source: points of eight narrow Gaussians on a ring, `which` of them; unit variance."""
+    """Samples the source, eight narrow Gaussians on a ring with unit variance; `which` selects the Gaussians."""
     ring = jnp.stack([jnp.cos(which * jnp.pi / 4), jnp.sin(which * jnp.pi / 4)], axis=-1)
     return jnp.sqrt(2.0) * ring + 0.09 * jax.random.normal(key, ring.shape)
 
 
 def two_moons(key: PRNGKeyArray, arc: Float[Array, " n"], moon: Float[Array, " n"]) -> Float[Array, "n 2"]:
-    """Points of the two moons around the origin, of places on the arc in [0, 1] and moons, ±1."""
+    """Samples the two moons around the origin, at positions `arc` in [0, 1] of the moons ±1."""
     # The lower moon is the upper one turned by 180°.
     upper = jnp.stack([jnp.cos(jnp.pi * arc) - 0.5, jnp.sin(jnp.pi * arc) - 0.25], axis=-1)
     return 0.85 * (moon[:, None] * upper + 0.07 * jax.random.normal(key, upper.shape))
@@ -110,14 +116,14 @@ def turn(points: Float[Array, "*b 2"], angle: Float[Array, "*#b"]) -> Float[Arra
 
 
 def angles(conditions: Float[Array, "*b 1"], problem: Problem) -> Float[Array, "*b"]:
-    """By how much the moons are turned at c, which has unit variance."""
+    """Returns the angles of the moons at conditions c, which have unit variance."""
     return problem.rotated * conditions[..., 0] * jnp.pi / (2 * jnp.sqrt(12.0))
 
 
 def sample_data(
     key: PRNGKeyArray, size: int, problem: Problem
 ) -> tuple[Float[Array, "{size} 2"], Float[Array, "{size} 1"]]:
-    """Actions a ~ π(a|c), and their conditions c."""
+    """Samples conditions c and actions a ~ π(a|c); returns (actions, conditions)."""
     point_key, arc_key, moon_key, angle_key = jax.random.split(key, 4)
     moon = 2.0 * jax.random.bernoulli(moon_key, 0.5, (size,)) - 1
     points = two_moons(point_key, jax.random.uniform(arc_key, (size,)), moon)
@@ -127,7 +133,7 @@ def sample_data(
 
 
 def energy(points: Float[Array, "*b 2"], problem: Problem) -> Float[Array, "*b"]:
-    """E of points that are not turned, or turned back, in {0, 1}."""
+    """Returns the energy E in {0, 1} of points that are not turned, or turned back."""
     distances = jnp.linalg.norm(points[..., None, :] - CENTRES, axis=-1)
     within = (distances < RADIUS).any(axis=-1)
     return jnp.where(problem.inside > 0, within, ~within).astype(jnp.float32)
@@ -136,7 +142,7 @@ def energy(points: Float[Array, "*b 2"], problem: Problem) -> Float[Array, "*b"]
 def draw_pairs(
     key: PRNGKeyArray, problem: Problem, method: str, size: int, alpha: Number, epsilon: Number
 ) -> tuple[dict[str, Float[Array, "m ..."]], Info]:
-    """A batch of training pairs (z, a, c) with weights, and the coupling's diagnostics.
+    """Draws a batch of training pairs (z, a, c) with weights, and returns it with the coupling's diagnostics.
 
     wCOT: weight 1 on pairs drawn from the plan to the tilted marginal (paper Eqs. 2-5, source conditions i.i.d.);
     EWFM: weight m · p_j on independent pairs.
@@ -180,10 +186,10 @@ def train_segment(
     method: str,
     size: int,
 ) -> Any:
-    """Updates first … last − 1 of `total`: Adam on the flow-matching loss (Eq. 1), its rate decayed to 0.
+    """Does updates first … last − 1 of `total`: Adam on the flow-matching loss (Eq. 1) with cosine decay to 0.
 
     Args:
-        carry: parameters, Adam's state, and the diagnostics summed so far.
+        carry: parameters, state of Adam, and sums of the diagnostics.
     """
 
     def update(step: Int[Array, ""], carry: Any) -> Any:
@@ -204,7 +210,7 @@ def train_segment(
 
 
 def train(job: Job, progress: Callable[[int], None]) -> tuple[Any, dict[str, float]]:
-    """Trains one flow; returns its parameters and the mean diagnostics. `progress` is told of updates done."""
+    """Trains one flow, and returns its parameters and mean diagnostics; calls `progress` with numbers of updates."""
     key = stream_key(job.seed, Stream.UPDATE)
     init_key = stream_key(job.seed, Stream.INITIALISATION)
     params = NET.init(init_key, jnp.zeros((1, 1)), jnp.zeros((1, 2)), jnp.zeros((1, 1)))
@@ -219,14 +225,14 @@ def train(job: Job, progress: Callable[[int], None]) -> tuple[Any, dict[str, flo
 
 
 def to_problem(job: Job) -> Problem:
-    """The numbers of a job's problem."""
+    """Returns a job's problem."""
     return Problem(float(job.condition == "rotation"), float(job.energy == "inside"), FLAGS.lam)
 
 
 def euler_path(
     params: Any, conditions: Float[Array, "*b 1"], noise: Float[Array, "*b 2"], nfe: int
 ) -> Float[Array, " {nfe}+1 *b 2"]:
-    """All points that `utils.flow.euler` passes."""
+    """Returns all points on the paths of `utils.flow.euler`."""
 
     def step(x: Float[Array, "*b 2"], t: Scalar) -> tuple[Float[Array, "*b 2"], Float[Array, "*b 2"]]:
         x = x + output_of(NET, params, conditions, x, jnp.full((*x.shape[:-1], 1), t)) / nfe
@@ -236,12 +242,12 @@ def euler_path(
 
 
 def true_samples(key: PRNGKeyArray, size: int, problem: Problem) -> Float[Array, "2 {size}//2 2"]:
-    """Samples of π(a|c) e^{−λE} turned back, half of them at c < 0 and half at c > 0.
+    """Returns samples of π(a|c) e^{−λE} turned back, half of them at c < 0 and half at c > 0.
 
-    Evenly spaced quantiles along the moons of a dense weighted set, so that they have hardly any sampling error.
+    They are evenly spaced quantiles of a dense weighted set along the moons, with hardly any sampling error.
     """
     pool, count = 8 * size, size // 2
-    # Twice along the arc: over both moons where c is an angle.
+    # Twice along the arc, to cover both moons if c is an angle.
     arc, second = (2 * jnp.arange(pool) / pool) % 1, jnp.arange(pool) >= pool // 2
 
     def half(key: PRNGKeyArray, sign: int) -> Float[Array, "n 2"]:
@@ -253,7 +259,7 @@ def true_samples(key: PRNGKeyArray, size: int, problem: Problem) -> Float[Array,
 
 
 def distance(x: Float[Array, "2 n 2"], y: Float[Array, "2 n 2"]) -> Scalar:
-    """Sliced 2-Wasserstein distance over 32 equally spaced directions, mean over halves."""
+    """Returns the sliced 2-Wasserstein distance over 32 equally spaced directions, averaged over both halves."""
     angle = jnp.pi * jnp.arange(32) / 32
     directions = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
@@ -267,11 +273,11 @@ def distance(x: Float[Array, "2 n 2"], y: Float[Array, "2 n 2"]) -> Scalar:
 def evaluate(
     params: Any, key: PRNGKeyArray, problem: Problem, *, size: int = SAMPLES
 ) -> dict[str, Float[Array, "..."]]:
-    """Metrics by NFE, each [len(NFES)], and the first paths with 2 and 100 steps, [points, 2, DRAWN / 2, 2]."""
+    """Returns metrics by NFE, each [len(NFES)], and paths with 2 and 100 steps, [points, 2, DRAWN / 2, 2]."""
     noise_key, true_key = jax.random.split(key)
     grid = (jnp.arange(size // 2) + 0.5) / (size // 2)
     half = jnp.where(problem.rotated > 0, 3**0.5 * grid, 1.0)[:, None]
-    # As many noise samples from each Gaussian: the metrics then tell flows apart, and not draws.
+    # Equally many noise samples from each Gaussian, so that metrics differ by flows and not by draws.
     conditions, noise = jnp.stack([-half, half]), eight_gaussians(noise_key, jnp.arange(size).reshape(2, -1) % 8)
     truth = true_samples(true_key, size, problem)
     paths = {nfe: euler_path(params, conditions, noise, nfe) for nfe in NFES}
@@ -284,20 +290,20 @@ def evaluate(
         "straightness": length / jnp.linalg.norm(ends - noise, axis=-1).mean(axis=(1, 2)),
         "gap": jnp.sqrt(jnp.sum((ends - ends[-1]) ** 2, axis=-1).mean(axis=(1, 2))),
     }
-    # Every fifth of the 100 steps will do for a picture.
+    # Every fifth of the 100 steps suffices for a figure.
     return metrics | {f"path_{n}": paths[n][:: max(n // 20, 1), :, : DRAWN // 2] for n in (2, NFES[-1])}
 
 
 @partial(jax.jit, static_argnames="size")
 def reference(key: PRNGKeyArray, problem: Problem, *, size: int = SAMPLES) -> dict[str, Float[Array, " NFEs"]]:
-    """The metrics of true samples; their distance is that between two sets of them, the least to expect."""
+    """Returns the metrics of true samples; their distance, between two sets of them, is the least to expect."""
     first, second = (true_samples(k, size, problem) for k in jax.random.split(key))
     values = {"wanted_share": 1 - energy(first, problem).mean(), "distance": distance(first, second)}
     return {name: jnp.full(len(NFES), values.get(name, jnp.nan)) for name in METRICS}
 
 
 def plan() -> dict[str, list[Job]]:
-    """The trainings behind each page; in the sweep, samples are wanted inside the circles."""
+    """Returns the trainings of each page; in the sweep, the energy is 1 outside the circles."""
     seeds, updates = range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds), FLAGS.sweep_updates
     methods: list[tuple] = [("true",), ("ewfm", FLAGS.updates), ("wcot", FLAGS.updates, FLAGS.alpha, FLAGS.epsilon)]
     figure = product(("moon",), ("inside", "outside"), methods, seeds)
@@ -312,10 +318,10 @@ def plan() -> dict[str, list[Job]]:
 
 
 def numbers(flag: str, least: float) -> list[float]:
-    """The numbers of a list flag, sorted, each once.
+    """Returns the numbers of a list flag, sorted, each once.
 
     Raises:
-        UserError: one is not a number, or less than `least`, or there is none.
+        UserError: the list is empty, or an item is not a number or less than `least`.
     """
     try:
         values = sorted({float(text) for text in getattr(FLAGS, flag)})
@@ -328,7 +334,7 @@ def numbers(flag: str, least: float) -> list[float]:
 
 
 def run_job(job: Job, directory: Path, progress: Callable[[int], None]) -> Result:
-    """Trains and evaluates one flow, and keeps the result in `directory`."""
+    """Trains and evaluates one flow, and saves the result in `directory`."""
     key = stream_key(job.seed, Stream.EVALUATION_ACTING)
     if job.method == "true":
         found: dict[str, Any] = reference(key, to_problem(job))
@@ -343,14 +349,14 @@ def run_job(job: Job, directory: Path, progress: Callable[[int], None]) -> Resul
 
 
 def file_name(job: Job) -> str:
-    """Where the result of a training is kept; the name tells all that it depends on."""
+    """Returns the name of a training's file, with a hash of everything that its result depends on."""
     settings = [asdict(job), FLAGS.batch_size, FLAGS.lam, NET.hidden_dims, RADIUS, MAX_ITERATIONS, THRESHOLD, SAMPLES]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     return f"{job.condition}_{job.energy}_{job.method}_a{job.alpha:g}_e{job.epsilon:g}_sd{job.seed}_{digest}.npz"
 
 
 def load(path: Path) -> Result | None:
-    """A result that is kept; None if there is none, or a damaged one, which is then made anew."""
+    """Loads a saved result; None if it is missing or damaged."""
     try:
         with np.load(path) as file:
             return dict(file)
@@ -359,12 +365,12 @@ def load(path: Path) -> Result | None:
 
 
 def run_jobs(jobs: Sequence[Job], directory: Path) -> dict[Job, Result]:
-    """Results of all jobs; those that are not kept are run, several at a time (XLA works outside Python's lock)."""
+    """Runs the jobs without a saved result in threads (XLA releases Python's lock), and returns all results."""
     kept = {job: load(directory / file_name(job)) for job in jobs}
     results = {job: result for job, result in kept.items() if result is not None}
     missing = [job for job in kept if job not in results]
     if results:
-        print(f"{len(results)} of {len(kept)} trainings are in {directory} already")
+        print(f"{len(results)} of {len(kept)} trainings are already in {directory}")
     signals, lock = PreemptionGuard(), Lock()
     bar = ProgressBar(sum(job.updates for job in missing), description=f"{len(missing)} trainings")
 
@@ -386,7 +392,7 @@ def run_jobs(jobs: Sequence[Job], directory: Path) -> dict[Job, Result]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains what is missing, then writes the tables and draws."""
+    """Runs missing trainings, then writes tables and figures."""
     parse(argv, FLAGS)
     if not np.isfinite([FLAGS.lam, FLAGS.alpha, FLAGS.epsilon]).all():
         raise UserError("--lam, --alpha and --epsilon need finite numbers")

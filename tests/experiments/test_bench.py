@@ -1,4 +1,4 @@
-"""The update benchmark: what is measured on either side, and how it is reported."""
+"""The benchmarks: measurements of both sides, and their reports."""
 
 import os
 import re
@@ -136,7 +136,7 @@ def test_failed_measurement_leaves_the_others(checkout, capsys, run_bench):
     [
         (["--agents=fqll"], "there is no agent file agents/fqll.py; there are bc, "),
         (["--agent.num_q=2"], "this agent has no setting 'num_q'"),
-        (["--public=nowhere"], "--public=nowhere is no checkout of github.com/ColinQiyangLi/qam: it has no agents/"),
+        (["--public=nowhere"], "--public=nowhere is not a checkout of github.com/ColinQiyangLi/qam: it has no agents/"),
         (["--public_python=/no/python"], "--public_python=/no/python cannot import"),
         (["--public_python=/bin/false"], "exit code 1, it wrote nothing to stderr; it needs jax 0.5.3"),
     ],
@@ -214,14 +214,14 @@ def test_every_public_agent_is_compared():
     assert set(bench_updates.PUBLIC) <= set(AGENTS)
 
 
-def test_seeds_side_by_side(tmp_path, capsys, run_bench):
-    run_bench("--agent=agents/fql.py", "--lanes=2,1", *TINY, "--rounds=1", "--seconds=0.01", part="seeds")
+def test_seeds_in_parallel(tmp_path, capsys, run_bench):
+    run_bench("--agent=agents/fql.py", "--num_seeds=2,1", *TINY, "--rounds=1", "--seconds=0.01", part="seeds")
     out, err = capsys.readouterr()
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in out.splitlines() if row.startswith("| ")}
-    assert list(rows)[1:] == ["step by step", "1 side by side", "2 side by side"]
+    assert list(rows)[1:] == ["step by step", "1 in parallel", "2 in parallel"]
     assert rows["step by step"][1] == "**1.00**"
     rates = [float(rows[name][0]) for name in list(rows)[1:]]
-    assert float(rows["2 side by side"][1].strip("*")) == pytest.approx(rates[2] / rates[0], rel=0.02)
+    assert float(rows["2 in parallel"][1].strip("*")) == pytest.approx(rates[2] / rates[0], rel=0.02)
     assert "Beyond `--num_seeds=" in out and f"report: {tmp_path / 'bench.md'}" in err
     assert (tmp_path / "bench.md").read_text().strip() == out.strip() and "![](seeds_fql.png)" in out
     assert (tmp_path / "seeds_fql.png").read_bytes().startswith(b"\x89PNG")
@@ -243,11 +243,11 @@ def test_starts(tmp_path, capsys, run_bench):
     task = ("--env_name=robot:own", f"--dataset={tmp_path / 'own.npz'}", "--lanes=1", "--agent=agents/fql.py", *TINY)
     run_bench(*task, part="starts")
     out = capsys.readouterr().out
-    rows = {row[0]: float(row[1]) for row in re.findall(r"^\| (first start|second start|1) \| ([\d.]+) \|$", out, re.M)}
+    rows = {row[0]: float(row[1]) for row in re.findall(r"^\| (first|second|1) \| ([\d.]+) \|$", out, re.M)}
     # A process that imports JAX takes at least this long, and this much memory.
-    assert min(rows["first start"], rows["second start"]) > 0.2 and 0.1 < rows["1"] < 20
+    assert min(rows["first"], rows["second"]) > 0.2 and 0.1 < rows["1"] < 20
     assert "own.npz, 199 transitions" in out
-    with pytest.raises(UserError, match=r"failed: error: .*nothing\.npz"):
+    with pytest.raises(UserError, match=r"main\.py failed: error: .*nothing\.npz"):
         run_bench(*task, "--dataset=nothing.npz", part="starts")
 
 
@@ -273,7 +273,11 @@ def test_knee():
 
 @pytest.mark.parametrize(
     "flags,message",
-    [(["--lanes=0,1"], "whole numbers"), (["--lanes=a"], "whole numbers"), (["--agent=agents/none.py"], "agents/{bc,")],
+    [
+        (["--num_seeds=0,1"], "whole numbers"),
+        (["--lanes=a"], "whole numbers"),
+        (["--agent=agents/none.py"], "agents/{bc,"),
+    ],
 )
 def test_mistakes_about_seeds(flags, message):
     for name in bench.FLAGS:

@@ -212,7 +212,7 @@ def test_study_writes_all_files_and_goes_on(study, tmp_path, capsys, monkeypatch
         monkeypatch.setattr(figures, draw, lambda *arguments: b"")
     # A finished study only draws; a damaged result is made anew; one more seed adds its own.
     assert study("--num_seeds=2") == []
-    assert "26 of 26 trainings are in" in capsys.readouterr().out
+    assert "26 of 26 trainings are already in" in capsys.readouterr().out
     next(output.glob("trained/rotation_outside_wcot_a0_e0.5_sd1_*.npz")).write_bytes(b"half a file")
     assert [(job.condition, job.alpha, job.seed) for job in study("--num_seeds=2")] == [("rotation", 0.0, 1)]
     assert {job.seed for job in study("--num_seeds=3")} == {2}
