@@ -17,9 +17,9 @@ from agents import base, qsm
 from utils import coupling
 from utils.data.batches import sample_starts
 from utils.random_streams import Stream, stream_key, stream_seed
+from utils.rollout import policy
 from utils.rollout.evaluator import episode_seed
 from utils.rollout.policy import act, evaluation_policy
-from utils.run import evaluation_queue
 from utils.run.post_train import distill
 from utils.run.update_loop import NOT_FINITE, UpdateLoop
 from utils.trees import tree_stack
@@ -78,7 +78,7 @@ def acting_keys():
     """Those of evaluations (seeds, steps, episodes, chunks) and of acting online, and those above them."""
     agents, grid = tree_stack([Revealing(jnp.int32(0))]), np.array(list(itertools.product(range(6), range(4))))
     observations = np.zeros((len(grid), 1))
-    with mock.patch.object(evaluation_queue, "act", lambda agents, index, observations, key, *_: key):
+    with mock.patch.object(policy, "act", lambda agents, index, observations, key, *_: key):
         keys = [evaluation_policy(seed, agents, 0, step)[0](None, None, None) for seed in SEEDS for step in STEPS]
     keys += [stream_key(seed, Stream.ACTING) for seed in SEEDS]
     return keys + [np.asarray(act(agents, 0, observations, key, *grid.T)).view(np.uint32) for key in keys]

@@ -155,7 +155,7 @@ def test_workers_ignore_ctrl_c_and_end_on_close():
 
 def test_workers_do_not_outlive_a_killed_parent():
     program = (
-        "import os; from test_evaluation import *\n"
+        "import os; from test_evaluator import *\n"
         "evaluator = Evaluator(make_in_worker, HORIZON, num_workers=2)\n"
         "evaluator.evaluate(policy, 4, seed=0)\n"
         "os.kill(os.getpid(), 9)\n"

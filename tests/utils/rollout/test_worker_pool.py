@@ -196,9 +196,9 @@ def test_workers_do_not_change_what_happens():
 
 def test_a_hung_worker_does_not_outlive_a_killed_parent():
     program = (
-        "import os; from test_workers import *\n"
+        "import os; from test_worker_pool import *\n"
         "os.environ['FAULT'] = 'hang 1'\n"
-        "pool = Pool(Track, 1)\n"
+        "pool = WorkerPool(Track, 1)\n"
         "receive(pool, {0: ('reset', (0, 0))})\n"
         "pool.send({0: ('step', (UP,))})\n"
         "os.kill(os.getpid(), 9)\n"

@@ -146,7 +146,7 @@ def test_runs_resume_from_the_newest_step_valid_in_all(tmp_path, capsys, monkeyp
 SAVE_FOREVER = """
 import sys, numpy as np
 from pathlib import Path
-from utils import checkpoints
+from utils.run import checkpoints
 for step in range(1, 10**6):
     checkpoints.save(Path(sys.argv[1]), step, {"step": step, "array": np.full(500_000, step)})
     print(step, flush=True)

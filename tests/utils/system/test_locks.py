@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 
+import ml_collections
 import pytest
 from filelock import SoftFileLock
 
 from utils.errors import UserError
-from utils.run.directory import RunDirectory
+from utils.run.directory import RunDirectory, RunSpec
 from utils.system import locks
 from utils.system.files import ROOT
 
@@ -65,14 +66,14 @@ def test_a_live_holder_is_named_and_a_killed_one_holds_nothing(code, holder, tmp
     path = tmp_path / "new" / ".lock"
     if code != HOLD:
         monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
-    process = holder(path, code)
+    process, spec = holder(path, code), RunSpec(0, ml_collections.ConfigDict(), {}, path.parent)
     assert locks.is_held(path)
     with pytest.raises(UserError, match=rf"{path.parent}; wait .* \(process {process.pid} on {socket.gethostname()}\)"):
-        RunDirectory(path.parent, {})
+        RunDirectory(spec, {})
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not locks.is_held(path)
-    files = RunDirectory(path.parent, {})
+    files = RunDirectory(spec, {})
     assert locks.is_held(path)
     del files  # As at a program's end.
     assert not locks.is_held(path)
