@@ -1,7 +1,7 @@
-"""The robot bridge: policies to LeRobot, its recordings back to datasets. What a robot's PC runs needs no JAX."""
+"""The robot bridge: exports policies to LeRobot and imports its recordings. Programs on a robot's PC need no JAX."""
 
 import sys
 from pathlib import Path
 
-# With `python -m`, the working directory comes first, and may have a `utils` of its own.
+# `python -m` searches the working directory first, which may contain another `utils`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -1,8 +1,8 @@
-"""Which recorded episodes solved the task: from labels, from what was recorded, or from a person at the terminal.
+"""Success of recorded episodes: from labels, from recorded values, or from a person at the terminal.
 
-Labels are JSON lines (`{"episode_index": 0, "success": true, "steps": 87}`; `steps`, the number of frames, may be
-missing and is checked if there) or a table with these columns, as spreadsheets write it: cells parted by commas,
-semicolons or tabs, in UTF-8 or UTF-16. Of names and words the common ones are known, in upper or lower case.
+Labels are JSON lines (`{"episode_index": 0, "success": true, "steps": 87}`; `steps`, the number of frames, is optional
+and checked if given) or a table with these columns, as spreadsheets write it: cells separated by commas, semicolons or
+tabs, in UTF-8 or UTF-16. Common names and words are accepted, in upper or lower case.
 """
 
 import codecs
@@ -20,7 +20,7 @@ from real.lerobot_dataset import Episode, Recording, videos_of
 from utils.errors import UserError
 from utils.system.files import atomic_write_text
 
-LABELS = "labels.jsonl"  # In a dataset's folder; written by the plugins and by `_ask`.
+LABELS = "labels.jsonl"  # In the folder of a dataset; written by the plugins and by `_ask`.
 _WORDS = dict.fromkeys(("true", "t", "1", "1.0", "yes", "y", "success", "successful", "succeeded", "solved"), True)
 _WORDS |= dict.fromkeys(("false", "f", "0", "0.0", "no", "n", "failure", "fail", "failed", "unsolved"), False)
 _NAMES = {
@@ -33,7 +33,7 @@ Lengths = list[tuple[bool, int]]
 
 
 def label_files(roots: Sequence[str | Path], labels: Sequence[str | Path]) -> list[Path | None]:
-    """The file of labels that was given for each dataset: one of `labels` for each of `roots`, or none at all.
+    """Returns the file of labels of each dataset: one of `labels` for each of `roots`, or None for all.
 
     Raises:
         UserError: their numbers differ.
@@ -45,14 +45,13 @@ def label_files(roots: Sequence[str | Path], labels: Sequence[str | Path]) -> li
 
 
 def successes(recording: Recording, labels: Path | None) -> Lengths:
-    """For each episode, whether it solved the task, and how many of its frames count: those up to the first success.
+    """Returns the success of each episode, and the number of its frames up to the first success.
 
-    The first of these that there is decides: `labels`; `labels.jsonl` in the dataset's folder; 'next.success';
-    'next.reward', if it is sparse (0 and 1, or −1 and 0); the person at the terminal, whose answers are kept in
-    `labels.jsonl`.
+    The first available source is used: `labels`; `labels.jsonl` in the dataset's folder; 'next.success'; 'next.reward',
+    if it is sparse (0 and 1, or −1 and 0); a person at the terminal, whose answers are stored in `labels.jsonl`.
 
     Raises:
-        UserError: labels that do not fit, or none and nobody to ask.
+        UserError: invalid labels, or none and no terminal.
     """
     episodes = recording.episodes
     if labels is not None or (recording.root / LABELS).exists():
@@ -69,7 +68,7 @@ def successes(recording: Recording, labels: Path | None) -> Lengths:
 
 
 def _recorded(recording: Recording, episode: Episode) -> tuple[bool, int]:
-    """Success and frames of an episode from what was recorded at each step."""
+    """Returns success and number of frames of an episode from the values recorded at each step."""
     if "next.success" in episode.outcomes:
         solved = episode.outcomes["next.success"] > 0
     else:
@@ -88,7 +87,7 @@ def read_labels(path: Path, lengths: list[int]) -> dict[int, bool]:
         lengths: number of frames of each episode of the dataset.
 
     Raises:
-        UserError: no such file, or a line that is none, is unknown, or does not fit the dataset.
+        UserError: the file does not exist, or a line is no label or does not fit the dataset.
     """
     known: dict[int, bool] = {}
     for number, row in _rows(path, _read_text(path)):
@@ -112,7 +111,7 @@ def read_labels(path: Path, lengths: list[int]) -> dict[int, bool]:
 
 
 def _read_text(path: Path) -> str:
-    """Returns what is in a file of UTF-8 or, with a byte order mark, UTF-16."""
+    """Returns the text of a file in UTF-8 or, with a byte order mark, UTF-16."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -127,14 +126,14 @@ def _read_text(path: Path) -> str:
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, Any]]:
-    """Returns the numbers of lines with a label, and what stands there: a dict, if it can be read."""
+    """Returns line number and content of each label; the content is a dict if it could be parsed."""
     if path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{"):
         return [(number, _json(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     return _table(path, text)
 
 
 def _json(line: str) -> Any:
-    """Returns what a line of JSON says, None if it is none."""
+    """Returns the value of a line of JSON, or None if it is invalid."""
     try:
         return json.loads(line)
     except ValueError:
@@ -152,7 +151,7 @@ def _table(path: Path, text: str) -> list[tuple[int, Any]]:
     try:
         rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of {path} is no row of a table ({error}); mend it") from error
+        raise UserError(f"line {reader.line_num} of {path} is no row of a table ({error}); correct it") from error
     (number, header), *rows = [row for row in rows if any(row[1])] or [(1, [])]
     known = _named(dict.fromkeys(header))
     if not {"episode_index", "success"} <= known.keys() or len(set(filter(None, header))) < sum(map(bool, header)):
@@ -167,7 +166,7 @@ def _table(path: Path, text: str) -> list[tuple[int, Any]]:
 
 
 def _named(row: Any) -> dict[str, Any]:
-    """Returns what a row says under the names of this module."""
+    """Returns the values of a row under the names of this module."""
     if not isinstance(row, dict):
         return {}
     plain = {str(key).strip().lower().replace(" ", "_").replace("-", "_"): value for key, value in row.items()}
@@ -176,7 +175,7 @@ def _named(row: Any) -> dict[str, Any]:
 
 
 def _integer(value: Any) -> int:
-    """Returns a number without a fraction; raises ValueError or TypeError for anything else."""
+    """Returns an integer; raises ValueError or TypeError for other values."""
     number = float(value)
     if isinstance(value, bool) or number != int(number):
         raise ValueError(value)
@@ -184,13 +183,13 @@ def _integer(value: Any) -> int:
 
 
 def _ask(recording: Recording, known: dict[int, bool]) -> dict[int, bool]:
-    """Asks for the episodes without a label, and keeps each answer at once."""
+    """Asks for the success of episodes without a label; stores each answer at once."""
     known, root = dict(known), recording.root
     for i, episode in enumerate(recording.episodes):
         if i in known:
             continue
         if not sys.stdin.isatty():
-            raise UserError(f"success of episode {i} of {root} is unknown; give --labels, or start this at a terminal")
+            raise UserError(f"success of episode {i} of {root} is unknown; give --labels, or use a terminal")
         seen = "".join(f"\n  {video}" for video in videos_of(root, i))
         answer = ""
         question = f"Episode {i} of {root}, {len(episode.actions)} frames.{seen}\n  success? [y/n] "

@@ -1,10 +1,10 @@
-"""A run as a LeRobot policy.
+"""Exports a run as a LeRobot policy.
 
     python -m real.export RUN_DIR OUT_DIR --features=observation.state:39
 
-Writes a directory that `lerobot-record --policy.path=OUT_DIR` and LeRobot's other programs load once
-real/lerobot_policy_otql is installed beside LeRobot. Needs neither torch nor LeRobot itself. Only what acts is
-exported: the flow that is sampled from, what shapes its samples, and the critics that rank them.
+Writes a directory that `lerobot-record --policy.path=OUT_DIR` and LeRobot's other programs load if
+real/lerobot_policy_otql is installed beside LeRobot. Needs neither torch nor LeRobot. Only the networks used for acting
+are exported: the flow that is sampled from, the networks that modify its samples, and the critics that rank them.
 """
 
 import json
@@ -35,7 +35,7 @@ flags.DEFINE_string(
     *(
         "features",
         "observation.state",
-        "LeRobot's observation features: name:size, in the order of the vector, and the cameras in that of the data.",
+        "LeRobot's observation features: name:size in the order of the vector, and cameras in the order of the data.",
     ),
     flag_values=FLAGS,
 )
@@ -43,7 +43,7 @@ flags.DEFINE_string(
     *(
         "normalisation",
         None,
-        "JSON file of the dataset's statistics, or 'none'; default: that beside the dataset, if any.",
+        "JSON file of the dataset's statistics, or 'none'; default: the file beside the dataset, if any.",
     ),
     flag_values=FLAGS,
 )
@@ -53,18 +53,18 @@ flags.DEFINE_integer("step", None, "Checkpoint to export; default: the newest.",
 def find_normalisation(
     run: Run, features: dict[str, int], cameras: list[str], action_dim: int
 ) -> tuple[Normalisation, str]:
-    """What --normalisation says, or else the file beside the run's dataset, or none; and a line on it.
+    """Returns the normalisation of --normalisation, of the file beside the run's dataset, or none; and a description.
 
     Raises:
-        UserError: the dataset is gone, so that it is not known how it was normalised, or the file is missing, does not
-            fit or is of other data; or its cameras are others, or in another order.
+        UserError: the dataset is gone, so that its normalisation is unknown; the file is missing, does not fit, or
+            belongs to other data; or its cameras differ, or their order.
     """
     dataset, given = run.settings["flags"].get("dataset"), FLAGS.normalisation
     path = Path(given).expanduser() if given and given != "none" else None
     if dataset and not given:
         path = _beside(run, Path(dataset).expanduser(), features)
     if path is None:
-        return Normalisation(), "none: the networks see the robot's own values, and it gets actions in [−1, 1]"
+        return Normalisation(), "none: the networks get the robot's raw values, and it gets actions in [−1, 1]"
     found = read_normalisation(path, features, action_dim)
     if found.cameras not in (None, cameras):
         raise UserError(f"--features names the cameras {', '.join(cameras)}; in {path} they are {found.cameras}")
@@ -72,21 +72,21 @@ def find_normalisation(
 
 
 def _beside(run: Run, dataset: Path, features: dict[str, int]) -> Path | None:
-    """The file of normalisation beside a run's dataset, if any; that of an import must be there and its own."""
+    """Returns the normalisation file beside a run's dataset, if any; an import must have one, and unchanged."""
     path = dataset.with_suffix(".normalisation.json")
     if not dataset.is_file():
         advice = f"give --normalisation={path.name}, or --normalisation=none if its values were not normalised"
-        raise UserError(f"the run's dataset {dataset} is not here, nor is it known how it was normalised; {advice}")
+        raise UserError(f"the run's dataset {dataset} does not exist, so its normalisation is unknown; {advice}")
     numbers = read_statistics(dataset)
     if not numbers["action_offset"].size:
         return path if path.is_file() else None
     units = run.settings["flags"].get("dataset_actions", "auto")
     recorded, task = run.settings["dataset"].get("checksum"), parse_task(run.settings["env_name"])
     if recorded != describe(load_file(task, dataset, run.settings["sparse"], units), dataset.name)["checksum"]:
-        raise UserError(f"{dataset} is not what the run was trained on; import that again, or give --normalisation")
+        raise UserError(f"{dataset} differs from the data of the run; import those again, or give --normalisation")
     content = read_json(path, missing_ok=True)
     if not content:
-        raise UserError(f"there is no {path}, which the import wrote beside the dataset; import again")
+        raise UserError(f"there is no {path}, which the import writes beside the dataset; import again")
     expected = for_export(features, numbers)
     if any(content.get(key) != value for key, value in expected.items()):
         given = ",".join(f"{name}:{size}" for name, size in features.items())
@@ -98,7 +98,7 @@ def _beside(run: Run, dataset: Path, features: dict[str, int]) -> Path | None:
 
 
 def performance(run: Run, step: int) -> str:
-    """The last evaluation up to `step`, in words."""
+    """Returns a description of the last evaluation up to `step`."""
     rows = [i for i, at in enumerate(run.steps) if at <= step]
     if not rows:
         return "not evaluated"
@@ -110,7 +110,7 @@ def performance(run: Run, step: int) -> str:
 
 
 def card(run: Run, step: int, state: str, features: dict[str, Any], normalisation: str) -> bytes:
-    """README.md of the directory: a model card."""
+    """Returns the model card, README.md of the directory."""
     settings, head = run.settings, {"library_name": "lerobot", "pipeline_tag": "robotics"}
     rows: dict[str, Any] = {
         "task": settings["env_name"],
@@ -132,10 +132,10 @@ def card(run: Run, step: int, state: str, features: dict[str, Any], normalisatio
 
 
 def write_directory(directory: Path, files: dict[str, bytes]) -> None:
-    """Writes a directory that is there in full or not at all; one with the same content is left as it is.
+    """Writes a directory, in full or not at all; an existing one with the same content is left unchanged.
 
     Raises:
-        UserError: something else is there, or the disk is full or read-only.
+        UserError: it has other content, or the disk is full or read-only.
     """
     if directory.is_dir() and any(directory.iterdir()):
         found = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
@@ -156,10 +156,10 @@ def write_directory(directory: Path, files: dict[str, bytes]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Exports a run and says what was exported."""
+    """Exports a run and prints a summary."""
     arguments = parse_arguments(argv, FLAGS)
     if len(arguments) != 2:
-        raise UserError("give the directory of a run, and that of the policy to be written")
+        raise UserError("give two directories: that of a run, and that of the policy to write")
     directory, out = (Path(argument).expanduser() for argument in arguments)
     agent, settings, step = load_run(directory, FLAGS.step)
     run = read_run(directory)
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
     features, cameras = parse_features(FLAGS.features, settings["observation_dim"], number)
     images = {name: [3, height, width] for name in cameras}
     normalisation, note = find_normalisation(run, features, cameras, fields["action_dim"])
-    # Not run.finished, which asks for an evaluation: robots' runs have none.
+    # Not run.finished, which needs an evaluation: runs on robots have none.
     ended = read_json(directory / "summary.json", missing_ok=True).get("step", -1) >= run.planned
     state = "not finished" if not ended else "finished" if step >= run.planned else "earlier"
     files = policy_files(fields, tensors, features, normalisation, images)

@@ -1,25 +1,25 @@
-"""Turns recordings of LeRobot (LeRobotDataset v3) into a dataset to train on.
+"""Converts recordings of LeRobot (LeRobotDataset v3) to a training dataset.
 
     python -m real.import_rollouts DATASET_ROOT [DATASET_ROOT …] --output=FILE.npz [--stats=FIRST.npz]
 
 The file has the second convention of envs/gym_dataset.py: `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards`
 [N] (-1, and 0 in the last row of a solved episode), `terminals` [N] (1 there), `timeouts` [N] (1 in the last row of
-any other episode: a state whose action leads nowhere recorded). It also holds, float32, `state_offset` and
-`state_scale` [o], if there are states, `action_offset` and `action_scale` [a]:
+any other episode: a state whose successor is not recorded). It also holds, float32, `state_offset` and `state_scale`
+[o], if there are states, `action_offset` and `action_scale` [a]:
 
     normalised = (recorded − offset) / scale
 
 A camera among --features, such as observation.images.front, gives `images` [N, C, s, s, 3], uint8, C cameras in their
-order: each image is squeezed to s pixels either way, --image_size=64, whatever its aspect (real/lerobot_images.py).
+order: each image is resized to s × s pixels, --image_size=64, whatever its aspect ratio (real/lerobot_images.py).
 
-By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a joint that rests gets the median
-scale of those that move (real/statistics.py), and that is said. What a policy sees on the robot is normalised by the
-file it was trained on, so later recordings must be too: `--stats=FIRST.npz` takes that file's numbers. Recordings of
-`otql_sim` that are to fit its environment stay as they are: `--state_norm=none --action_norm=none`. Beside it,
-FILE.json says what went in, and FILE.normalisation.json tells real/export.py what a policy is to do on the robot:
-LeRobot's MEAN_STD with offset and scale, whatever these are.
+By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a resting joint gets the median scale
+of those that move (real/statistics.py), which is printed. On the robot, a policy's inputs are normalised as in its
+training file, so later recordings must be as well: `--stats=FIRST.npz` uses that file's statistics. Recordings of
+`otql_sim` that must fit its environment stay unchanged: `--state_norm=none --action_norm=none`. Beside the file,
+FILE.json holds the settings and datasets, and FILE.normalisation.json the normalisation that real/export.py gives the
+policy: LeRobot's MEAN_STD with offset and scale, whatever the norm.
 
-This runs wherever pyarrow is, so also in LeRobot's environment.
+The program needs pyarrow, but neither absl nor JAX, so it also runs in LeRobot's environment.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from utils.system.entry_point import run_main
 from utils.system.files import disk_errors, read_json, write_json
 
 STATS = ("state_offset", "state_scale", "action_offset", "action_scale")
-_FAR = 100  # Scales from the offset: no motion of the robot that was imported first.
+_FAR = 100  # Scales from the offset: beyond any motion of the robot in the first import.
 
 
 def import_rollouts(
@@ -57,22 +57,22 @@ def import_rollouts(
     stats: str | Path | None = None,
     image_size: int = 64,
 ) -> str:
-    """Imports recordings; returns a line that says what is in the file.
+    """Imports recordings; returns a one-line summary of the file.
 
     Args:
         roots: folders of the datasets.
         output: the file, '.npz'.
-        features: what makes up the observation, in this order: states and cameras.
-        action: what was done.
-        labels: files of labels, one a dataset; default: see `successes`.
-        max_steps: later frames of an episode do not count, nor does a success there.
+        features: features of the observation, in this order: states and cameras.
+        action: feature of the action.
+        labels: files of labels, one per dataset; default: see `successes`.
+        max_steps: frames per episode; later ones, and a success there, do not count.
         state_norm: 'mean_std' (default), 'min_max' (to [-1, 1]) or 'none'.
         action_norm: 'min_max' (default) or 'none' (they are in [-1, 1]).
-        stats: a file written before, whose normalisation is used instead.
+        stats: an earlier file, whose normalisation is used instead.
         image_size: side of the images, in pixels.
 
     Raises:
-        UserError: something is wrong with a dataset, the labels or a setting, or datasets do not go together.
+        UserError: a dataset, label or setting is invalid, or the datasets do not match.
     """
     output = Path(output).expanduser()
     if output.suffix != ".npz":
@@ -81,7 +81,7 @@ def import_rollouts(
         raise UserError(f"{output} exists and was not imported (there is no {output.stem}.json); name another --output")
     files = label_files(roots, labels)
     if not features:
-        raise UserError("no --features: name what makes up the observation, such as observation.state")
+        raise UserError("--features is empty; name those of the observation, such as observation.state")
     for name, value in (("max_steps", max_steps), ("image_size", image_size)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
@@ -119,7 +119,7 @@ def import_rollouts(
     lengths = [[min(length, max_steps) for _, length in outcome] for outcome in outcomes]
     with _images(recordings, lengths, image_size, output.parent) as images:
         with disk_errors(output):
-            output.unlink(missing_ok=True)  # After a kill, what is beside a file is its own.
+            output.unlink(missing_ok=True)  # So that after a kill, the files beside it are never of another import.
         write_json(output.with_suffix(".json"), record)
         exported = for_export(recordings[0].widths, numbers) | ({"cameras": cameras} if cameras else {})
         write_json(output.with_suffix(".normalisation.json"), exported)
@@ -128,7 +128,7 @@ def import_rollouts(
 
 
 def _check_alike(recordings: list[Recording]) -> None:
-    """Checks that datasets go together."""
+    """Checks that datasets have the same rate and names."""
     first = recordings[0]
     for other in recordings[1:]:
         if other.fps != first.fps:
@@ -144,7 +144,7 @@ def _check_alike(recordings: list[Recording]) -> None:
 
 
 def _rows(recordings: list[Recording], outcomes: list[Lengths], max_steps: int) -> Arrays:
-    """The rows of all episodes, not normalised yet."""
+    """Returns the rows of all episodes, before normalisation."""
     parts: dict[str, list[np.ndarray]] = {}
     for recording, outcome in zip(recordings, outcomes, strict=True):
         for episode, (success, length) in zip(recording.episodes, outcome, strict=True):
@@ -159,9 +159,9 @@ def _rows(recordings: list[Recording], outcomes: list[Lengths], max_steps: int) 
 
 @contextlib.contextmanager
 def _images(recordings: list[Recording], lengths: list[list[int]], size: int, folder: Path) -> Iterator[Arrays]:
-    """The images of the rows of all episodes, `images` [N, C, size, size, 3] or nothing.
+    """Yields `images` [N, C, size, size, 3] of the rows of all episodes, or nothing without cameras.
 
-    They are in a file without a name in `folder`, not in memory; on leaving the block it is gone.
+    They are in an unnamed temporary file in `folder`, not in memory.
     """
     cameras = list(recordings[0].cameras)
     if not cameras:
@@ -182,7 +182,7 @@ def _images(recordings: list[Recording], lengths: list[list[int]], size: int, fo
 
 
 def _statistics(arrays: Arrays, record: dict) -> Arrays:
-    """STATS of recorded rows; says which numbers rest, and adds their names to `record`."""
+    """Returns the STATS of recorded rows; prints the resting dimensions, and adds their names to `record`."""
     ends = np.flatnonzero(arrays["terminals"] + arrays["timeouts"])
     numbers: Arrays = {}
     lengths = np.diff(ends, prepend=-1)
@@ -200,17 +200,17 @@ def _statistics(arrays: Arrays, record: dict) -> Arrays:
 
 
 def read_statistics(path: Path) -> Arrays:
-    """STATS of a file: empty those of states where there are none, and all if it was not imported.
+    """Returns the STATS of a file: empty for states if it has none, and all empty if it was not imported.
 
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: the file does not exist or is damaged.
     """
     empty = dict.fromkeys(STATS, np.zeros(0, np.float32))
     return empty | read_npz(path, (), STATS[:2]) | read_npz(path, (), STATS[2:])
 
 
 def _read_stats(path: Path, record: dict) -> Arrays:
-    """The normalisation of a file written before; checks that it is of the same robot."""
+    """Returns the STATS of an earlier file; checks that it is of the same robot."""
     before, numbers = read_json(path.with_suffix(".json"), missing_ok=True) or record, read_statistics(path)
     for pair, names in ((STATS[:2], "state_names"), (STATS[2:], "action_names")):
         width = len(record[names])
@@ -227,9 +227,9 @@ def _read_stats(path: Path, record: dict) -> Arrays:
 
 
 def _normalise(arrays: Arrays, numbers: Arrays, record: dict) -> None:
-    """Normalises states and actions in place of the recorded ones; actions beyond the range of --stats are clipped.
+    """Normalises states and actions in `arrays`; actions beyond the range of --stats are clipped.
 
-    States far beyond what --stats knows are said.
+    Prints a warning for states far beyond those of --stats.
     """
     for name, what in (("observations", "state"), ("actions", "action")):
         values = arrays[name].astype(np.float64)
@@ -244,7 +244,7 @@ def _normalise(arrays: Arrays, numbers: Arrays, record: dict) -> None:
         )
     beyond = np.abs(arrays["actions"]).max(axis=1) > 1 + 1e-3
     if beyond.any() and _is_identity(numbers, "action"):
-        raise UserError("actions are beyond [-1, 1], where --action_norm=none needs them; leave it out")
+        raise UserError("actions are beyond [-1, 1], the range of --action_norm=none; leave that out")
     if beyond.any():
         print(
             f"{beyond.sum()} of {len(beyond)} actions are beyond the range that actions are normalised by "
@@ -255,7 +255,7 @@ def _normalise(arrays: Arrays, numbers: Arrays, record: dict) -> None:
 
 
 def for_export(widths: dict[str, int], numbers: Arrays) -> dict[str, dict]:
-    """The normalisation STATS in LeRobot's words; `widths`: of the state's features, in their order."""
+    """Returns STATS in LeRobot's format, given the widths of the state's features in their order."""
     parts, end = {"action": ("action", slice(None))}, 0
     for feature, width in widths.items():
         parts[feature] = ("state", slice(end, end + width))
@@ -273,12 +273,12 @@ def for_export(widths: dict[str, int], numbers: Arrays) -> dict[str, dict]:
 
 
 def _is_identity(numbers: Arrays, what: str) -> bool:
-    """Whether states or actions are left as they are."""
+    """True if states or actions stay unchanged."""
     return bool((numbers[f"{what}_offset"] == 0).all() and (numbers[f"{what}_scale"] == 1).all())
 
 
 def _summary(output: Path, arrays: Arrays, outcomes: list[Lengths], max_steps: int) -> str:
-    """What is in the file, in a line."""
+    """Returns a one-line summary of the file."""
     episodes, solved = sum(map(len, outcomes)), int(arrays["terminals"].sum())
     transitions = len(arrays["rewards"]) - (episodes - solved)
     late = sum(success for outcome in outcomes for success, _ in outcome) - solved
@@ -291,14 +291,14 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser("python -m real.import_rollouts", __doc__)
     parser.add_argument("roots", nargs="+", metavar="DATASET_ROOT", help="folder that lerobot-record wrote")
     parser.add_argument("--output", required=True, help="the file (.npz)")
-    parser.add_argument("--features", default="observation.state", help="states and cameras that are observed, a,b,…")
-    parser.add_argument("--action", default="action", help="what was done")
-    parser.add_argument("--labels", default="", help="files of labels, one a dataset, a,b,…")
-    parser.add_argument("--max_steps", type=int, default=150, help="frames of an episode that count")
+    parser.add_argument("--features", default="observation.state", help="states and cameras of the observation, a,b,…")
+    parser.add_argument("--action", default="action", help="feature of the action")
+    parser.add_argument("--labels", default="", help="files of labels, one per dataset, a,b,…")
+    parser.add_argument("--max_steps", type=int, default=150, help="frames per episode that count")
     parser.add_argument("--state_norm", choices=NORMS, help="default: mean_std")
     parser.add_argument("--action_norm", choices=NORMS[1:], help="default: min_max")
-    parser.add_argument("--image_size", type=int, default=64, help="side of the cameras' images, pixels")
-    parser.add_argument("--stats", help="a file imported before, whose normalisation to use")
+    parser.add_argument("--image_size", type=int, default=64, help="side of the images, pixels")
+    parser.add_argument("--stats", help="an earlier file, whose normalisation to use")
     values = vars(parser.parse_args(argv[1:]))
     for name in ("features", "labels"):
         values[name] = [part for part in values[name].split(",") if part]

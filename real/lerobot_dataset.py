@@ -1,8 +1,8 @@
-"""Reads what lerobot-record wrote (LeRobotDataset v3), by pyarrow alone: no torch, no LeRobot, no JAX.
+"""Datasets written by lerobot-record (LeRobotDataset v3), read with pyarrow alone: no torch, no LeRobot, no JAX.
 
-A dataset is a folder: `meta/info.json` (fps and features), `data/*/*.parquet` (one row a frame: features without
-videos, `episode_index`, `frame_index`, `timestamp`), `meta/episodes/*/*.parquet` (one row an episode, which says where
-its videos are), `videos/`. A frame holds a state and the action taken in it; the state after the last action is not
+A dataset is a folder: `meta/info.json` (fps and features), `data/*/*.parquet` (one row per frame: features without
+videos, `episode_index`, `frame_index`, `timestamp`), `meta/episodes/*/*.parquet` (one row per episode, with the place
+of its videos), `videos/`. A frame holds a state and the action taken in it; the state after the last action is not
 recorded.
 """
 
@@ -27,9 +27,9 @@ class Episode:
     """One episode of T frames.
 
     Attributes:
-        states: [T, o] float32, the asked features side by side.
+        states: [T, o] float32, the concatenated features.
         actions: [T, a] float32.
-        outcomes: 'next.success' [T] and 'next.reward' [T], as far as they were recorded.
+        outcomes: 'next.success' [T] and 'next.reward' [T], if recorded.
     """
 
     states: np.ndarray
@@ -43,11 +43,11 @@ class Recording:
 
     Attributes:
         root: its folder.
-        fps: frames a second.
-        widths: feature → how many of the states' numbers are its own, in their order.
-        cameras: asked feature of images → 'video' or 'image', how they are kept; see real/lerobot_images.py.
-        state_names: [o] names of the states' numbers.
-        action_names: [a] names of the actions' numbers.
+        fps: frames per second.
+        widths: feature → its number of state dimensions, in their order.
+        cameras: feature of images → 'video' or 'image', their storage; see real/lerobot_images.py.
+        state_names: [o] names of the state dimensions.
+        action_names: [a] names of the action dimensions.
         episodes: by index.
     """
 
@@ -65,11 +65,11 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
 
     Args:
         root: its folder.
-        features: what makes up the state, in this order, such as 'observation.state', and cameras.
-        action: what was done, such as 'action'.
+        features: features of the state in this order, such as 'observation.state', and cameras.
+        action: feature of the action, such as 'action'.
 
     Raises:
-        UserError: no such dataset, or a feature or frame that is missing, no number, or not finite; says which.
+        UserError: the dataset does not exist, or a feature or frame is missing or not a finite number.
     """
     info = read_json(root / "meta" / "info.json", missing_ok=True)
     if not {"features", "fps", "total_frames", "codebase_version"} <= info.keys():
@@ -89,7 +89,7 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
     if rows != info["total_frames"]:
         raise UserError(
             f"{root} holds {rows} frames, its info.json says {info['total_frames']}: a file of data/ is missing, "
-            "or the recording was broken off; end lerobot-record properly, or record again"
+            "or the recording was interrupted; end lerobot-record properly, or record again"
         )
     parts = [_matrix(root, name, columns[name], len(names[name])) for name in features]
     states = np.concatenate([np.zeros((rows, 0), np.float32), *parts], axis=1)
@@ -105,7 +105,7 @@ def read_recording(root: Path, features: list[str], action: str) -> Recording:
 
 
 def _names(root: Path, features: dict[str, dict], feature: str) -> list[str]:
-    """Names of a feature's numbers; checks that it is there and a vector."""
+    """Returns the names of a feature's dimensions; checks that it exists and is a vector."""
     if feature not in features:
         offered = ", ".join(name for name in features if name.startswith(("observation", "action")))
         raise UserError(f"{root} has no feature '{feature}'; it has {offered}")
@@ -124,7 +124,7 @@ def _read_columns(root: Path, names: list[str]) -> dict[str, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError("recordings are parquet files; install what reads them: pip install pyarrow") from error
+        raise UserError("recordings are parquet files, which need pyarrow: pip install pyarrow") from error
     paths = sorted((root / "data").glob("*/*.parquet"))
     if not paths:
         raise UserError(f"{root} holds no data (data/*/*.parquet); nothing was recorded")
@@ -139,11 +139,11 @@ def _read_columns(root: Path, names: list[str]) -> dict[str, Any]:
 
 
 def _matrix(root: Path, name: str, column: np.ndarray, width: int) -> np.ndarray:
-    """A column of vectors as [N, width] float32; checks width and values."""
+    """Returns a column of vectors as [N, width] float32; checks width and values."""
     widths = {np.size(row) for row in column}
     if widths != {width}:
         found = ", ".join(map(str, sorted(widths)))
-        raise UserError(f"'{name}' in {root} has {found} numbers a frame, its info.json says {width}; record again")
+        raise UserError(f"'{name}' in {root} has {found} numbers per frame, its info.json says {width}; record again")
     matrix = np.stack([np.asarray(row, np.float32).reshape(width) for row in column])
     if not np.isfinite(matrix).all():
         row = int(np.argwhere(~np.isfinite(matrix))[0][0])
@@ -152,7 +152,7 @@ def _matrix(root: Path, name: str, column: np.ndarray, width: int) -> np.ndarray
 
 
 def _parts(root: Path, columns: dict[str, Any], fps: float) -> list[slice]:
-    """Where each episode's frames stand; checks that none is missing."""
+    """Returns the rows of each episode; checks that no frame is missing."""
     index, frame, time = (np.asarray(columns[name]) for name in _INDICES)
     starts = np.flatnonzero(np.diff(index, prepend=-1))
     if not np.array_equal(index[starts], np.arange(len(starts))):
@@ -171,7 +171,7 @@ def _parts(root: Path, columns: dict[str, Any], fps: float) -> list[slice]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what goes wrong in reading a parquet file into a one-line `UserError`."""
+    """Turns errors in reading a parquet file into a one-line `UserError`."""
     import pyarrow
 
     try:
@@ -184,7 +184,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_episodes(root: Path) -> dict[int, dict[str, Any]]:
-    """Index of an episode → where its videos are, 'videos/<camera>/…', if it was filmed."""
+    """Returns index of an episode → row of meta/episodes with the place of its videos ('videos/<camera>/…'), if any."""
     from pyarrow import parquet
 
     rows = []
@@ -196,13 +196,13 @@ def read_episodes(root: Path) -> dict[int, dict[str, Any]]:
 
 
 def video_path(root: Path, camera: str, row: dict[str, Any]) -> Path:
-    """The file that holds what a camera saw of an episode; `row`: the episode's."""
+    """Returns the video file of a camera and an episode, given the episode's row of `read_episodes`."""
     chunk, file = (row[f"videos/{camera}/{what}"] for what in ("chunk_index", "file_index"))
     return root / "videos" / camera / f"chunk-{chunk:03d}" / f"file-{file:03d}.mp4"
 
 
 def videos_of(root: Path, episode: int) -> list[str]:
-    """Where an episode can be seen: 'FILE from 12.0 s to 18.3 s' for each camera; none if it was not filmed."""
+    """Returns the place of each camera's video of an episode, as 'FILE from 12.0 s to 18.3 s'."""
     row = read_episodes(root).get(episode, {})
     cameras = [key.split("/")[1] for key in row if key.endswith("/from_timestamp")]
     times = [(row[f"videos/{camera}/{end}_timestamp"] for end in ("from", "to")) for camera in cameras]

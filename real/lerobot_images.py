@@ -1,7 +1,7 @@
-"""Images of a LeRobotDataset v3, one at a time: of its videos by PyAV, of its image files by Pillow; no LeRobot.
+"""Images of a LeRobotDataset v3, one at a time: from videos by PyAV, from image files by Pillow; no LeRobot.
 
-A camera's frames are in videos, an episode's from the time on that its row in meta/episodes names, or they stand as
-PNG files in a column of `data/*/*.parquet`.
+The frames of a camera are in videos, where an episode starts at the time in its row of meta/episodes, or they are PNG
+files in a column of `data/*/*.parquet`.
 """
 
 import io
@@ -13,26 +13,27 @@ import numpy as np
 from real.lerobot_dataset import WITHOUT, Recording, read_episodes, reading, video_path
 from utils.errors import UserError
 
-_BATCH = 32  # Frames of a parquet file in memory at once.
+_BATCH = 32  # Frames of a parquet file that are read at once.
 _REORDERED = 16  # Frames; more than codecs reorder.
 
 
 def camera_images(recording: Recording, camera: str, lengths: list[int], size: int) -> Iterator[np.ndarray]:
-    """The images of one camera, squeezed to squares.
+    """Yields the images of one camera, resized to squares.
 
-    By Pillow's bilinear filter, which averages over what a pixel covers; the policy does the same to the robot's
-    (`as_pixels` in real/lerobot_policy_otql). Nothing is cut off: what was not square is distorted, there as here.
+    Pillow's bilinear filter averages over the area of a pixel; the policy resizes the robot's images in the same way
+    (`as_pixels` in real/lerobot_policy_otql). Nothing is cropped: images that are not square are distorted.
 
     Args:
-        recording: from `read_recording`. camera: one of its cameras.
-        lengths: how many frames of each episode, from its first.
+        recording: from `read_recording`.
+        camera: one of its cameras.
+        lengths: number of frames of each episode, from its first.
         size: side of the squares, in pixels.
 
     Yields:
         uint8 [size, size, 3], in the order of episodes and frames.
 
     Raises:
-        UserError: a file or a frame is missing or damaged; says which.
+        UserError: a file or a frame is missing or damaged.
     """
     try:
         from PIL import Image
@@ -46,7 +47,7 @@ def camera_images(recording: Recording, camera: str, lengths: list[int], size: i
 
 
 def _from_files(recording: Recording, camera: str, lengths: list[int]) -> Iterator[np.ndarray]:
-    """Images [h, w, 3] out of a column of files."""
+    """Yields images [h, w, 3] from a column of files."""
     from PIL import Image
     from pyarrow import parquet
 
@@ -62,17 +63,17 @@ def _from_files(recording: Recording, camera: str, lengths: list[int]) -> Iterat
                             yield np.asarray(image.convert("RGB"))
                     except OSError as error:
                         place = f"frame {begin + row} of {recording.root}"
-                        raise UserError(f"{place} has no image '{camera}' that can be read; {WITHOUT}") from error
+                        raise UserError(f"{place} has no readable image '{camera}'; {WITHOUT}") from error
                 begin += len(batch)
 
 
 def _from_video(recording: Recording, camera: str, lengths: list[int]) -> Iterator[np.ndarray]:
-    """Images [h, w, 3] out of videos."""
+    """Yields images [h, w, 3] from videos."""
     rows = read_episodes(recording.root)
     for episode, length in enumerate(lengths):
         row, found = rows.get(episode, {}), 0
         if f"videos/{camera}/from_timestamp" not in row:
-            raise UserError(f"{recording.root} does not say where episode {episode} of '{camera}' is; record again")
+            raise UserError(f"{recording.root} lacks the video of episode {episode} of '{camera}'; record again")
         path, start = video_path(recording.root, camera, row), row[f"videos/{camera}/from_timestamp"]
         for image in _frames(path, start, length, recording.fps):
             yield image
@@ -84,17 +85,17 @@ def _from_video(recording: Recording, camera: str, lengths: list[int]) -> Iterat
 
 
 def _frames(path: Path, start: float, count: int, fps: float) -> Iterator[np.ndarray]:
-    """Images [h, w, 3] of `count` frames from `start` (s) on, or of those before the first one that is missing."""
+    """Yields images [h, w, 3] of `count` frames from `start` (s) on, up to the first missing one."""
     try:
         import av
     except ImportError as error:
-        raise UserError("the cameras were filmed; install what reads videos: pip install av") from error
+        raise UserError("the images are in videos, which need PyAV: pip install av") from error
     if not path.is_file():
         raise UserError(f"there is no video {path}; copy the whole folder of the dataset")
     try:
         with av.open(path) as container:
             stream, index = container.streams.video[0], 0
-            # To a key frame before. Files are searched by times of decoding, which for HEVC are some frames earlier.
+            # Seeks to an earlier key frame, by decoding times, which for HEVC are some frames earlier.
             container.seek(max(0, int((start - _REORDERED / fps) / stream.time_base)), stream=stream)
             for frame in container.decode(stream):
                 late = frame.time - start - index / fps
@@ -104,4 +105,6 @@ def _frames(path: Path, start: float, count: int, fps: float) -> Iterator[np.nda
                     yield frame.to_ndarray(format="rgb24")
                     index += 1
     except (av.FFmpegError, IndexError) as error:
-        raise UserError(f"{path} cannot be read ({error}): is it still being recorded, or was that killed?") from error
+        raise UserError(
+            f"{path} cannot be read ({error}): is the recording still running, or was it killed?"
+        ) from error

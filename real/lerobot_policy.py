@@ -1,4 +1,4 @@
-"""The files of a LeRobot policy directory, as LeRobot 0.4.4 writes them, made without LeRobot and torch."""
+"""Files of a LeRobot policy directory, as LeRobot 0.4.4 writes them, without LeRobot and torch."""
 
 import json
 import math
@@ -12,20 +12,20 @@ from safetensors.numpy import save
 from utils.errors import UserError
 from utils.system.files import read_json
 
-FORMAT_VERSION = 1  # lerobot_policy_otql reads the same
-IMAGE = "observation.image"  # what the names of image features begin with
+FORMAT_VERSION = 1  # as in lerobot_policy_otql
+IMAGE = "observation.image"  # prefix of the names of image features
 STATISTICS = {"IDENTITY": (), "MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}
 STATE, ENV, ACTION, VISUAL = "STATE", "ENV", "ACTION", "VISUAL"
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What was done to a dataset before it was trained on.
+    """Normalisation of a training dataset.
 
     Attributes:
         norm_map: STATE, ENV and ACTION → IDENTITY, MEAN_STD or MIN_MAX (to [−1, 1]).
-        stats: feature → statistic → value of each component; a feature without statistics is left as it is.
-        cameras: image features of the dataset, in their order; None: it is not known which.
+        stats: feature → statistic → value of each component; a feature without statistics stays unchanged.
+        cameras: image features of the dataset, in their order; None: unknown.
     """
 
     norm_map: dict[str, str] = field(default_factory=lambda: dict.fromkeys((STATE, ENV, ACTION), "IDENTITY"))
@@ -34,14 +34,14 @@ class Normalisation:
 
 
 def parse_features(text: str, width: int, cameras: int = 0) -> tuple[dict[str, int], list[str]]:
-    """Reads `name:size,name:size`, or one name for the whole vector; those of images have no size.
+    """Parses `name:size,name:size`, or one name for the whole vector; names of images have no size.
 
     Returns:
-        state feature → size, and image features, in their order.
+        State feature → size, and image features, in their order.
 
     Raises:
-        UserError: a name that LeRobot does not take for a state or an image, sizes that do not add up to `width`, or
-            another number of images than `cameras`.
+        UserError: a name that LeRobot does not recognise as state or image, sizes that do not add up to `width`, or a
+            number of images other than `cameras`.
     """
     parts = [part.strip() for part in text.split(",")]
     images = [part for part in parts if part.startswith(IMAGE)]
@@ -72,10 +72,10 @@ def read_normalisation(path: Path, features: dict[str, int], action_dim: int) ->
     """Reads a JSON file {"norm_map": …, "stats": …}; see `Normalisation`.
 
     Raises:
-        UserError: it is missing or damaged, or does not fit the features.
+        UserError: it is missing, damaged, or does not fit the features.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}; --normalisation takes what was written beside the dataset")
+        raise UserError(f"there is no file {path}; --normalisation takes the file written beside the dataset")
     content = read_json(path)
     try:
         norm_map, stats = dict(content["norm_map"]), dict(content["stats"])
@@ -102,7 +102,7 @@ def read_normalisation(path: Path, features: dict[str, int], action_dim: int) ->
 
 
 def feature_type(name: str) -> str:
-    """LeRobot's type of a feature."""
+    """Returns LeRobot's type of a feature."""
     return {"action": ACTION, "observation.environment_state": ENV}.get(name, STATE)
 
 
@@ -113,7 +113,7 @@ def policy_files(
     normalisation: Normalisation,
     images: dict[str, list[int]] | None = None,
 ) -> dict[str, bytes]:
-    """Name → content of the files that LeRobot loads: configuration, parameters and both processors.
+    """Returns name → content of the files that LeRobot loads: configuration, parameters and both processors.
 
     Args:
         fields: from `real.policy_tensors`.
@@ -172,7 +172,7 @@ def policy_files(
 
 
 def _normaliser(name: str, features: dict[str, Any], normalisation: Normalisation) -> dict[str, Any]:
-    """The entry of a processor's step that normalises, or takes that back."""
+    """Returns the configuration of a step that normalises, or reverts it."""
     return {
         "registry_name": name,
         "config": {"eps": 1e-8, "features": features, "norm_map": dict(normalisation.norm_map)},

@@ -1,6 +1,6 @@
-"""What of an agent acts: settings and parameters for the LeRobot policy in real/lerobot_policy_otql.
+"""Settings and parameters of an agent for the LeRobot policy in real/lerobot_policy_otql.
 
-An agent is told by its acting methods, so that one of a user's own that inherits them is exported too.
+An agent is recognised by its acting methods, so that a user's agent that inherits them can be exported as well.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from utils.networks import CriticEnsemble, Denoiser, OneStepPolicy, TanhGaussian
 
 Tensors = dict[str, np.ndarray]
 
-# How one candidate comes about, and which flow and ranking it is.
+# Method → kind of sampler, guidance of the flow, ranking of candidates.
 PROPOSALS = {
     base.Agent.propose: "flow",
     fql.Agent.propose: "one_step",
@@ -26,7 +26,7 @@ PROPOSALS = {
 }
 GUIDED = {base.Agent.flow_actions: False, cgql.Agent.flow_actions: True}
 RANKS = {base.Agent.rank: "mean", ifql.Agent.rank: "min"}
-# Helpers of the above that an agent must not have of its own.
+# Helpers of these methods that an agent must not override.
 HELPERS: dict[str, tuple[Callable, ...]] = {
     "sample_actions": (base.Agent.sample_actions,),
     "candidates": (base.Agent.candidates,),
@@ -38,13 +38,13 @@ HELPERS: dict[str, tuple[Callable, ...]] = {
 
 
 def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
-    """Fields of the policy's configuration, and its parameters by the names that they have in torch.
+    """Returns the fields of the policy's configuration, and its parameters by their names in torch.
 
     Flows and denoisers are the Polyak averages that are sampled from; critics, one-step, latent and edit policies are
-    the online ones. Critics are left out where nothing asks them.
+    the online ones. Critics are left out if they are not used.
 
     Raises:
-        UserError: the agent acts in a way, or with networks, that the LeRobot policy has not.
+        UserError: the LeRobot policy does not support the agent's sampler or networks, or parameters are not finite.
     """
     kind, guided, rank = _methods(agent)
     cfg = agent.cfg
@@ -101,7 +101,7 @@ def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
 
 
 def _methods(agent: base.Agent) -> tuple[str, bool, str]:
-    """How the agent proposes, whether its flow is guided, and how it ranks."""
+    """Returns the kind of sampler, True if the flow is guided, and the ranking."""
     cls, cfg = type(agent), agent.config
     kind = PROPOSALS.get(cls.propose)
     if cls.propose is qam.Agent.propose:
@@ -115,20 +115,20 @@ def _methods(agent: base.Agent) -> tuple[str, bool, str]:
 
 
 def _check(agent: base.Agent, name: str, module: Any) -> None:
-    """Refuses a network that is not `module`."""
+    """Raises a UserError if a network of the agent is not `module`."""
     if agent.networks(agent.config, agent.config.action_dim).get(name) != module:
         raise UserError(f"{agent.config.algorithm} has another network '{name}' than the LeRobot policy")
 
 
 def _mlp(name: str, params: dict[str, Any]) -> Tensors:
-    """The parameters of an MLP or an ensemble of them, with a leading axis of members, and of its encoder, if any."""
+    """Returns the parameters of an MLP or an ensemble, with a leading axis of members, and of its encoder, if any."""
     (module,) = (part for key, part in params.items() if key != "encoder")
     tensors = _layers(name, module, range(sum(key.startswith("Dense_") for key in module)))
     return tensors | _encoder(name, params)
 
 
 def _layers(name: str, module: dict[str, Any], indices: range) -> Tensors:
-    """The Dense layers of these indices, and the LayerNorms between them: [K, in, out] and [K, 1, out]."""
+    """Returns the Dense layers of these indices, and the LayerNorms between them: [K, in, out] and [K, 1, out]."""
     module = jax.tree.map(np.asarray, module)
     tensors = {}
     for i, index in enumerate(indices):
@@ -143,9 +143,9 @@ def _layers(name: str, module: dict[str, Any], indices: range) -> Tensors:
 
 
 def _denoiser(params: dict[str, Any], num_steps: int, sampler: str) -> Tensors:
-    """The parameters of a denoiser, and the table of its steps t = 1 … T, [T, 4]."""
+    """Returns the parameters of a denoiser, and the table of its steps t = 1 … T, [T, 4]."""
     layers = sum(key.startswith("Dense_") for key in params)
-    time = range(layers // 2)  # The time's MLP has one layer less than the body.
+    time = range(layers // 2)  # The MLP of the time has one layer less than the body.
     schedule = np.stack([qsm.signal_powers(num_steps)[1:], *qsm.reverse_weights(num_steps, sampler)], axis=1)
     return {
         "actor.frequencies": np.asarray(params["frequencies"]),
@@ -157,7 +157,7 @@ def _denoiser(params: dict[str, Any], num_steps: int, sampler: str) -> Tensors:
 
 
 def _encoder_fields(agent: base.Agent) -> dict[str, Any]:
-    """What of the policy's configuration says how images are encoded."""
+    """Returns the fields of the policy's configuration for the image encoder."""
     seen = any("encoder" in params for params in agent.params.values())
     patch, widths, blocks, features = ENCODERS[agent.config.encoder] if seen else (1, (), 0, 0)
     return {
@@ -169,7 +169,7 @@ def _encoder_fields(agent: base.Agent) -> dict[str, Any]:
 
 
 def _encoder(name: str, params: dict[str, Any]) -> Tensors:
-    """The parameters of a network's encoder, if any, with kernels as torch has them: [out, in, 3, 3] and [out, in]."""
+    """Returns the parameters of a network's encoder, if any, in torch's layout: [out, in, 3, 3] and [out, in]."""
     tensors = {}
     for camera, module in jax.tree.map(np.asarray, params.get("encoder", {})).items():
         prefix = f"encoders.{name}.{camera.removeprefix('camera_')}"

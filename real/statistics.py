@@ -1,10 +1,10 @@
-"""Offset and scale of recorded numbers, such that a joint that rests gets no scale of its own jitter.
+"""Offset and scale of recorded values, where resting joints are not scaled by their jitter.
 
-Divided by its jitter, a resting joint would be thousands in the first recording where it moves. Its deviation alone
-does not tell: a gripper in metres beside joints in degrees deviates as little. So a number rests if it deviates by less
-than SHARE of what the one that moves most does (0.1° to 20°: a tick or two of a servo), and either changes from frame
-to frame as much as at all (jitter; motion is smooth), or deviates by less than FINE (0.2 mm, 0.01°: no motion of an
-arm in metres or radians). Its scale is the median one of the numbers that move, in whose units it will move later.
+Divided by its jitter, a resting joint would reach thousands in the first recording where it moves. Its deviation alone
+is not conclusive: that of a gripper in metres beside joints in degrees is as small. So a dimension rests if its
+deviation is less than SHARE of the largest one (0.1° to 20°: a tick or two of a servo), and it either varies as much
+from frame to frame as overall (jitter; motion is smooth), or its deviation is less than FINE (0.2 mm, 0.01°: no motion
+of an arm in metres or radians). Its scale is the median scale of the dimensions that move.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _JITTER = 0.5  # Mean square of the change between frames, relative to the varia
 def offset_and_scale(
     values: np.ndarray, lengths: Sequence[int] | np.ndarray, norm: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns offset and scale [w], float32, no scale zero, of values [N, w], and bool [w]: which of them rest.
+    """Returns offset and nonzero scale [w], float32, and a mask [w] of the resting dimensions.
 
     Args:
-        values: as recorded, of all episodes.
-        lengths: frames of each episode.
+        values: [N, w], as recorded, of all episodes.
+        lengths: number of frames of each episode.
         norm: 'mean_std', 'min_max' (to [-1, 1]) or 'none'.
     """
     values, width = values.astype(np.float64), values.shape[1]
@@ -40,7 +40,7 @@ def offset_and_scale(
 
 
 def resting(values: np.ndarray, lengths: Sequence[int] | np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Returns which numbers rest, bool [w], of values [N, w] of episodes; `spread` [w]: how they deviate."""
+    """Returns a mask [w] of the resting dimensions of values [N, w] with deviations `spread` [w]."""
     starts = np.cumsum([0, *lengths[:-1]])
     inside = values - np.repeat(np.add.reduceat(values, starts) / np.reshape(lengths, (-1, 1)), lengths, axis=0)
     changes = np.delete(np.diff(values, axis=0), starts[1:] - 1, axis=0)
@@ -49,5 +49,5 @@ def resting(values: np.ndarray, lengths: Sequence[int] | np.ndarray, spread: np.
 
 
 def scale_of_resting(scale: np.ndarray, rests: np.ndarray) -> np.ndarray:
-    """Returns scale [w] with the median of those that move for those that rest; 1 if none moves."""
+    """Returns scale [w], with the median of the moving dimensions for the resting ones; 1 if none moves."""
     return np.where(rests, 1.0 if rests.all() else np.median(scale[~rests]), scale)

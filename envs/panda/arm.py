@@ -257,14 +257,14 @@ class PandaEnv(gymnasium.Env):
         return self._observe()
 
     def render(self) -> np.ndarray | None:
-        """An image of the scene, uint8 [height, width, 3]."""
+        """Returns an image of the scene, uint8 [height, width, 3]."""
         return None if self.render_mode is None else self._render_image(self._size, "view")
 
     def _render_image(self, size: tuple[int, int], camera: str) -> np.ndarray:
-        """What a camera sees, uint8 [height, width, 3]."""
+        """Returns the image of a camera, uint8 [height, width, 3]."""
         if size not in self._renderers:
             self._renderers[size] = mujoco.Renderer(self.model, *size)
-            # Smooth edges, shadows and mirrors make what a policy sees several times as dear in software.
+            # Shadows and reflections make software rendering several times slower; a policy does not need them.
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderers[size].scene.flags[flag] = not self.image_size
         self._renderers[size].update_scene(self.data, camera)
@@ -276,7 +276,7 @@ class PandaEnv(gymnasium.Env):
             self._renderers.popitem()[1].close()
 
     def place_objects(self, random: np.random.Generator) -> None:
-        """Sets the first state of the objects."""
+        """Sets the initial state of the objects."""
         raise NotImplementedError
 
     def observe_objects(self) -> np.ndarray:

@@ -102,9 +102,9 @@ def test_the_export_trusts_the_run_s_own_data_only(
     assert "other statistics" in refusal()
     about.write_text(written)
     data.rename(tmp_path / "gone.npz")
-    assert "is not here" in refusal()
+    assert "does not exist" in refusal()
     import_rollouts([tmp_path / "other"], data, features=list(features), max_steps=4)
-    assert "is not what the run was trained on" in refusal()
+    assert "differs from the data of the run" in refusal()
 
 
 def test_a_killed_import_leaves_no_file_with_the_statistics_of_another(

@@ -144,7 +144,7 @@ def test_one_dimension_tells_for_all(tmp_path):
 
 def test_far_inside_the_bounds(tmp_path):
     _, card = load(write(tmp_path / "d.npz", between("small", 0.05)), "small")
-    assert card.units == "raw" and "larger than 0.0" in "".join(card.warnings)
+    assert card.units == "raw" and "exceeds 0" in "".join(card.warnings)
 
 
 def test_validation_is_in_the_units_of_training(tmp_path):

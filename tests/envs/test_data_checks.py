@@ -172,7 +172,7 @@ def test_next_observations_after_a_reset(read):
     arrays = SWINGS | {"next_observations": np.roll(SWINGS["observations"], -1, axis=0)}
     assert read(**arrays).warnings == []
     arrays |= {"terminals": 0 * SWINGS["terminals"], "timeouts": SWINGS["terminals"]}
-    assert "reset themselves" in "".join(read(**arrays).warnings)
+    assert "autoreset" in "".join(read(**arrays).warnings)
     assert read(**arrays | {"next_observations": SWINGS["next_observations"]}).warnings == []
     cut = (np.arange(600) % 100 == 99) * 1.0  # An end of a file's part, at which nothing is reset.
     rows = {"observations": walk(601)[:-1], "next_observations": walk(601)[1:], "terminals": 0 * cut, "timeouts": cut}
@@ -307,7 +307,7 @@ def test_rewards_and_actions_that_say_nothing(tmp_path):
     equal = SWINGS | {"rewards": 0 * SWINGS["rewards"] - 1}
     assert "all rewards" in (line := warnings_of(tmp_path, **equal)) and "solved" not in line
     assert "no episode is solved" in warnings_of(tmp_path, **equal, masks=np.ones(len(equal["rewards"])))
-    assert "larger than 0.0" in warnings_of(tmp_path, **SWINGS | {"actions": SWINGS["actions"] / 20})
+    assert "exceeds 0" in warnings_of(tmp_path, **SWINGS | {"actions": SWINGS["actions"] / 20})
     assert "recorded?" in warnings_of(tmp_path, **SWINGS | {"actions": 0 * SWINGS["actions"]})
     one_gripper = np.concatenate([SWINGS["actions"], 0 * SWINGS["actions"]], axis=1)
     assert warnings_of(tmp_path, **SWINGS | {"actions": one_gripper}) == ""

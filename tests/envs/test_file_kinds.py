@@ -141,7 +141,7 @@ def test_episodes_of_one_row(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, **arrays, timeouts=[1])
     task = parse_task("robot:it")
-    with pytest.raises(UserError, match=r"no transition: each of its episodes is a single row.*give next_observations"):
+    with pytest.raises(UserError, match=r"no transition: each episode is a single row.*give next_observations"):
         check_horizon(load_dataset(task, dataset_path=path)[0], 1)
     np.savez(path, **arrays, next_observations=np.ones((1, 3)))
     dataset = load_dataset(task, dataset_path=path)[0]

@@ -198,7 +198,7 @@ def test_an_environment_without_images_needs_none(tmp_path):
     ("task", "changes", "message"),
     [
         (SPOT, {"images": None}, "lacks the array 'images'"),
-        (SPOT, {"images": pictures(1, 2)[:, :, :32]}, r"the environment gives \[1, 64, 64, 3\] a step"),
+        (SPOT, {"images": pictures(1, 2)[:, :, :32]}, r"the environment gives \[1, 64, 64, 3\] per step"),
         (SPOT, {"images": pictures(1, 2) / 255}, "holds float64; images must be uint8"),
         (SPOT, {"images": pictures(1, 2)[:, 0]}, r"must be \[N, cameras, height, width, 3\]"),
         (SPOT, {"images": pictures(1)}, "differ in length"),

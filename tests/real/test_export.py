@@ -76,7 +76,7 @@ def test_runs_that_cannot_be_exported(directory, tmp_path):
     out = str(tmp_path / "out")
     assert "not the directory of a run" in refused(str(tmp_path), out, program=export)
     assert "no checkpoint of step 3" in refused(str(directory), out, "--step=3", program=export)
-    assert "give the directory of a run" in refused(str(directory), program=export)
+    assert "give two directories" in refused(str(directory), program=export)
     for path in (directory / "checkpoints").iterdir():
         path.write_bytes(b"")
     assert "truncated" in refused(str(directory), out, "--step=4", program=export)
@@ -182,7 +182,7 @@ def test_the_file_beside_the_dataset(directory, pointmaze, tmp_path):
     settings["flags"]["dataset"] = str(dataset)
     (directory / "flags.json").write_text(json.dumps(settings))
     line = refused(str(directory), str(tmp_path / "a"), program=export)
-    assert "is not here" in line and "--normalisation=data.normalisation.json" in line
+    assert "does not exist" in line and "--normalisation=data.normalisation.json" in line
     assert (
         "normalisation: none"
         in run_main(str(directory), str(tmp_path / "b"), "--normalisation=none", program=export).out
