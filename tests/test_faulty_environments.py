@@ -197,7 +197,7 @@ def test_a_file_of_an_earlier_version_has_no_column_for_success(tmp_path, capsys
     for step in (10, 15):
         logger.log(step, {"episodes": 2, "return_mean": 0.5, "success_rate": 1.0})
     assert path.read_text() == "step,episodes,return_mean\n5,2.0,1.0\n10,2.0,0.5\n15,2.0,0.5\n"
-    assert capsys.readouterr().err == f"{path}: it has no column for success_rate, which is left out\n"
+    assert capsys.readouterr().err == f"warning: {path} has no column for success_rate: left out\n"
 
 
 def test_columns_are_fixed_when_a_file_is_made(tmp_path):

@@ -148,10 +148,10 @@ def merge_flags(shared: Sequence[str], own: Sequence[str]) -> list[str]:
     given = [f"--{flag.lstrip('-')}" for flag in FLAGS.flags]
     for name in map(_name, (*shared, *own, *given)):
         if name in RESERVED:
-            raise UserError(f"--{name} is set by the sweep; remove it from the grid's flags and from --flags")
+            raise UserError(f"--{name} is set by the sweep; leave it out of the grid's flags and of --flags")
     varied = {_name(flag) for flag in own} | {flag.split("=")[1] for flag in own if flag.startswith("--vary=")}
     if both := varied.intersection(map(_name, given)):
-        raise UserError(f"--flags={min(both)}: the grid varies this setting; remove it from --flags")
+        raise UserError(f"--flags={min(both)}: the grid varies this setting; leave it out of --flags")
     return given
 
 
