@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
         scores = {f"nfe_{n}": float(energy_score(net, params, held_out, weights, n)) for n in NFES}
         rows.append({k: formatted(v) for k, v in (setting | scores | diagnostics).items()})
         print(rows[-1], flush=True)
-        columns = list(max(rows, key=len))
+        columns = list(max(rows, key=lambda row: len(row)))
         atomic_write_text(path, csv_text([columns, *([row.get(name, "") for name in columns] for row in rows)]))
 
 

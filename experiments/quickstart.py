@@ -2,11 +2,10 @@
 
     make quickstart
 
-Collects play data with OGBench's oracles (no download), trains both agents with main.py, and prints their success
+Collects play data with OGBench's oracles (no download), trains both agents, and prints their success
 rates. Rerun the same command to resume after an interruption.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from envs.ogbench.specs import DEFAULT_DATASET_DIR
 from utils.output.intervals import wilson_interval
 from utils.output.loggers import read_csv
 from utils.output.plotting import learning_curve
+from utils.run.config import RunConfig
+from utils.run.train import train
 from utils.system.cli import parse
 from utils.system.entry_point import run_main
-from utils.system.files import ROOT
-from utils.system.signals import run_program
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "OGBench task.", flag_values=FLAGS)
@@ -38,16 +37,25 @@ def main(argv: Sequence[str]) -> None:
     parse(argv, FLAGS)
     group = Path(FLAGS.save_dir) / "quickstart" / FLAGS.env_name
     for agent, videos in AGENTS.items():
-        command = [
-            *(sys.executable, str(ROOT / "main.py"), f"--agent=agents/{agent}.py", f"--env_name={FLAGS.env_name}"),
-            *("--preset=cpu", "--run_group=quickstart", f"--save_dir={FLAGS.save_dir}", f"--seed={FLAGS.seed}"),
-            *(f"--num_seeds={FLAGS.num_seeds}", f"--offline_steps={FLAGS.offline_steps}", "--log_interval=1000"),
-            *(f"--eval_interval={-(-FLAGS.offline_steps // 3)}", "--save_interval=5000", "--eval_episodes=50"),
-            *("--dataset_source=collect", f"--dataset_episodes={FLAGS.dataset_episodes}"),
-            *(f"--dataset_dir={FLAGS.dataset_dir}", f"--video_episodes={videos}"),
-        ]
-        print(" ".join(command), flush=True)
-        run_program(command, "main.py")
+        config = RunConfig(
+            agent=f"agents/{agent}.py",
+            env_name=FLAGS.env_name,
+            preset="cpu",
+            seed=FLAGS.seed,
+            num_seeds=FLAGS.num_seeds,
+            offline_steps=FLAGS.offline_steps,
+            log_interval=1000,
+            eval_interval=-(-FLAGS.offline_steps // 3),
+            save_interval=5000,
+            dataset_source="collect",
+            dataset_episodes=FLAGS.dataset_episodes,
+            dataset_dir=FLAGS.dataset_dir,
+            save_dir=FLAGS.save_dir,
+            run_group="quickstart",
+            video_episodes=videos,
+        )
+        print("python main.py", " ".join(config.flag_list()), flush=True)
+        train(config)
     print(f"\n{FLAGS.env_name}, {FLAGS.offline_steps} updates, success rate of the final policy over 50 episodes")
     directories = {}
     for agent in AGENTS:

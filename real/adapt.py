@@ -20,7 +20,6 @@ import json
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from absl import flags
 
 from envs.tasks import parse_task
 from real.episode_labels import LABELS, successes
+from real.export import export
 from real.import_rollouts import NORMS, import_rollouts
 from real.lerobot_dataset import Recording, read_recording
 from real.policy_tensors import policy_tensors
@@ -38,12 +38,15 @@ from utils.errors import UserError
 from utils.observations import blank
 from utils.output.intervals import wilson_interval
 from utils.output.plotting import learning_curve
+from utils.output.tables import csv_text, markdown_table
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
+from utils.run.config import RunConfig
 from utils.run.directory import run_root
+from utils.run.train import train
 from utils.system.cli import define_flag, parse
 from utils.system.entry_point import run_main
-from utils.system.files import ROOT, atomic_write_text, read_json, write_json
+from utils.system.files import atomic_write_text, read_json, write_json
 from utils.system.signals import run_program
 
 FLAGS = flags.FlagValues()
@@ -242,21 +245,28 @@ def label_demonstrations(root: Path) -> None:
     print(f"{root}: all {len(lines)} demonstrations count as successes; change {LABELS} there if some are not")
 
 
-def train(
-    root: Path, group: str, agent: str, data: Path, steps: int, features: str, extra: Sequence[str]
+def train_and_export(
+    root: Path, group: str, agent: str, data: Path, steps: int, features: str, **settings: Any
 ) -> tuple[Path, Path]:
     """Trains an agent and exports it, unless done; returns the directories of the run and the policy."""
-    run = run_root(root / "runs", group, f"robot:{FLAGS.name}") / Path(agent).stem / f"sd{FLAGS.seed}"
+    config = RunConfig(
+        agent=agent,
+        env_name=f"robot:{FLAGS.name}",
+        dataset=str(data),
+        preset=FLAGS.preset,
+        seed=FLAGS.seed,
+        offline_steps=steps,
+        save_dir=str(root / "runs"),
+        run_group=group,
+        save_interval=5000,
+        log_interval=1000,
+        **settings,
+    )
+    run = run_root(config.save_dir, group, config.env_name) / Path(agent).stem / f"sd{FLAGS.seed}"
     policy = root / "policies" / group
     if not policy.exists():
-        training = [
-            *(sys.executable, str(ROOT / "main.py"), f"--agent={agent}", f"--env_name=robot:{FLAGS.name}"),
-            *(f"--dataset={data}", f"--preset={FLAGS.preset}", f"--seed={FLAGS.seed}", f"--offline_steps={steps}"),
-            *(f"--save_dir={root / 'runs'}", f"--run_group={group}", "--save_interval=5000", "--log_interval=1000"),
-        ]
-        run_program([*training, *extra], "main.py")
-        export = [sys.executable, "-m", "real.export", str(run), str(policy), f"--features={features}"]
-        run_program(export, "real.export")
+        train(config)
+        export(run, policy, features)
     return run, policy
 
 
@@ -267,14 +277,14 @@ def report(root: Path, evaluations: list[tuple[int, list[bool]]]) -> None:
         root: folder of the adaptation.
         evaluations: number of updates and success of each episode, for each policy.
     """
-    rows = ["step,episodes,success_rate"]
-    print("\n| updates | rollouts | success |\n|---|---|---|")
+    rows, lines = [], []
     for step, solved in evaluations:
         rate = sum(solved) / len(solved)
         low, high = wilson_interval(rate, len(solved))
-        rows.append(f"{step},{len(solved)},{rate}")
-        print(f"| {step} | {len(solved)} | {rate:.2f} ({low:.2f} to {high:.2f}) |")
-    atomic_write_text(root / "eval.csv", "\n".join(rows) + "\n")
+        rows.append([step, len(solved), rate])
+        lines.append([str(step), str(len(solved)), f"{rate:.2f} ({low:.2f} to {high:.2f})"])
+    print(f"\n{markdown_table(['updates', 'rollouts', 'success'], lines)}")
+    atomic_write_text(root / "eval.csv", csv_text([["step", "episodes", "success_rate"], *rows]))
     learning_curve(root, root / "adaptation.png", title=f"{FLAGS.name}: rollouts of each policy")
 
 
@@ -304,12 +314,10 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     for key, value in (shared | norms).items():
         if before.get(key) != value:
             raise UserError(f"{root} was started with {key} = {before.get(key)}, not {value}; use another --name")
-    dims = ",".join(map(str, config.actor_hidden_dims))
-    base: tuple[str, ...] = (f"--horizon_length={config.horizon_length}", f"--agent.actor_hidden_dims={dims}")
-    base += (f"--agent.encoder={config.encoder}",) if shown.cameras else ()
-    run, policy = train(root, "base", "agents/bc.py", data, FLAGS.base_steps, exported, base)
+    networks = {name: config[name] for name in ("actor_hidden_dims", *(["encoder"] if shown.cameras else []))}
+    base: dict[str, Any] = {"horizon_length": config.horizon_length, "overrides": networks}
+    run, policy = train_and_export(root, "base", "agents/bc.py", data, FLAGS.base_steps, exported, **base)
     step, evaluations, recordings = 0, [], []
-    own = tuple(f"--agent.{field}={value}" for field, value in overrides.items())
     rounds = -(-FLAGS.total_rollouts // FLAGS.rollouts)
     for number in range(1, rounds + 1 + (FLAGS.final_rollouts > 0)):
         last = number > rounds
@@ -324,8 +332,9 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         data = root / f"round{number}.npz"
         if not data.exists():
             print(import_rollouts([demos, *recordings], data, **shared, stats=root / "demos.npz"), flush=True)
-        extra = (f"--start_from={run}", *own)
-        run, policy = train(root, f"round{number}", FLAGS.agent, data, FLAGS.round_steps, exported, extra)
+        own: dict[str, Any] = {"start_from": str(run), "overrides": overrides}
+        group = f"round{number}"
+        run, policy = train_and_export(root, group, FLAGS.agent, data, FLAGS.round_steps, exported, **own)
         step += FLAGS.round_steps
     print(f"\nadapted: {policy} (figure: {root / 'adaptation.png'})")
 

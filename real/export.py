@@ -51,15 +51,15 @@ flags.DEFINE_integer("step", None, "Checkpoint to export; default: the newest.",
 
 
 def find_normalisation(
-    run: Run, features: dict[str, int], cameras: list[str], action_dim: int
+    run: Run, given: str | None, features: dict[str, int], cameras: list[str], action_dim: int
 ) -> tuple[Normalisation, str]:
-    """Returns the normalisation of --normalisation, of the file beside the run's dataset, or none; and a description.
+    """Returns the normalisation of the file `given`, of the file beside the run's dataset, or none; and a description.
 
     Raises:
         UserError: the dataset is gone, so that its normalisation is unknown; the file is missing, does not fit, or
             belongs to other data; or its cameras differ, or their order.
     """
-    dataset, given = run.settings["flags"].get("dataset"), FLAGS.normalisation
+    dataset = run.settings["flags"].get("dataset")
     path = Path(given).expanduser() if given and given != "none" else None
     if dataset and not given:
         path = _beside(run, Path(dataset).expanduser(), features)
@@ -155,19 +155,25 @@ def write_directory(directory: Path, files: dict[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Exports a run and prints a summary."""
-    arguments = parse_arguments(argv, FLAGS)
-    if len(arguments) != 2:
-        raise UserError("give two directories: that of a run, and that of the policy to write")
-    directory, out = (Path(argument).expanduser() for argument in arguments)
-    agent, settings, step = load_run(directory, FLAGS.step)
+def export(
+    directory: Path, out: Path, feature_names: str, normalisation_file: str | None = None, step: int | None = None
+) -> None:
+    """Exports a run and prints a summary.
+
+    Args:
+        directory: of the run. out: directory of the policy to write.
+        feature_names, normalisation_file, step: see the flags.
+
+    Raises:
+        UserError: the run cannot be loaded, its features do not fit, or `out` cannot be written.
+    """
+    agent, settings, step = load_run(directory, step)
     run = read_run(directory)
     fields, tensors = policy_tensors(agent)
     number, height, width, _ = settings.get("image_shape") or (0, 0, 0, 3)
-    features, cameras = parse_features(FLAGS.features, settings["observation_dim"], number)
+    features, cameras = parse_features(feature_names, settings["observation_dim"], number)
     images = {name: [3, height, width] for name in cameras}
-    normalisation, note = find_normalisation(run, features, cameras, fields["action_dim"])
+    normalisation, note = find_normalisation(run, normalisation_file, features, cameras, fields["action_dim"])
     # Not run.finished, which needs an evaluation: runs on robots have none.
     ended = read_json(directory / "summary.json", missing_ok=True).get("step", -1) >= run.planned
     state = "not finished" if not ended else "finished" if step >= run.planned else "earlier"
@@ -176,6 +182,15 @@ def main(argv: Sequence[str]) -> None:
     number = sum(tensor.size for tensor in tensors.values())
     print(f"{out}: {run.algorithm}, step {step} of {run.planned} ({state}), {number} parameters")
     print(f"{performance(run, step)}\nnormalisation: {note}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Exports the run of the command line."""
+    arguments = parse_arguments(argv, FLAGS)
+    if len(arguments) != 2:
+        raise UserError("give two directories: that of a run, and that of the policy to write")
+    directory, out = (Path(argument).expanduser() for argument in arguments)
+    export(directory, out, FLAGS.features, FLAGS.normalisation, FLAGS.step)
 
 
 if __name__ == "__main__":

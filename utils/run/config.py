@@ -104,6 +104,13 @@ class CommonConfig:
         """Returns the settings that are flags, as flags.json records them."""
         return {f.name: getattr(self, f.name) for f in settings_of(type(self))}
 
+    def flag_list(self) -> list[str]:
+        """Returns the command-line flags that give this config."""
+        given = [(f.name, getattr(self, f.name)) for f in settings_of(type(self)) if getattr(self, f.name) != f.default]
+        given += [(f"agent.{name}", value) for name, value in self.overrides.items()]
+        values = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in given}
+        return [f"--{name}={value}" for name, value in values.items()]
+
     def validate(self) -> None:
         """Checks every setting's type, bounds and choices.
 

@@ -104,29 +104,28 @@ def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, 
         return Path(config.base_checkpoint).expanduser()
     group, quarter = config.base_group or config.run_group, -(-config.base_steps // 4)
     directory = run_root(config.save_dir, group, config.env_name) / "bc" / f"sd{config.base_seed}"
-    print(f"base: {directory}", flush=True)
+    base = RunConfig(
+        agent="agents/bc.py",
+        env_name=config.env_name,
+        dataset=str(demonstrations),
+        dataset_actions=units,
+        preset=config.preset,
+        seed=config.base_seed,
+        save_dir=config.save_dir,
+        run_group=group,
+        offline_steps=config.base_steps,
+        eval_interval=quarter,
+        eval_episodes=config.eval_episodes,
+        eval_workers=config.eval_workers,
+        save_interval=quarter,
+        log_interval=-(-config.base_steps // 20),
+        video_episodes=config.video_episodes,
+        horizon_length=agent_config.horizon_length,
+        overrides={name: agent_config[name] for name in ("actor_hidden_dims", "encoder")},
+    )
+    print("base: python main.py", " ".join(base.flag_list()), flush=True)
     with exclusive_lock(directory.with_name(f".{directory.name}.lock")):
-        train(
-            RunConfig(
-                agent="agents/bc.py",
-                env_name=config.env_name,
-                dataset=str(demonstrations),
-                dataset_actions=units,
-                preset=config.preset,
-                seed=config.base_seed,
-                save_dir=config.save_dir,
-                run_group=group,
-                offline_steps=config.base_steps,
-                eval_interval=quarter,
-                eval_episodes=config.eval_episodes,
-                eval_workers=config.eval_workers,
-                save_interval=quarter,
-                log_interval=-(-config.base_steps // 20),
-                video_episodes=config.video_episodes,
-                horizon_length=agent_config.horizon_length,
-                overrides={name: agent_config[name] for name in ("actor_hidden_dims", "encoder")},
-            )
-        )
+        train(base)
     return directory
 
 
