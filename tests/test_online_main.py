@@ -211,7 +211,9 @@ def test_refusals(fork, base, tmp_path):
     assert "actor_hidden_dims = (64, 64), the agent (8, 8)" in line(*other)
     assert "horizon_length = 2, the agent 4" in line(*other, "--horizon_length=4", "--agent.actor_hidden_dims=(64,64)")
     assert "not the directory of a run" in line(*fork, *SHORT, f"--base_checkpoint={tmp_path}")
-    assert "--demonstrations and --tremor: nothing is made" in line(*fork, *SHORT, "--demonstrations=3", "--tremor=1")
+    assert "--demonstrations and --expert_noise: --dataset names a file" in line(
+        *fork, *SHORT, "--demonstrations=3", "--tremor=2"
+    )
     assert "give demonstrations by --dataset" in line(f"--env_name={FORK}", f"--save_dir={tmp_path}", *SHORT)
 
 

@@ -60,7 +60,7 @@ CPU = ("--preset=cpu", "--eval_interval=6000", "--eval_episodes=25", "--log_inte
 # On a CPU: a fifth of the updates.
 ONLINE = ("--utd_ratio=2", "--eval_interval=2000")
 # Noisy demonstrations, so that the base policy fails at times from every initial state.
-NOISY = ("--base_group=laptop_microwave", "--demonstrations=10", "--tremor=8", *ONLINE)
+NOISY = ("--base_group=laptop_microwave", "--demonstrations=10", "--expert_noise=8", *ONLINE)
 
 GRIDS: dict[str, Grid] = {
     # Ten methods, 40 tasks; 12 seeds as in QAM's released data.

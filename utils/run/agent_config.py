@@ -1,4 +1,4 @@
-"""Settings of an agent: its defaults, a preset and the user's own, checked."""
+"""Settings of agents: defaults, presets and a user's overrides, merged and checked."""
 
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ def resolve_agent(config: CommonConfig, task: Task) -> tuple[ModuleType, ml_coll
 def resolve_config(
     module: ModuleType, domain: str, preset: str, overrides: dict[str, Any]
 ) -> tuple[ml_collections.ConfigDict, bool, str]:
-    """Joins an agent's defaults, a preset and what the user set, which wins.
+    """Merges an agent's defaults, a preset and overrides, in this order.
 
     Args:
         module: from `load_agent`. domain: key of the presets. preset: one of PRESETS. overrides: field → value;
@@ -67,7 +67,7 @@ def resolve_config(
 
 
 def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
-    """Sets one field, turning text from the command line into the field's type.
+    """Sets a field; text is parsed as the field's type.
 
     Raises:
         UserError: there is no such field, or the value does not fit it.
@@ -87,7 +87,7 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
 
 
 def _parse(text: str, default: Any) -> Any:
-    """Reads `text` as a value of the type of `default`."""
+    """Parses `text` as a value of the type of `default`."""
     if isinstance(default, bool):
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()] if text else True
     if isinstance(default, tuple):
@@ -97,7 +97,7 @@ def _parse(text: str, default: Any) -> Any:
 
 
 def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:
-    """Refuses values that no agent can work with.
+    """Checks values that no agent can work with.
 
     Integers are sizes and counts, at least 1, unless the agent's own default is smaller.
 
@@ -122,7 +122,7 @@ def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.Con
 
 
 def _integers(value: Any) -> list[int]:
-    """The integers that a setting holds, and 1."""
+    """Returns the integers in a setting, and 1."""
     return [1, *(v for v in (value if isinstance(value, tuple) else (value,)) if type(v) is int)]
 
 

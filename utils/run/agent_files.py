@@ -1,4 +1,4 @@
-"""Agent files: what they define, checked before anything is trained, so that a fault names its file and line."""
+"""Agent files: their import, and checks before any training, so that a fault names its file and line."""
 
 import functools
 import importlib
@@ -25,7 +25,7 @@ _versions: dict[str, tuple[str, int, int]] = {}  # name of a module → its file
 
 
 def import_file(file: Path, name: str, what: str) -> ModuleType:
-    """Imports a Python file as the module `name`; one of the project is imported as what it is.
+    """Imports a Python file as the module `name`; the project's own under their names.
 
     A file that has not changed since is not imported again, so that what was compiled for its classes is used again.
 
@@ -55,7 +55,7 @@ def import_file(file: Path, name: str, what: str) -> ModuleType:
 
 
 def check_module(module: ModuleType, path: str) -> None:
-    """Checks that an agent file defines what it has to: `Agent`, `get_config()` and `PRESETS`.
+    """Checks that an agent file defines `Agent`, `get_config()` and `PRESETS`.
 
     Raises:
         UserError: names what is missing or of another type.
@@ -85,7 +85,7 @@ def check_module(module: ModuleType, path: str) -> None:
 
 
 def check_agent(module: ModuleType, config: Any, example: dict[str, Any], path: str) -> None:
-    """Checks what the methods of a user's agent take and return, by tracing them; the project's own are not checked.
+    """Checks what the methods of a user's agent take and return, by tracing them; skips the project's own.
 
     Args:
         module: from `load_agent`. config: of the agent. example: a batch, as `Agent.create` gets it.
@@ -123,7 +123,7 @@ def _traced(
     function: Callable[..., Any],
     *inputs: Any,
 ) -> Any:
-    """Traces a call of a method of a user's agent; returns the shapes that it gives, if they are what is asked for."""
+    """Traces a call of a method of a user's agent; returns the shapes of its result if they fit."""
     what, expected = f"{method.__name__}() of agent file {path}", f"it has to return {asked}"
     try:
         result = jax.eval_shape(function, *inputs)
@@ -165,7 +165,7 @@ def _same(tree: Any, other: Any) -> bool:
 
 
 def _shown(result: Any) -> str:
-    """A result with its arrays as shapes, in short."""
+    """Formats a result, its arrays as shapes."""
     if isinstance(result, tuple):
         return f"({', '.join(map(_shown, result))})"
     if isinstance(result, dict):
@@ -194,7 +194,7 @@ def load_agent(path: str) -> ModuleType:
 
 
 def agent_module(module: ModuleType) -> str:
-    """What tells agent files of one name apart: a module of the project by its name, another one by its file."""
+    """Returns the name that identifies an agent's module: the project's own by module name, others by file."""
     if module.__name__.startswith("agents."):
         return module.__name__
     assert module.__file__ is not None  # `load_agent` imports files alone.

@@ -214,7 +214,9 @@ class PostTrainConfig(CommonConfig):
         defaults = {f.name: f.default for f in settings_of(type(self))}
         names = ("demonstrations", "expert_noise")
         if self.dataset and (unused := [f"--{name}" for name in names if getattr(self, name) != defaults[name]]):
-            raise UserError(f"{' and '.join(unused)}: no demonstrations are made with --dataset; leave out either")
+            raise UserError(
+                f"{' and '.join(unused)}: --dataset names a file, so none are made; leave out one or the other"
+            )
 
 
 Config = TypeVar("Config", bound=CommonConfig)

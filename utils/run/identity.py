@@ -19,10 +19,12 @@ ACTING = {
     **dict.fromkeys(("start_training", "utd_ratio", "balanced_sampling"), "online_steps"),
     **dict.fromkeys(("rollout_steps", "distill_steps"), "online_steps"),
     **dict.fromkeys(("base_steps", "base_seed"), "not base_checkpoint"),
-    **dict.fromkeys(("demonstrations", "tremor"), "not dataset"),
+    **dict.fromkeys(("demonstrations", "expert_noise"), "not dataset"),
     "dataset_replace_interval": "ogbench_dataset_dir",
     **dict.fromkeys(("eval_episodes", "max_episode_steps"), "env_name"),
 }
+
+RENAMED = {"tremor": "expert_noise"}  # flags of older records
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
@@ -64,7 +66,7 @@ def _pairs(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str
     for key in (key for key in CONTENT if key in was and key in now):
         for name, *values in _leaves(f"dataset.{key}", was[key], now[key]):
             yield name, *values
-    was, now = (record.get("flags", {}) for record in (old, new))
+    was, now = ({RENAMED.get(k, k): v for k, v in record.get("flags", {}).items()} for record in (old, new))
     for key in sorted(was.keys() & now.keys() & ACTING.keys()):
         if _acts(key, was) and _acts(key, now):
             yield key, was[key], now[key]

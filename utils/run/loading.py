@@ -1,4 +1,4 @@
-"""What a run starts from that another run has learnt."""
+"""Agents of existing runs: loading, restoring, and starting other runs from them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +20,11 @@ from utils.trees import tree_slice, tree_stack
 
 
 def load_base(directory: Path, config: Any, chunk_dim: int, observation: Any) -> tuple[Any, dict[str, Any]]:
-    """The base agent, and what a run records of it; `observation`: any of the agent's.
+    """Returns the base agent, and the record of it that a run keeps.
+
+    Args:
+        directory: of the base's run. config: of the agent that starts from it. chunk_dim: width of its chunks.
+        observation: one of its observations.
 
     Raises:
         UserError: there is no run, or its flow does not fit the agent.
@@ -47,13 +51,14 @@ def load_base(directory: Path, config: Any, chunk_dim: int, observation: Any) ->
 
 
 def warm_start(agents: Any, directory: Path, observation: Any) -> tuple[Any, dict[str, Any]]:
-    """New stacked agents with what another run has learnt: all of it if it is of the same agent, else its flow.
+    """Returns new agents with another run's parameters and optimiser state, or of another kind of agent its flow.
 
     Args:
-        agents: as initialised; their keys, steps and settings stay. observation: any of theirs.
+        agents: stacked, as initialised; their keys, steps and settings stay. directory: of the other run.
+        observation: one of theirs.
 
     Returns:
-        the agents, and what a run records of the other.
+        the agents, and the record of the other run.
 
     Raises:
         UserError: there is no run, or its networks do not fit the agents.
@@ -61,14 +66,14 @@ def warm_start(agents: Any, directory: Path, observation: Any) -> tuple[Any, dic
     if not agents.FLOWS:
         raise UserError("this agent has no flow, so it cannot start from a run (--start_from)")
     other, origin = load_base(directory, agents.config, agents.config.action_dim, observation)
-    lanes = len(agents.step)
+    count = len(agents.step)
     if other.config.algorithm != agents.config.algorithm:
-        return agents.with_flow(tree_stack([other.acting_flow] * lanes)), origin
+        return agents.with_flow(tree_stack([other.acting_flow] * count)), origin
     learnt = {name: getattr(other, name) for name in ("params", "targets", "opt_state")}
     own = {name: getattr(tree_slice(agents, 0), name) for name in learnt}
     if jax.tree.map(lambda x: x.shape, learnt) != jax.tree.map(lambda x: x.shape, own):
         raise UserError(f"{directory} has other networks than this agent; give the same settings of its networks")
-    return agents.replace(**tree_stack([learnt] * lanes)), origin
+    return agents.replace(**tree_stack([learnt] * count)), origin
 
 
 NEEDED = ("agent", "agent_module", "config", "flags", "observation_dim", "chunk_dim")  # of flags.json, to load a run
@@ -121,7 +126,7 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
 
 
 def online_from(settings: dict[str, Any]) -> int | None:
-    """The step at which a run (flags.json) begins to learn from its own experience; None: it does not."""
+    """Returns the step from which a run (flags.json) trains on its own experience, or None if it does not."""
     flags = settings["flags"]
     return flags.get("rollout_steps", flags.get("offline_steps") if flags.get("online_steps") else None)
 
@@ -130,7 +135,7 @@ SHOWN = 3  # misfits in a message
 
 
 def restore_agent(agent: Any, state: Mapping[str, Any], place: Any, file: str) -> Any:
-    """Returns `agent` with what a checkpoint holds; settings that the checkpoint lacks stay as they are in `agent`.
+    """Returns `agent` with the state of a checkpoint; settings that the checkpoint lacks keep their values.
 
     Args:
         agent: of the right structure; its leaves may be shapes alone. state: from a checkpoint.
@@ -153,7 +158,7 @@ def restore_agent(agent: Any, state: Mapping[str, Any], place: Any, file: str) -
 
 
 def _misfits(key: str, was: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Says in what the entry `key` of two nested states differs."""
+    """Yields how the entry `key` of two nested states differs."""
     name = f"{above}{key}"
     if key not in was:
         yield f"{name}: not in the checkpoint"

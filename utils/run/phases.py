@@ -38,7 +38,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a phase did between two steps.
+    """Progress of a phase between two steps.
 
     Attributes:
         info: of its updates, each [runs], on the device; empty if there were none. updates: how many.

@@ -1,4 +1,4 @@
-"""Locks between processes: whoever dies frees its own, and who is refused learns who has it."""
+"""Locks between processes: a dead process releases its own, and a waiting one is told who holds it."""
 
 import errno
 import functools
