@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     weights = tilted_marginal(advantage(held_out["actions"], scale), held_out["valid"], FLAGS.lam, jnp.inf)
     net = VectorField((128, 128, 128), held_out["actions"].shape[1])
     path = Path(FLAGS.output)
-    rows: list[dict[str, Any]] = (
+    rows: list[dict[str, str]] = (
         list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
     )
     print(f"{info}; scored on {len(weights)} held-out windows")
@@ -141,7 +141,8 @@ def main(argv: Sequence[str]) -> None:
         scores = {f"nfe_{n}": float(energy_score(net, params, held_out, weights, n)) for n in NFES}
         rows.append({k: formatted(v) for k, v in (setting | scores | diagnostics).items()})
         print(rows[-1], flush=True)
-        columns = list(max(rows, key=len))
+        longest: dict[str, str] = max(rows, key=len)
+        columns = list(longest)
         atomic_write_text(path, csv_text([columns, *([row.get(name, "") for name in columns] for row in rows)]))
 
 
