@@ -1,4 +1,4 @@
-"""Errors that users can cause, and one-line reports of exceptions that their own code raises."""
+"""Errors that users can cause, and one-line reports of exceptions in their code."""
 
 import inspect
 import os
@@ -14,30 +14,30 @@ _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdl
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """An error that the user can fix.
 
     The message is one line that says what is wrong and what to do. Entry points print it to stderr and exit
     with code 2 and no traceback.
 
     Attributes:
-        line: the message without the traceback's file; only those that `failure` makes have it.
+        line: the message without the traceback's file; set by `failure` only.
     """
 
     line: str
 
 
 class Diverged(Exception):
-    """Training reached numbers that are not finite. The message has a line per run; programs exit with code 1."""
+    """Raised when training gives values that are not finite. The message has a line per run; the exit code is 1."""
 
 
 def failure(error: BaseException, what: str, expected: str = "", source: Any = None) -> UserError:
-    """Returns the error to raise when a user's own code fails; its line names a file with the whole traceback.
+    """Returns the error to raise when a user's code fails; its line names a file with the whole traceback.
 
     Args:
         error: the exception that the code raised.
         what: the part that failed, such as "the environment's reset" or "agent file my_agent.py".
-        expected: what such code has to do, or what to do about it.
-        source: function or class of the user's, for errors raised at its call, before any line of it runs.
+        expected: requirement on the code, or advice.
+        source: the user's function or class, for errors raised at its call, before any line of it runs.
     """
     line, note = failure_line(error, what, expected, source), traceback_note(error)
     result = UserError(line + note)
@@ -55,26 +55,27 @@ def traceback_note(error: BaseException) -> str:
 
 
 def is_users(error: BaseException) -> bool:
-    """True if code of the user's is among what was running when the error was raised."""
+    """True if the traceback of the error contains the user's code."""
     return any(map(_is_users, traceback.extract_tb(error.__traceback__)))
 
 
 def failure_line(error: BaseException, what: str, expected: str = "", source: Any = None) -> str:
-    """Returns one line that says what failed, in which file and line of the user's code, and what is expected."""
+    """Returns one line with the failed part, file and line of the user's code, the error, and what is expected."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     reason = reason if len(reason) <= 300 else reason[:300] + " …"
-    # Without a line of the user's the call itself failed: their definition says more than a library's line.
+    # Without a line of the user's code, the call itself failed: its definition is more useful than a library's line.
     where = place(error, libraries=False) or _definition(source) or place(error)
     return f"{what} failed{f' at {where}' if where else ''}: {reason}{f'; {expected}' if expected else ''}"
 
 
 def place(error: BaseException, libraries: bool = True) -> str:
-    """Returns 'file, line n' of the innermost frame of the user's code, else of a library's; '' if there is none.
+    """Returns 'file, line n' of the innermost frame of the user's code, else of a library; '' if there is none.
 
-    Looks also at the exceptions that led to `error`, which libraries raise anew.
+    Includes the frames of the exceptions that caused `error`.
 
     Args:
-        libraries: whether a library's frame will do.
+        error: the exception.
+        libraries: whether to return frames of libraries.
     """
     chain: BaseException | None = error
     frames: list[traceback.FrameSummary] = []

@@ -1,4 +1,4 @@
-"""The critic ensemble: Q_k(s, a) of a state, pooled features of the frozen model, and the executed part of a chunk."""
+"""The critic ensemble Q_k(s, a) on states, pooled features of the frozen model, and the executed part of a chunk."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Critic(nn.Module):
-    """K networks of Linear → GELU → LayerNorm, as the critics of agents/.
+    """Ensemble of K networks of Linear → GELU → LayerNorm, as the critics of agents/.
 
     Args:
         observation_dim: width of the observation.
@@ -32,7 +32,7 @@ class Critic(nn.Module):
         )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_k(s, a): [m, o], [m, d] → [K, m]."""
+        """Returns Q_k(s, a): [m, o], [m, d] → [K, m]."""
         inputs = torch.cat([observations, actions], dim=-1)
         return torch.stack([member(inputs)[:, 0] for member in self.members])
 

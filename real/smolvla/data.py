@@ -1,8 +1,8 @@
-"""Recordings as rows that windows are cut from: the states, actions and outcomes of datasets, in one line.
+"""Windows of recordings: the concatenated states, actions and successes of datasets.
 
-A frame holds an observation and the action taken in it. An episode that solved the task ends with the action that did;
-in any other, the last frame serves as the state that the one before led to. Rewards are −1 a step, and 0 for a solved
-episode's last one, which terminates.
+A frame holds an observation and the action taken in it. A successful episode ends with the action that solved the task;
+in any other, the last frame serves as the successor of the one before. Rewards are −1 per step, and 0 for the last step
+of a successful episode, which terminates.
 """
 
 import dataclasses
@@ -27,11 +27,12 @@ class Rows:
     """N frames of all datasets, normalised.
 
     Attributes:
-        states: [N, o]. actions: [N, A].
-        frames: [N, 2] int64: which dataset, and which of its frames.
+        states: [N, o].
+        actions: [N, A].
+        frames: [N, 2] int64, index of the dataset and of its frame.
         ends: [N] int64, the row after the episode's last.
-        solved: [N] bool, whether the episode solved the task.
-        demonstrated: [N] bool, whether the frame is of a demonstration.
+        solved: [N] bool, True in successful episodes.
+        demonstrated: [N] bool, True in demonstrations.
     """
 
     states: Tensor
@@ -42,18 +43,18 @@ class Rows:
     demonstrated: Tensor
 
     def starts(self, horizon: int) -> Tensor:
-        """Rows [S] at which a window of `horizon` steps is a sample: it ends in the episode, or with its success."""
+        """Returns rows [S] with a valid window of `horizon` steps: it ends within the episode, or with its success."""
         rows = torch.arange(len(self.states))
         return rows[self.solved | (rows + horizon < self.ends)]
 
     def windows(self, start: Tensor, horizon: int, chunk: int, discount: float) -> dict[str, Tensor]:
-        """Windows that begin at rows `start` [m].
+        """Returns windows that start at rows `start` [m].
 
-        A window that meets a success is summed to it and has no bootstrap. Actions beyond an episode's end repeat its
-        last one, and are masked out.
+        The rewards of a window with a success are summed up to it, without a bootstrap. Actions beyond the end of an
+        episode repeat its last one, and are masked out.
 
         Returns:
-            rewards R = Σ_{i<H} γ^i r_{t+i} [m], masks [m] (0: no bootstrap), next [m] (the row t + H), actions
+            Rewards R = Σ_{i<H} γ^i r_{t+i} [m], masks [m] (0: no bootstrap), next [m] (the row t + H), actions
             [m, chunk, A], action_mask [m, chunk].
         """
         left = self.ends[start] - start
@@ -71,9 +72,9 @@ class Rows:
 
 
 def scales_at_rest(stats: dict[str, dict[str, Any]], demos: list[Path]) -> dict[str, dict[str, Any]]:
-    """Returns LeRobot's statistics of demonstrations, with no joint's deviation that of its jitter at rest.
+    """Returns LeRobot's statistics of demonstrations, with adjusted deviations of resting joints.
 
-    As for the import; see real/statistics.py.
+    The import adjusts them alike; see real/statistics.py.
     """
     recordings, stats = [read_recording(root, [STATE], ACTION) for root in demos], dict(stats)
     episodes = [episode for recording in recordings for episode in recording.episodes]
@@ -94,13 +95,13 @@ def read_rows(
     """Reads datasets.
 
     Args:
-        demos: folders of demonstrations; those that say nothing of success are successes.
+        demos: folders of demonstrations; those without any record of success are successes.
         rollouts: folders of rollouts.
         labels: files of labels, one for each of the rollouts, or none: see `real.episode_labels.successes`.
-        normalise: states [N, o] and actions [N, A] as recorded → as the policy has them.
+        normalise: converts recorded states [N, o] and actions [N, A] to those of the policy.
 
     Raises:
-        UserError: a dataset or its labels are faulty, or datasets are not of one robot.
+        UserError: a dataset or its labels are invalid, or the datasets are of different robots.
     """
     files = [None] * len(demos) + label_files(rollouts, labels)
     recordings = [read_recording(root, [STATE], ACTION) for root in [*demos, *rollouts]]
@@ -108,12 +109,12 @@ def read_rows(
     for other in recordings[1:]:
         for what in ("fps", "state_names", "action_names"):
             if getattr(other, what) != getattr(first, what):
-                raise UserError(f"{first.root} and {other.root} differ in {what}: they do not go together")
+                raise UserError(f"{first.root} and {other.root} differ in {what}; use datasets of one robot")
     parts: list[dict[str, Any]] = []
     for number, (recording, file) in enumerate(zip(recordings, files, strict=True)):
         demonstrated, at = number < len(demos), 0
         for episode, (success, length) in zip(
-            recording.episodes, _outcomes(recording, demonstrated, file), strict=True
+            recording.episodes, _episode_success(recording, demonstrated, file), strict=True
         ):
             parts.append(
                 {
@@ -133,8 +134,8 @@ def read_rows(
     return Rows(**columns)
 
 
-def _outcomes(recording: Recording, demonstrated: bool, labels: Path | None) -> Lengths:
-    """`successes`, but demonstrations that say nothing of it are some."""
+def _episode_success(recording: Recording, demonstrated: bool, labels: Path | None) -> Lengths:
+    """Returns `successes`, where demonstrations without any record of success are successes."""
     silent = not (recording.root / LABELS).exists() and not any(episode.outcomes for episode in recording.episodes)
     if demonstrated and silent:
         return [(True, len(episode.actions)) for episode in recording.episodes]

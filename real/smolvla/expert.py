@@ -1,12 +1,12 @@
-"""SmolVLA cut where its frozen part ends: a prefix that is computed once, and the expert that is trained.
+"""SmolVLA split into its frozen part, whose outputs are computed once as a prefix, and the trained expert.
 
-SmolVLA's vision-language model reads image, language and state tokens; at each layer the action expert attends to the
-keys and values of these. Images and language do not attend to the state, and the model is frozen, so their keys and
-values are constants of an observation: the `Prefix`. The state's token goes through `state_proj`, which SmolVLA trains:
-it is computed anew each time, one token through the language model's layers, with a gradient.
+SmolVLA's vision-language model reads image, language and state tokens; at each layer the action expert attends to their
+keys and values. Images and language do not attend to the state, and the model is frozen, so their keys and values are
+constants of an observation: the `Prefix`. The state token passes through `state_proj`, which SmolVLA trains, so it is
+recomputed each time, one token through the layers of the language model, with a gradient.
 
-SmolVLA's convention: t = 1 is noise, x_t = t z + (1 − t) a, the velocity is z − a; actions stand in the first A of
-`max_action_dim` numbers, and nothing else counts as one.
+SmolVLA's convention: t = 1 is noise, x_t = t z + (1 − t) a, the velocity is z − a; the first A of `max_action_dim`
+components are the action, the others are padding.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the expert attends to, for m observations of L tokens.
+    """Keys and values that the expert attends to, for m observations of L tokens.
 
     Attributes:
         tokens: [m, L, layers, 2, heads, width] keys (rotated by their positions) and values.
@@ -34,22 +34,22 @@ class Prefix:
         return Prefix(self.tokens[rows], self.mask[rows])
 
     def to(self, device: torch.device) -> "Prefix":
-        """Copies it to a device."""
+        """Returns a copy on a device."""
         return Prefix(self.tokens.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
 
 
 @torch.no_grad()
 def encode(policy: SmolVLAPolicy, batch: dict[str, Tensor], language_length: int) -> tuple[Prefix, Tensor]:
-    """The prefix of m observations, and what the critic sees of it.
+    """Returns the prefix of m observations, and their pooled features for the critic.
 
     Args:
         policy: SmolVLA.
-        batch: observations as the policy's preprocessor gives them.
-        language_length: tokens of language that are kept; longer padding is cut off, shorter filled up.
+        batch: observations from the policy's preprocessor.
+        language_length: number of language tokens, by cutting or adding padding.
 
     Returns:
-        The prefix, without the state's token; and [m, (cameras + 1) · hidden] float32: the last hidden states averaged
-        over each camera's tokens, and over the language's.
+        The prefix, without the state token; and [m, (cameras + 1) · hidden] float32: the last hidden states averaged
+        over the tokens of each camera, and over those of the language.
     """
     model, vlm = policy.model, policy.model.vlm_with_expert
     images, image_masks = policy.prepare_images(batch)
@@ -62,7 +62,7 @@ def encode(policy: SmolVLAPolicy, batch: dict[str, Tensor], language_length: int
     embeddings, pad_mask, block = model.embed_prefix(
         images, image_masks, tokens, mask.bool(), state=policy.prepare_state(batch)
     )
-    count = int(block[0].int().argmax())  # Tokens before the state's, which begins a block of its own.
+    count = int(block[0].int().argmax())  # Tokens before that of the state, which starts a separate block.
     embeddings, pad_mask, block = embeddings[:, :count], pad_mask[:, :count], block[:, :count]
     (hidden, _), layers = vlm.forward(
         attention_mask=make_att_2d_masks(pad_mask, block),
@@ -80,13 +80,13 @@ def encode(policy: SmolVLAPolicy, batch: dict[str, Tensor], language_length: int
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are no padding: [m, n, w], [m, n] → [m, w]; zero if all are."""
+    """Returns the mean over tokens except padding: [m, n, w], [m, n] → [m, w]; zero if all are padding."""
     weights = mask[..., None].float()
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def with_state(policy: SmolVLAPolicy, prefix: Prefix, state: Tensor) -> Prefix:
-    """The prefix with the token of the state [m, max_state_dim], which is behind all others."""
+    """Returns the prefix with the token of the state [m, max_state_dim] appended."""
     model, vlm = policy.model, policy.model.vlm_with_expert
     mask = torch.cat([prefix.mask, prefix.mask.new_ones(len(state), 1)], dim=1)
     position, hidden = prefix.mask.sum(dim=1, keepdim=True), model.state_proj(state)[:, None]
@@ -114,7 +114,7 @@ def with_state(policy: SmolVLAPolicy, prefix: Prefix, state: Tensor) -> Prefix:
 
 
 def velocity(policy: SmolVLAPolicy, prefix: Prefix, x: Tensor, t: Tensor) -> Tensor:
-    """v(x, t) for a prefix with its state: x [m, chunk, max_action_dim], t [m] → as x."""
+    """Returns v(x, t), of the shape of x, for a prefix with its state; x [m, chunk, max_action_dim], t [m]."""
     layers = {
         i: {"key_states": pair[:, :, 0], "value_states": pair[:, :, 1]}
         for i, pair in enumerate(prefix.tokens.unbind(dim=2))
@@ -124,7 +124,7 @@ def velocity(policy: SmolVLAPolicy, prefix: Prefix, x: Tensor, t: Tensor) -> Ten
 
 @torch.no_grad()
 def sample(policy: SmolVLAPolicy, prefix: Prefix, noise: Tensor, num_steps: int) -> Tensor:
-    """Euler samples at t = 1, 1 − 1/n, …, as SmolVLA's own: noise [m, chunk, max_action_dim] → as noise."""
+    """Returns Euler samples with steps at t = 1, 1 − 1/n, …, as SmolVLA does, from noise [m, chunk, max_action_dim]."""
     x = noise
     for step in range(num_steps):
         t = torch.full((len(x),), 1 - step / num_steps, device=x.device)
@@ -135,7 +135,7 @@ def sample(policy: SmolVLAPolicy, prefix: Prefix, noise: Tensor, num_steps: int)
 def matching_error(
     policy: SmolVLAPolicy, prefix: Prefix, noise: Tensor, actions: Tensor, t: Tensor, mask: Tensor
 ) -> Tensor:
-    """Squared flow-matching errors of given pairs (paper Eq. 1, in SmolVLA's convention).
+    """Returns the squared flow-matching errors of given pairs (paper Eq. 1, in SmolVLA's convention).
 
     Args:
         policy: SmolVLA.
@@ -143,10 +143,10 @@ def matching_error(
         noise: z, [m, chunk, max_action_dim].
         actions: a, [m, chunk, A].
         t: [m].
-        mask: [m, chunk], 0 on steps that are padding.
+        mask: [m, chunk], 0 on padded steps.
 
     Returns:
-        mask · (v(x_t, t) − (z − a))² on the A numbers that are actions, [m, chunk, A].
+        mask · (v(x_t, t) − (z − a))² on the A components of the action, [m, chunk, A].
     """
     size = actions.shape[-1]
     padded = torch.nn.functional.pad(actions, (0, noise.shape[-1] - size))
@@ -156,5 +156,5 @@ def matching_error(
 
 
 def sample_times(count: int, random: torch.Generator) -> Tensor:
-    """Draws t ~ 0.001 + 0.999 Beta(1.5, 1), which SmolVLA was trained with: u^(1/1.5) of a uniform u is that Beta."""
+    """Draws t ~ 0.001 + 0.999 Beta(1.5, 1), as in SmolVLA's training; the Beta is u^(1/1.5) of a uniform u."""
     return 0.001 + 0.999 * torch.rand(count, generator=random) ** (1 / 1.5)

@@ -1,9 +1,9 @@
-"""How much memory training takes.
+"""Memory of training.
 
     python -m real.smolvla.memory_estimate [--batch_size=64] [--cameras=2]
 
-One update of the expert is run on tensors without content (PyTorch's FakeTensorMode), and what it allocates is counted,
-so nothing is estimated but the allocator's waste. Counted for lerobot/smolvla_base, by its sizes.
+Runs one update of the expert on tensors without content (PyTorch's FakeTensorMode) and counts its allocations; only the
+overhead of the allocator is not included. The sizes are those of lerobot/smolvla_base.
 """
 
 import tempfile
@@ -25,11 +25,11 @@ from real.smolvla.otql import Settings, Sft
 from real.smolvla.tiny_model import SIZES, make_config, write_vlm
 from utils.system.entry_point import run_main
 
-LANGUAGE = 16  # Tokens of an instruction; "put the tape in the penholder" has 8 or so.
+LANGUAGE = 16  # Tokens of an instruction; "put the tape in the penholder" has about 8.
 
 
 class Allocated(TorchDispatchMode):
-    """Counts the bytes of tensors that are made in the block and still alive: `now`, and their `peak`."""
+    """Counter of the bytes of tensors made in the block and still alive: `now`, and their `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Allocated(TorchDispatchMode):
 
 
 def prefix_shape(policy: SmolVLAPolicy, language: int = LANGUAGE) -> tuple[int, ...]:
-    """Of an observation's prefix without the state's token: [L, layers, 2, heads, width]."""
+    """Returns the shape of an observation's prefix without the state token: [L, layers, 2, heads, width]."""
     vlm = policy.model.vlm_with_expert.config
     image, text = vlm.vision_config, vlm.text_config
     a_camera = (image.image_size // image.patch_size // vlm.scale_factor) ** 2
@@ -63,7 +63,7 @@ def prefix_shape(policy: SmolVLAPolicy, language: int = LANGUAGE) -> tuple[int, 
 
 
 def update_peak(policy: SmolVLAPolicy, settings: Settings) -> dict[str, int]:
-    """Bytes of one update of the expert at its peak, by what they are for. The policy may be of fake tensors."""
+    """Returns purpose → bytes of one update of the expert at its peak; the policy may have fake tensors."""
     m, config = settings.batch_size, policy.config
     tokens = policy.get_parameter("model.vlm_with_expert.vlm.model.text_model.norm.weight").dtype
     width = config.output_features["action"].shape[0]
@@ -75,7 +75,7 @@ def update_peak(policy: SmolVLAPolicy, settings: Settings) -> dict[str, int]:
     window = {"actions": torch.zeros(m, config.chunk_size, width), "action_mask": torch.ones(m, config.chunk_size)}
     noise, times = torch.zeros(m, config.chunk_size, config.max_action_dim), torch.zeros(m)
     inputs = prefix, torch.zeros(m, dtype=torch.int64), noise, times, window
-    learner.flow_step(0, *inputs)  # Makes the optimiser's state.
+    learner.flow_step(0, *inputs)  # Creates the optimiser's state.
     with Allocated() as allocated:
         learner.flow_step(0, *inputs)
     trained = _bytes(learner.parameters.values())
@@ -93,7 +93,7 @@ def _bytes(tensors: Any) -> int:
 
 
 def fake_policy(size: str, cameras: int, action_dim: int = 7) -> SmolVLAPolicy:
-    """SmolVLA of a size, in tensors without content; its frozen model in bfloat16, as the hub's is."""
+    """Returns a SmolVLA of a size with tensors without content; the frozen model in bfloat16, as on the hub."""
     with tempfile.TemporaryDirectory() as folder:
         write_vlm(Path(folder), size)
         policy = SmolVLAPolicy(make_config(Path(folder), [f"c{i}" for i in range(cameras)], 6, action_dim, size))
@@ -104,7 +104,7 @@ def fake_policy(size: str, cameras: int, action_dim: int = 7) -> SmolVLAPolicy:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the table."""
+    """Prints a table of the memory by purpose."""
     parser = Parser("python -m real.smolvla.memory_estimate", __doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--batch_size", type=int, default=64)

@@ -1,4 +1,4 @@
-"""One update of supervised fine-tuning, and one of OTQL, on SmolVLA's expert.
+"""Updates of SmolVLA's expert by supervised fine-tuning and by OTQL.
 
 OTQL, on a batch of m windows {(s_j, a_j, R_j, s'_j)} (the paper's Algorithm 1, see agents/otql.py):
 
@@ -8,8 +8,8 @@ OTQL, on a batch of m windows {(s_j, a_j, R_j, s'_j)} (the paper's Algorithm 1, 
     coupling    z_i ~ N(0, I), c̄_i ~ Categorical(p) over the c_j;  Γ* ← entropic OT between (z, αc̄; 1/m) and (a, αc; p)
     flow        (z_i, a_j, s_j) ~ Γ*;  step on ‖v_θ(s_j, t z_i + (1−t) a_j, t) − (z_i − a_j)‖²
 
-Q_φ sees the state, the frozen model's pooled features and the H actions that are executed; the flow is a whole chunk.
-All randomness of an update is a function of (seed, step), so a run goes on from a checkpoint to the same numbers.
+The inputs of Q_φ are the state, the frozen model's pooled features and the H executed actions; the flow generates whole
+chunks. All randomness of an update is a function of (seed, step), so that a resumed run gives the same numbers.
 """
 
 import functools
@@ -34,7 +34,7 @@ Info = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the updates depend on: Tables 9 and 10, and, below the line, what the paper does not give."""
+    """Settings of the updates: Tables 9 and 10, and below the line those that the paper does not state."""
 
     batch_size: int = 64
     actor_lr: float = 1e-4
@@ -48,21 +48,21 @@ class Settings:
     best_of_n: int = 1
     nfe: int = 3
     # ---
-    horizon: int = 0  # H, which the policy will execute of a chunk; 0: its n_action_steps
+    horizon: int = 0  # H, executed actions of a chunk; 0: the policy's n_action_steps
     critic_dims: tuple[int, ...] = (256, 256, 256, 256)
     value_samples: int = 2  # k
     alpha: float = 0.3
     epsilon: float = 0.5
     max_iterations: int = 50
     threshold: float = 1e-2
-    components: int = 8  # principal components of the pooled features in the coupling's condition
-    accumulate: int = 1  # parts that a batch goes through the expert in
+    components: int = 8  # principal components of the pooled features in the conditions of the coupling
+    accumulate: int = 1  # number of parts of a batch, for gradient accumulation
     bf16: bool = False
     seed: int = 0
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    """The randomness of one update, drawn on the processor whatever the device."""
+    """Returns the random generator of one update, on the CPU for every device."""
     word = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word >> np.uint64(1)))
 
@@ -71,10 +71,11 @@ class Sft:
     """Flow matching on demonstrations.
 
     Args:
-        policy: SmolVLA; what requires a gradient is trained.
-        rows: the data. prefixes: theirs.
-        settings: see there.
-        learning_rate: update → factor on the rate.
+        policy: SmolVLA; parameters that require a gradient are trained.
+        rows: the data.
+        prefixes: of the rows.
+        settings: of the updates.
+        learning_rate: schedule, update → factor on the rate.
     """
 
     def __init__(
@@ -99,28 +100,28 @@ class Sft:
 
     @functools.cached_property
     def starts(self) -> Tensor:
-        """The rows at which windows may begin."""
+        """Returns the rows at which windows can start."""
         return torch.nonzero(self.rows.demonstrated)[:, 0]
 
     def update(self, step: int) -> Info:
-        """One step."""
+        """Runs one update."""
         random = generator(self.settings.seed, step)
         start, window = self.draw(random)
         noise, times = self.noise(random), self.times(random)
         return self.flow_step(step, self.observe(start), start, noise, times, window)
 
     def draw(self, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rows at which a batch's windows begin, on the processor, and the windows."""
+        """Draws a batch: the first rows of windows, on the CPU, and the windows."""
         start = self.starts[torch.randint(len(self.starts), (self.settings.batch_size,), generator=random)]
         window = self.rows.windows(start, self.horizon, self.chunk, self.settings.discount)
         return start, {name: values.to(self.device) for name, values in window.items()}
 
     def observe(self, rows: Tensor) -> Prefix:
-        """Prefixes of rows, on the device, without their states."""
+        """Returns the prefixes of rows on the device, without their states."""
         return self.prefixes.rows(rows.cpu()).to(self.device)
 
     def noise(self, random: torch.Generator) -> Tensor:
-        """[m, chunk, max_action_dim]: with noise on what is no action, as SmolVLA samples."""
+        """Draws noise [m, chunk, max_action_dim], also for padded components, as SmolVLA does."""
         shape = self.settings.batch_size, self.chunk, self.policy.config.max_action_dim
         return torch.randn(shape, generator=random).to(self.device)
 
@@ -129,23 +130,26 @@ class Sft:
         return sample_times(self.settings.batch_size, random).to(self.device)
 
     def autocast(self) -> Any:
-        """Computes in bfloat16 within, where the settings say so."""
+        """Returns a context that computes in bfloat16 if `settings.bf16`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
     def parts(self) -> list[slice]:
-        """A batch in `accumulate` parts."""
+        """Returns the slices of a batch's `accumulate` parts."""
         edges = np.linspace(0, self.settings.batch_size, self.settings.accumulate + 1).astype(int)
         return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
     def flow_step(
         self, step: int, prefix: Prefix, start: Tensor, noise: Tensor, times: Tensor, window: dict[str, Tensor]
     ) -> Info:
-        """One step of AdamW on the flow-matching loss of pairs: the mean over all components, padded ones being zero.
+        """Runs one step of AdamW on the flow-matching loss of pairs: the mean over all components, 0 for padded ones.
 
         Args:
             step: number of the update.
-            prefix: of the pairs' observations, without their states. start: their rows.
-            noise: z. times: t. window: has the pairs' `actions` and `action_mask`.
+            prefix: of the pairs' observations, without their states.
+            start: rows of the observations.
+            noise: z.
+            times: t.
+            window: `actions` and `action_mask` of the pairs.
         """
         actions, mask, loss = window["actions"], window["action_mask"], torch.zeros((), device=self.device)
         self.optimiser.zero_grad()
@@ -163,11 +167,11 @@ class Sft:
         return {"flow/loss": loss, "flow/grad_norm": norm}
 
     def state(self) -> dict[str, Any]:
-        """Tensors, in nested dictionaries, that a checkpoint holds; to be loaded by `load`."""
+        """Returns the tensors of a checkpoint, in nested dictionaries; see `load`."""
         return {"policy": self.parameters, "actor": self.optimiser.state_dict()["state"]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes what `state` gave."""
+        """Restores the tensors from `state`."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["policy"][name])
@@ -193,11 +197,11 @@ class Otql(Sft):
 
     @functools.cached_property
     def starts(self) -> Tensor:
-        """The rows at which windows may begin: those that are samples."""
+        """Returns the rows with a valid window."""
         return self.rows.starts(self.horizon)
 
     def update(self, step: int) -> Info:
-        """One step on critics and expert, both from the parameters before it (Algorithm 1)."""
+        """Runs one update of critics and expert, both from the parameters before it (Algorithm 1)."""
         cfg, random = self.settings, generator(self.settings.seed, step)
         start, window = self.draw(random)
         prefix = self.observe(start)
@@ -234,22 +238,22 @@ class Otql(Sft):
         return info | {"advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
 
     def flat(self, chunks: Tensor) -> Tensor:
-        """What is an action of [m, chunk, ≥ A], as [m, d]."""
+        """Flattens the action components of [m, chunk, ≥ A] to [m, d]."""
         return chunks[..., : self.rows.actions.shape[1]].flatten(1)
 
     def executed(self, chunks: Tensor) -> Tensor:
-        """The H actions of [m, chunk, ≥ A] that are executed, as [m, H · A]."""
+        """Flattens the H executed actions of [m, chunk, ≥ A] to [m, H · A]."""
         return self.flat(chunks[:, : self.horizon])
 
     @torch.no_grad()
     def acting(self, prefix: Prefix, rows: Tensor) -> Prefix:
-        """Prefixes with their states, to sample from."""
+        """Returns prefixes with their states, for sampling."""
         with self.autocast():
             return with_state(self.policy, prefix, self.states[rows])
 
     @torch.no_grad()
     def propose(self, prefix: Prefix, random: torch.Generator) -> Tensor:
-        """One sample of the policy for each observation: the executed actions [m, H · A]."""
+        """Samples the policy once for each observation; returns the executed actions [m, H · A]."""
         noise = self.noise(random)
         with self.autocast():
             chunks = [sample(self.policy, prefix[part], noise[part], self.settings.nfe) for part in self.parts()]
@@ -257,7 +261,7 @@ class Otql(Sft):
 
     @torch.no_grad()
     def next_value(self, prefix: Prefix, observations: Tensor, random: torch.Generator) -> Tensor:
-        """What the TD target bootstraps from: the target critics at the online critic's best of N samples, [m]."""
+        """Returns the bootstrap value [m] of the TD target: target critics at the online critic's best of N samples."""
         candidates = torch.stack([self.propose(prefix, random) for _ in range(self.settings.best_of_n)])
         ranks = torch.stack([self.critic(observations, actions).mean(dim=0) for actions in candidates])
         best = candidates[ranks.argmax(dim=0), torch.arange(len(observations), device=self.device)]
@@ -265,18 +269,18 @@ class Otql(Sft):
 
     @torch.no_grad()
     def value(self, prefix: Prefix, observations: Tensor, random: torch.Generator) -> Tensor:
-        """V̂(s) = mean over k samples of the ensemble mean of Q_φ(s, â) (§3.2), [m]."""
+        """Returns V̂(s) [m], the mean over k samples of the ensemble mean of Q_φ(s, â) (§3.2)."""
         samples = range(self.settings.value_samples)
         values = [self.critic(observations, self.propose(prefix, random)).mean(dim=0) for _ in samples]
         return torch.stack(values).mean(dim=0)
 
     def state(self) -> dict[str, Any]:
-        """Returns the state for a checkpoint."""
+        """Returns the tensors of a checkpoint."""
         own = {"critic": self.critic.state_dict(), "target": self.target.state_dict()}
         return super().state() | own | {"critic_optimiser": self.critic_optimiser.state_dict()["state"]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes the state of a checkpoint."""
+        """Restores the tensors from `state`."""
         super().load(state)
         self.critic.load_state_dict(state["critic"])
         self.target.load_state_dict(state["target"])
@@ -284,19 +288,19 @@ class Otql(Sft):
 
 
 def standardised(values: Tensor) -> Tensor:
-    """Columns with mean 0 and deviation 1; one that never changes stays at 0."""
+    """Standardises columns to mean 0 and deviation 1; constant ones become 0."""
     deviation = values.std(dim=0, correction=0)
     return (values - values.mean(dim=0)) / torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
 
 
 def principal_components(values: Tensor, count: int) -> Tensor:
-    """The first `count` principal components of standardised columns: [N, f] → [N, count]."""
+    """Returns the first `count` principal components of the standardised columns: [N, f] → [N, count]."""
     values = standardised(values)
     _, vectors = torch.linalg.eigh((values.T @ values).double())
     return values @ vectors[:, -min(count, len(vectors)) :].flip(1).float()
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes what an optimiser's `state_dict()['state']` held, its keys having become text."""
+    """Restores an optimiser's `state_dict()['state']` whose keys are strings."""
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": {int(key): value for key, value in state.items()}, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""Policy directories: loads a SmolVLA to train, and writes one that LeRobot loads as any other."""
+"""Policy directories: loading a SmolVLA for training, and writing one in LeRobot's format."""
 
 import copy
 import os
@@ -23,7 +23,7 @@ from utils.system.files import disk_errors
 
 
 class Processor(Protocol):
-    """Processing steps that LeRobot applies to the inputs or the outputs of a policy."""
+    """Processing steps of LeRobot for the inputs or outputs of a policy."""
 
     def __call__(self, data: Any, /) -> Any:
         """Processes a batch."""
@@ -36,14 +36,14 @@ _LORA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 def load_config(path: str, device: str) -> SmolVLAConfig:
-    """The config of a SmolVLA, of a folder or a hub's.
+    """Loads the config of a SmolVLA from a folder or the hub.
 
     Raises:
-        UserError: there is none, or it is one that cannot be trained here.
+        UserError: it does not exist, or its policy cannot be trained here.
     """
     try:
         config = PreTrainedConfig.from_pretrained(path)
-    except Exception as error:  # The hub's and draccus' errors are many.
+    except Exception as error:  # The hub and draccus raise many types.
         raise UserError(f"there is no policy at {path} ({type(error).__name__}: {str(error)[:120]})") from error
     if config.type != "smolvla":
         raise UserError(f"{path} is a policy of type {config.type}; only smolvla is trained here")
@@ -56,16 +56,16 @@ def load_config(path: str, device: str) -> SmolVLAConfig:
 
 
 def adopt(config: SmolVLAConfig, dataset: LeRobotDataset, cameras: list[str]) -> None:
-    """Makes a policy one of a dataset's robot: its state, actions and cameras.
+    """Adapts a config to the state, actions and cameras of a dataset.
 
     Args:
-        config: is changed.
-        dataset: the robot's.
-        cameras: names, in the order in which they take the places of the policy's; default: as the policy's if it has
-            the same, else the dataset's order.
+        config: changed in place.
+        dataset: of the robot.
+        cameras: names, in the order of the policy's cameras that they replace; default: the policy's names if the
+            dataset has them, else the dataset's order.
 
     Raises:
-        UserError: there is no such camera, or the policy has no room for so many numbers.
+        UserError: a camera does not exist, or the state or action is too wide for the policy.
     """
     features = dataset_to_policy_features(dataset.meta.features)
     known = [name for name, feature in features.items() if feature.type is FeatureType.VISUAL]
@@ -78,13 +78,13 @@ def adopt(config: SmolVLAConfig, dataset: LeRobotDataset, cameras: list[str]) ->
         raise UserError(f"{dataset.root} has no camera; SmolVLA needs one")
     for name, limit in ((STATE, config.max_state_dim), (ACTION, config.max_action_dim)):
         if name not in features or features[name].shape[0] > limit:
-            raise UserError(f"{dataset.root} needs '{name}' of at most {limit} numbers, which the policy has room for")
+            raise UserError(f"{dataset.root} needs '{name}' with at most {limit} values, the limit of the policy")
     config.input_features = {name: features[name] for name in [*names, STATE]}
     config.output_features = {ACTION: features[ACTION]}
 
 
 def load_policy(path: str, config: SmolVLAConfig) -> SmolVLAPolicy:
-    """SmolVLA with its expert in float32 and all else frozen; `directory_dtypes` keeps the dtypes it came with."""
+    """Loads SmolVLA with the expert in float32 and all else frozen; keeps the dtypes of its directory."""
     compiles, config.compile_model = config.compile_model, False
     policy = SmolVLAPolicy.from_pretrained(path, config=config)
     config.compile_model = compiles
@@ -100,7 +100,7 @@ def load_policy(path: str, config: SmolVLAConfig) -> SmolVLAPolicy:
 def load_processors(
     path: str, config: SmolVLAConfig, stats: dict[str, dict[str, Any]] | None
 ) -> tuple[Processor, Processor]:
-    """Pre- and postprocessor: new ones that normalise by `stats`, or the policy's own."""
+    """Returns pre- and postprocessor: new ones that normalise by `stats`, or those of the policy."""
     if stats is not None:
         return make_smolvla_pre_post_processors(config, stats)
     try:
@@ -111,7 +111,7 @@ def load_processors(
 
 
 def add_lora(policy: SmolVLAPolicy, rank: int, seed: int) -> None:
-    """Trains the expert's layers by updates of a rank, and its projections as they are.
+    """Adds LoRA of a rank to the expert's layers; the projections are trained directly.
 
     Raises:
         UserError: peft is not installed.
@@ -128,7 +128,7 @@ def add_lora(policy: SmolVLAPolicy, rank: int, seed: int) -> None:
 
 
 def merged(policy: SmolVLAPolicy) -> SmolVLAPolicy:
-    """A copy without LoRA's layers, what they learnt being in the weights, on the processor, in the original dtypes."""
+    """Returns a copy with LoRA merged into the weights, on the CPU and in the original dtypes."""
     policy = copy.deepcopy(policy).cpu()
     layers = {name: module for name, module in policy.named_modules() if hasattr(module, "lora_A")}
     for name, layer in layers.items():
@@ -143,7 +143,13 @@ def merged(policy: SmolVLAPolicy) -> SmolVLAPolicy:
 def save_directory(
     policy: SmolVLAPolicy, processors: tuple[Processor, Processor], directory: Path, **changes: Any
 ) -> None:
-    """Writes a policy directory, in full or not at all; `changes`: fields of its config.
+    """Writes a policy directory, in full or not at all.
+
+    Args:
+        policy: to write.
+        processors: pre- and postprocessor.
+        directory: path of the directory.
+        changes: changed fields of the config.
 
     Raises:
         UserError: the disk is full.

@@ -1,8 +1,8 @@
-"""The prefixes of all frames, computed once: on disk (memory-mapped: in memory as far as it fits), in memory, or anew.
+"""Prefixes of all frames: cached on disk (memory-mapped) or in memory, or computed on demand.
 
-A cache on disk is a folder named by a fingerprint of all that its content depends on: the vision-language model's
-weights, the preprocessor, the config's fields, and the dataset's files. With another of these there is another name, so
-a stale cache is never read. It gets its name when it is complete.
+A cache on disk is a folder named by a fingerprint of everything that its content depends on: the weights of the
+vision-language model, the preprocessor, fields of the config, and the dataset's files. So a stale cache is never read.
+The folder gets its name when it is complete.
 """
 
 import dataclasses
@@ -28,19 +28,19 @@ from utils.output.loggers import ProgressBar
 from utils.system.files import disk_errors, read_json, write_json
 
 MODES = ("disk", "memory", "none")
-_BATCH = 16  # Frames that are encoded at once.
+_BATCH = 16  # Frames per batch of the encoder.
 _TOKENS, _MASK, _POOLED, _ABOUT = "tokens.bin", "mask.npy", "pooled.npy", "about.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Frames → prefixes.
+    """Encoder of frames to prefixes.
 
     Attributes:
-        policy: SmolVLA, of which the frozen part is used.
+        policy: SmolVLA, whose frozen part is used.
         preprocess: the policy's preprocessor.
-        language_length: tokens of language in a prefix.
-        bf16: whether the model runs in bfloat16 whatever its weights are.
+        language_length: number of language tokens in a prefix.
+        bf16: whether the model runs in bfloat16, whatever its weights.
     """
 
     policy: SmolVLAPolicy
@@ -49,7 +49,7 @@ class Encoder:
     bf16: bool = False
 
     def __call__(self, frames: list[dict[str, Any]]) -> tuple[Prefix, Tensor]:
-        """Prefix and pooled features of frames as the dataset gives them."""
+        """Returns prefix and pooled features of frames from the dataset."""
         keys = [STATE, *(key for key in self.policy.config.image_features if key in frames[0])]
         batch = {key: torch.stack([frame[key] for frame in frames]) for key in keys}
         batch = self.preprocess(batch | {"task": [frame["task"] for frame in frames]})
@@ -57,7 +57,7 @@ class Encoder:
             return encode(self.policy, batch, self.language_length)
 
     def fingerprint(self, root: Path) -> str:
-        """Of all that the prefixes of a dataset depend on."""
+        """Returns a fingerprint of everything that the prefixes of a dataset depend on."""
         digest, config = hashlib.blake2b(digest_size=16), self.policy.config
         fields = {
             name: getattr(config, name)
@@ -79,13 +79,13 @@ class Encoder:
 
 
 class Prefixes:
-    """Prefixes and pooled features of one dataset's N frames.
+    """Prefixes and pooled features of the N frames of a dataset.
 
     Args:
         encoder: computes them.
-        dataset: where the frames are.
-        mode: of `MODES`; with 'none' only the features are kept, and `rows` computes prefixes anew.
-        directory: where caches on disk stand.
+        dataset: with the frames.
+        mode: one of `MODES`; 'none' keeps only the features, and `rows` computes prefixes on demand.
+        directory: of the caches on disk.
 
     Attributes:
         pooled: [N, f] float32.
@@ -105,7 +105,7 @@ class Prefixes:
             self._build(None, keep=mode == "memory")
 
     def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Tokens and mask of the prefixes of frames `index` [m], on the processor."""
+        """Returns tokens and mask of the prefixes of frames `index` [m], on the CPU."""
         if self._tokens is None:
             prefix, _ = self._encoder([self._dataset[int(i)] for i in index])
             return prefix.tokens.cpu(), prefix.mask.cpu()
@@ -159,7 +159,7 @@ class Prefixes:
 
 
 def _reserve(path: Path, shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
-    """A file as an array; its place on the disk is taken now, since a full disk would end a process that maps it."""
+    """Returns a file as an array; allocates it now, since a full disk would kill a process that maps it."""
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, math.prod(shape) * kind.itemsize)
@@ -169,15 +169,15 @@ def _reserve(path: Path, shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:
-    """As NumPy has them, which knows no bfloat16."""
+    """Converts to NumPy, which has no bfloat16: that becomes int16."""
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class AllPrefixes:
-    """The prefixes of several datasets, by rows of `Rows`.
+    """Prefixes of several datasets, by rows of `Rows`.
 
     Args:
-        parts: one a dataset.
+        parts: one per dataset.
         frames: [N, 2], dataset and frame of each row.
     """
 
@@ -190,7 +190,7 @@ class AllPrefixes:
         return offsets[self._frames[:, 0]] + self._frames[:, 1]
 
     def rows(self, index: Tensor) -> Prefix:
-        """The prefixes of rows `index` [m], on the processor."""
+        """Returns the prefixes of rows `index` [m], on the CPU."""
         dataset, frame = self._frames[index.numpy()].T
         order, tokens, masks = [], [], []
         for number in np.unique(dataset):

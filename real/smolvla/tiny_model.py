@@ -1,8 +1,8 @@
-"""SmolVLA without a hub: untrained, of a given size, with a tokenizer of bytes. For tests, trials and calculations.
+"""Untrained SmolVLA of a given size with a byte tokenizer, without the hub. For tests, experiments and estimates.
 
     python -m real.smolvla.tiny_model DIRECTORY [--chunk_size=10]
 
-writes a tiny one as a policy directory; the first fine-tuning gives it the state, actions and cameras of its data.
+writes a tiny one as a policy directory; the first fine-tuning adapts it to the state, actions and cameras of its data.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from real.command_line import Parser
 from real.smolvla.policy_directory import save_directory
 from utils.system.entry_point import run_main
 
-# Widths of the vision and text models; 'base' is what lerobot/smolvla_base is built on, SmolVLM2-500M-Video-Instruct.
+# Widths of the vision and text models; 'base' is that of lerobot/smolvla_base, SmolVLM2-500M-Video-Instruct.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vision": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -67,7 +67,7 @@ SPECIAL = {
 
 
 def write_vlm(directory: Path, size: str = "tiny") -> None:
-    """Writes what LeRobot reads where a SmolVLA names its vision-language model: config, tokenizer, processor."""
+    """Writes a vision-language model for LeRobot's SmolVLA: config, tokenizer, processor."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -89,7 +89,7 @@ def write_vlm(directory: Path, size: str = "tiny") -> None:
 def make_config(
     vlm: Path, cameras: list[str], state_dim: int, action_dim: int, size: str = "tiny", **changes: Any
 ) -> SmolVLAConfig:
-    """A SmolVLA's config over `write_vlm`'s directory; `changes`: further fields."""
+    """Returns a SmolVLA config for the directory of `write_vlm`, with `changes` of further fields."""
     side = SIZES[size]["image"]["image_size"]
     inputs = {f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for name in cameras}
     inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (state_dim,))
@@ -108,7 +108,7 @@ def make_config(
 
 
 def write_policy(directory: Path, config: SmolVLAConfig, seed: int = 0) -> None:
-    """Writes an untrained SmolVLA, whose processors normalise nothing yet."""
+    """Writes an untrained SmolVLA, with processors that do not normalise yet."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = SmolVLAPolicy(config)

@@ -1,6 +1,6 @@
-"""The advantage-weighted coupling of utils/coupling.py in torch: the same plan, solved by POT. No gradient passes.
+"""The advantage-weighted coupling of utils/coupling.py in torch: the same plan, solved by POT, without gradients.
 
-See there for the reasons. Actions and noise are chunks with padded steps, flattened to d numbers.
+Actions and noise are chunks with padded steps, flattened to d components.
 """
 
 import math
@@ -10,11 +10,11 @@ import ot
 import torch
 from torch import Tensor
 
-_INNER = 10  # Iterations between two checks of the marginal.
+_INNER = 10  # Iterations between checks of the marginal.
 
 
 def tilted_marginal(advantages: Tensor, valid: Tensor, lam: float, w_max: float) -> Tensor:
-    """p_j = w_j / Σ w with w_j = min(exp(λ A_j), w_max) · valid_j (paper Eq. 5, §3.2), without overflow: [m] → [m].
+    """Returns p_j = w_j / Σ w with w_j = min(exp(λ A_j), w_max) · valid_j (paper Eq. 5, §3.2): [m] → [m].
 
     At least one window must be valid.
     """
@@ -23,7 +23,7 @@ def tilted_marginal(advantages: Tensor, valid: Tensor, lam: float, w_max: float)
 
 
 def squared_distances(x: Tensor, y: Tensor, y_mask: Tensor | None = None) -> Tensor:
-    """‖x_i − y_j‖² for x [n, d] and y [m, d] as [n, m]; components with y_mask [m, d] = 0 do not count."""
+    """Returns ‖x_i − y_j‖² [n, m] for x [n, d] and y [m, d], without components where y_mask [m, d] is 0."""
     kept = torch.ones_like(y) if y_mask is None else y_mask
     distances = x.square() @ kept.T + (kept * y.square()).sum(dim=1) - 2 * x @ (kept * y).T
     return distances.clamp(min=0)
@@ -42,14 +42,18 @@ def solve_plan(
     threshold: float,
     action_mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
+    """Returns the entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
 
     Args:
-        noise: z, [m, d]. source_conditions: c̄, [m, c]. actions: a, [m, d]. conditions: c, [m, c].
+        noise: z, [m, d].
+        source_conditions: c̄, [m, c].
+        actions: a, [m, d].
+        conditions: c, [m, c].
         probs: target marginal p, [m], sums to 1; entries may be 0.
         alpha: weight of the condition term.
         epsilon: entropic regularisation relative to the mean of the action term.
-        max_iterations: cap on Sinkhorn iterations. threshold: stop at this L1 error of the column marginal.
+        max_iterations: cap on Sinkhorn iterations.
+        threshold: L1 error of the column marginal at which to stop.
         action_mask: [m, d], 0 where a component of a_j is padding.
 
     Returns:
@@ -88,15 +92,17 @@ def couple(
     """Pairs each noise with an action, so that the actions follow `probs` (paper §3.1).
 
     Args:
-        noise: z, [m, d]. actions: a, [m, d]. conditions: c, [m, c], standardised.
+        noise: z, [m, d].
+        actions: a, [m, d].
+        conditions: c, [m, c], standardised.
         probs: p, [m].
-        random: a generator on the processor, which draws c̄_i ~ Categorical(p) and the pairs.
+        random: generator on the CPU, which draws c̄_i ~ Categorical(p) and the pairs.
         action_mask: [m, d].
-        settings: those of `solve_plan`.
+        settings: of `solve_plan`.
 
     Returns:
-        index j [m] of each noise's action, and what to log: effective sample size of p over m, share of distinct
-        actions, share of pairs whose source condition is the action's own, and that of `solve_plan`.
+        Index j [m] of each noise's action, and diagnostics: effective sample size of p over m, share of distinct
+        actions, share of pairs whose source condition is that of the action, and those of `solve_plan`.
     """
     size = len(noise)
     source = torch.multinomial(probs.cpu(), size, replacement=True, generator=random).to(noise.device)

@@ -1,13 +1,13 @@
-"""Fine-tunes SmolVLA's expert, first on demonstrations, then by OTQL on rollouts; its vision-language model is frozen.
+"""Fine-tunes SmolVLA's expert on demonstrations, then by OTQL on rollouts; the vision-language model is frozen.
 
     python -m real.smolvla.train --policy.path=lerobot/smolvla_base --demos=data/demos --output_dir=out/base
     python -m real.smolvla.train --policy.path=out/base/sft --demos=data/demos --rollouts=data/eval_1 --output_dir=out/1
 
-Without --rollouts it fine-tunes (SFT) and writes <output_dir>/sft; with them it goes on from a fine-tuned policy by
-OTQL on demonstrations and rollouts and writes <output_dir>/otql; with --sft_steps as well, both. These are SmolVLA
-directories as LeRobot writes them. Beside them: sft.csv and otql.csv, checkpoints, settings.json, and prefixes/, the
-frozen model's outputs for all frames (--cache_dir puts them elsewhere, for several runs). A killed run goes on, to the
-same numbers, when the same command is started again.
+Without --rollouts it fine-tunes (SFT) and writes <output_dir>/sft; with them it trains a fine-tuned policy by OTQL on
+demonstrations and rollouts and writes <output_dir>/otql; with --sft_steps as well, both. These are SmolVLA directories
+in LeRobot's format. Beside them: sft.csv and otql.csv, checkpoints, settings.json, and prefixes/, the frozen model's
+outputs for all frames (--cache_dir shares them between runs). Rerun the same command to resume a killed run; it ends in
+the same numbers.
 """
 
 import argparse
@@ -38,28 +38,28 @@ from utils.system.files import atomic_write_bytes, read_json, write_json
 from utils.system.locks import exclusive_lock
 from utils.system.signals import Interrupted, PreemptionGuard
 
-_OWN = ("output_dir", "device", "cache", "cache_dir", "save_interval", "log_interval")  # No number depends on these.
+_OWN = ("output_dir", "device", "cache", "cache_dir", "save_interval", "log_interval")  # These do not change numbers.
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line.
 
     Raises:
-        UserError: it is faulty.
+        UserError: it is invalid.
     """
     parser = Parser("python -m real.smolvla.train", __doc__)
-    parser.add_argument("--policy.path", dest="policy", required=True, help="a SmolVLA: a folder, or a hub's name")
+    parser.add_argument("--policy.path", dest="policy", required=True, help="a SmolVLA: a folder, or a name on the hub")
     parser.add_argument("--demos", required=True, help="folders of demonstrations, LeRobotDatasets, a,b,…")
     parser.add_argument("--rollouts", default="", help="folders of rollouts, a,b,…")
     parser.add_argument("--labels", default="", help="files with the rollouts' success, a,b,…; default: their own")
-    parser.add_argument("--output_dir", required=True, help="where everything goes")
-    parser.add_argument("--cameras", default="", help="for SFT: which of the dataset's take the places of the policy's")
+    parser.add_argument("--output_dir", required=True, help="folder of all output")
+    parser.add_argument("--cameras", default="", help="for SFT: cameras of the dataset that replace the policy's")
     parser.add_argument("--sft_steps", type=int, help="updates of SFT; default: 20000 without rollouts, else 0")
     parser.add_argument("--otql_steps", type=int, default=20_000, help="updates of OTQL")
-    parser.add_argument("--lora", type=int, default=0, help="rank of LoRA on the expert's layers; 0: they are trained")
+    parser.add_argument("--lora", type=int, default=0, help="rank of LoRA on the expert's layers; 0: no LoRA")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, …")
-    parser.add_argument("--cache", choices=MODES, default="disk", help="where the prefixes are kept")
-    parser.add_argument("--cache_dir", help="folder of those on disk; default: <output_dir>/prefixes")
+    parser.add_argument("--cache", choices=MODES, default="disk", help="storage of the prefixes")
+    parser.add_argument("--cache_dir", help="folder of prefixes on disk; default: <output_dir>/prefixes")
     parser.add_argument("--save_interval", type=int, default=1000, help="updates between checkpoints")
     parser.add_argument("--log_interval", type=int, default=100, help="updates between rows of the log")
     for field in dataclasses.fields(Settings):
@@ -92,7 +92,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def decoder() -> str:
-    """LeRobot's decoder of videos: torchcodec, or pyav where that does not find FFmpeg's libraries."""
+    """Returns LeRobot's video decoder: torchcodec, or pyav if torchcodec does not find FFmpeg's libraries."""
     try:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, OSError, RuntimeError):
@@ -101,20 +101,20 @@ def decoder() -> str:
 
 
 class Run:
-    """One call of the program: the datasets, and the stages that are trained on them."""
+    """A run of the program: the datasets, and the stages of training."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.root = args, Path(args.output_dir).expanduser()
         self.settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
         for root in (*args.demos, *args.rollouts):
-            read_recording(root, [STATE], ACTION)  # LeRobot would look for what is missing on the hub.
+            read_recording(root, [STATE], ACTION)  # LeRobot would search the hub for missing files.
         self.datasets = [
             LeRobotDataset(f"local/{root.name}", root=root, video_backend=decoder())
             for root in (*args.demos, *args.rollouts)
         ]
 
     def check_settings(self) -> None:
-        """Refuses to go on with other settings than a run was begun with.
+        """Stores the settings, or compares them with those of the first start.
 
         Raises:
             UserError: they differ.
@@ -130,7 +130,7 @@ class Run:
         write_json(self.root / "settings.json", shown)
 
     def train(self) -> Path:
-        """Does what is still to be done of the stages; returns the last policy."""
+        """Runs the remaining stages; returns the directory of the last policy."""
         self.check_settings()
         path = self.args.policy
         for name, steps in (("sft", self.args.sft_steps), ("otql", self.args.otql_steps)):
@@ -165,13 +165,13 @@ class Run:
         if not len(learner.starts):
             raise UserError(f"no window of {learner.horizon} steps fits in the episodes; give a smaller --horizon")
         self.loop(name, learner, steps)
-        # What the critic has judged is what is executed.
+        # The policy executes the actions that the critic was trained on.
         changes = {"num_steps": self.settings.nfe, "n_action_steps": learner.horizon}
         save_directory(policy, processors, directory, **(changes if name == "otql" else {}))
         self.checkpoint(name).unlink(missing_ok=True)
 
     def check_features(self, config: Any) -> None:
-        """Checks that the policy can be fed by all datasets.
+        """Checks that all datasets fit the policy.
 
         Raises:
             UserError: a camera is missing, or the state or action has another width.
@@ -186,7 +186,7 @@ class Run:
                     raise UserError(f"{dataset.root} does not fit the policy's {key} (it has {has or 'none'})")
 
     def read(self, policy: Any, preprocess: Any, name: str) -> tuple[Rows, AllPrefixes]:
-        """The rows of the stage's datasets, and their prefixes."""
+        """Returns the rows of the stage's datasets, and their prefixes."""
         args = self.args
         used = self.datasets if name == "otql" else self.datasets[: len(args.demos)]
 
@@ -203,14 +203,15 @@ class Run:
         return rows, AllPrefixes([Prefixes(encoder, each, args.cache, cache) for each in used], rows.frames)
 
     def checkpoint(self, name: str) -> Path:
-        """The file of a phase's checkpoint."""
+        """Returns the path of a stage's checkpoint."""
         return self.root / f"{name}.checkpoint.safetensors"
 
     def loop(self, name: str, learner: Sft, steps: int) -> None:
-        """The updates, from the checkpoint if there is one.
+        """Runs the updates, from the checkpoint if it exists.
 
         Raises:
-            Interrupted: by a signal; the checkpoint is written. UserError: the loss is no number any more.
+            Interrupted: by a signal, after the checkpoint was written.
+            UserError: the loss is not finite.
         """
         step, position = 0, 0
         if self.checkpoint(name).exists():
@@ -239,7 +240,7 @@ class Run:
 
 
 def flat(tree: dict[Any, Any], above: str = "") -> Iterable[tuple[str, torch.Tensor]]:
-    """Tensors of nested dictionaries, by their keys joined."""
+    """Yields the tensors of nested dictionaries with their joined keys."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flat(value, f"{above}{key}|")
@@ -248,7 +249,7 @@ def flat(tree: dict[Any, Any], above: str = "") -> Iterable[tuple[str, torch.Ten
 
 
 def nested(items: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
-    """The dictionaries that `flat` was given."""
+    """Returns the nested dictionaries of `flat`'s items."""
     tree: dict[str, Any] = {}
     for key, value in items:
         *above, last = key.split("|")

@@ -24,13 +24,13 @@ TASK = "OpenMicrowave-v0"
 
 
 def simulate(
-    index: int, attempt: int = 0, seed: int = 0, max_steps: int | None = None, tremor: float = 1.0
+    index: int, attempt: int = 0, seed: int = 0, max_steps: int | None = None, noise: float = 1.0
 ) -> dict[str, np.ndarray]:
     """An episode of the expert as envs.panda.demonstrate makes it: states [T + 1], actions, rewards, success."""
     env = gymnasium.make(TASK, max_steps=max_steps).unwrapped
     words = np.random.SeedSequence(entropy=seed, spawn_key=(index, attempt)).generate_state(2)
     state, _ = env.reset(seed=int(words[0]))
-    actions = EXPERTS[TASK](env, np.random.default_rng(int(words[1])), tremor).actions()
+    actions = EXPERTS[TASK](env, np.random.default_rng(int(words[1])), noise).actions()
     states, taken, rewards, ended = [state], [], [], False
     while not ended:
         taken.append(next(actions).astype(np.float32))
@@ -55,7 +55,7 @@ def test_unattended_command_and_import(tmp_path: Path) -> None:
         command, capture_output=True, text=True, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    episodes = [simulate(index, tremor=2.0) for index in range(3)]
+    episodes = [simulate(index, noise=2.0) for index in range(3)]
     assert labels_of(root) == [
         {"episode_index": i, "success": bool(episode["success"]), "steps": len(episode["actions"])}
         for i, episode in enumerate(episodes)
@@ -150,12 +150,12 @@ def test_policy_on_the_simulated_robot_needs_nobody(
             {"task": "Fold-v0"},
             OtqlExpertConfig(),
             True,
-            "there is no task 'Fold-v0'; use --robot.task=ArrangeBoxes-v0 or",
+            "unknown task 'Fold-v0'; use --robot.task=ArrangeBoxes-v0 or",
         ),
-        ({}, OtqlExpertConfig(tremor=-1.0), True, "give --teleop.tremor a number of at least 0"),
+        ({}, OtqlExpertConfig(expert_noise=-1.0), True, "--teleop.expert_noise must be at least 0"),
         ({"max_steps": 0}, OtqlExpertConfig(), True, "--robot.max_steps at least 1"),
         (None, OtqlExpertConfig(), True, "otql_expert acts in lerobot-record on --robot.type=otql_sim only"),
-        ({}, OtqlResetConfig(), True, "otql_reset only resets; name what acts by --policy.path"),
+        ({}, OtqlResetConfig(), True, "otql_reset only resets; name a policy by --policy.path"),
         (None, OtqlResetConfig(), False, "otql_reset asks at the terminal, and there is none"),
         ({"observed": "angle"}, OtqlResetConfig(), True, "keeps otql_test_arm still ('joint.pos' is not observed)"),
     ],

@@ -69,7 +69,7 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
             print(f"error: {reason[:200]}; {advice}{traceback_note(error)}", file=sys.stderr)
             sys.exit(2)
         if (trouble := jax_setup.device_trouble() if jax_setup else "") or is_users(error):
-            print(f"error: {trouble or failure(error, 'your own code')}", file=sys.stderr)
+            print(f"error: {trouble or failure(error, 'your code')}", file=sys.stderr)
             sys.exit(2)
         error.add_note("This is a bug of the program: please report it, with all the lines above.")
         raise

@@ -1,4 +1,4 @@
-"""Locks between processes: a dead process releases its own, and a waiting one is told who holds it."""
+"""Locks between processes: freed when their holder ends; a process that must wait learns who holds them."""
 
 import errno
 import functools
@@ -14,26 +14,28 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from utils.system.files import disk_errors
 
-# What flock says where the file system or its server has no locks.
+# Errors of flock if the file system or its server has no locks.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-GRACE = 0.5  # Seconds; who only looks whether a lock is held has it for a moment.
+GRACE = 0.5  # Seconds; `is_held` takes a lock for a moment.
 
 
 class Held(Exception):
-    """Another process has the lock; the text names it: ' (process 12 on host)', or nothing if it does not say."""
+    """Raised if another process has the lock; the text names it: ' (process 12 on host)', or '' if unknown."""
 
 
 def take(path: Path, patience: float = GRACE) -> BaseFileLock:
-    """Takes the lock of the file `path`: flock's, or where the file system has none, that of '<path>.soft'.
+    """Acquires the lock of the file `path`: by flock, or with '<path>.soft' if the file system has no locks.
 
-    It is freed by `release`, with the object, or at the process's end. A soft lock that a killed process has left is
-    taken over on the same host. Held locks of both kinds contain the process's id and host.
+    It is freed by `release`, with the object, or when the process ends. A soft lock of a killed process is taken over
+    on the same host. The files of held locks contain the process id and host.
 
     Args:
-        path: made if missing, with its directory; stays. patience: seconds to wait for another process.
+        path: created if missing, with its directory; stays.
+        patience: seconds to wait for another process.
 
     Raises:
-        Held: another process has it. UserError: the file cannot be written or locked.
+        Held: another process has it.
+        UserError: the file cannot be written or locked.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,21 +48,21 @@ def take(path: Path, patience: float = GRACE) -> BaseFileLock:
 
 
 def is_held(path: Path) -> bool:
-    """True if another process has the lock of `path`; makes no files."""
+    """True if another process has the lock of `path`; creates no files."""
     if not (path.exists() or _soft(path).exists()):
         return False
     try:
         _acquire(path, 0).release()
     except Held:
         return True
-    except OSError:  # Not for this user to work in.
+    except OSError:  # No permission.
         return False
     return False
 
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Lets one process at a time into the block; others wait, and say so. The file `path` is removed afterwards.
+    """Lets one process at a time into the block; others print who holds the lock, and wait. Removes `path` at the end.
 
     Raises:
         UserError: the file cannot be written or locked.
@@ -78,14 +80,14 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Before the release: who opened the old file sees that it is gone, and takes the new one.
+        # Before the release: a process that opened the old file notices its removal and locks the new one.
         path.unlink(missing_ok=True)
         lock.release()
 
 
 @functools.cache
 def _say_soft() -> None:
-    print("this file system has no locks; files '….lock.soft' serve as such", file=sys.stderr)
+    print("this file system has no locks; using files '….lock.soft' instead", file=sys.stderr)
 
 
 def _soft(path: Path) -> Path:
@@ -93,7 +95,7 @@ def _soft(path: Path) -> Path:
 
 
 def _acquire(path: Path, patience: float) -> BaseFileLock:
-    """Takes either lock; raises Held or OSError."""
+    """Acquires either lock; raises Held or OSError."""
     lock: BaseFileLock
     try:
         lock = FileLock(path, patience, thread_local=False, fallback_to_soft=False)
@@ -116,7 +118,7 @@ def _holder(path: Path) -> str:
     """Returns the text of `Held`."""
     with suppress(OSError, ValueError):
         pid, host, *_ = path.read_text(encoding="utf-8").splitlines()
-        # Whether a process of another host still runs cannot be told from here.
+        # A process of another host cannot be checked from here.
         advice = (
             f"; if that has ended, remove {path}" if path.suffix == ".soft" and host != socket.gethostname() else ""
         )

@@ -97,9 +97,7 @@ def test_an_exception_of_the_users_code_is_a_line_and_one_of_ours_asks_for_a_rep
     start = "import sys; from utils.system import entry_point; sys.path.append('.'); import own; "
     done = run(start + "entry_point.run_main(lambda argv: own.fails({}))", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(
-        f"error: your own code failed at {tmp_path}/own.py, line 2: KeyError: 'no' (traceback: "
-    )
+    assert done.stderr.startswith(f"error: your code failed at {tmp_path}/own.py, line 2: KeyError: 'no' (traceback: ")
     done = run(
         "from utils.system import entry_point, files; entry_point.run_main(lambda argv: files.temporary_name(3))"
     )

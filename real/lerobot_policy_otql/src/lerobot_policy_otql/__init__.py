@@ -1,4 +1,4 @@
-"""LeRobot policy of type 'otql': what a run of OTQL or a baseline exported with real/export.py. Torch only, no JAX."""
+"""LeRobot policy of type 'otql', for runs exported by real/export.py. Needs torch, no JAX."""
 
 from lerobot_policy_otql.configuration_otql import OtqlConfig
 

@@ -1,10 +1,10 @@
-"""Milliseconds per chunk on this machine, with made-up parameters.
+"""Milliseconds per action chunk on this machine, with random parameters.
 
     python -m lerobot_policy_otql.bench [--compile]
 
-For the paper's networks (offline: 4×512, ten critics, chunks of 5; online: 4×256, two critics, chunks of 10), Euler
-steps (NFE) and candidates (N). Settings take turns within one run and the least time of each counts, so that other work
-on the machine disturbs little; read the ratios.
+Measures the paper's networks (offline: 4×512, ten critics, chunks of 5; online: 4×256, two critics, chunks of 10) over
+Euler steps (NFE) and candidates (N). Settings alternate within a run and the minimum of each counts, so that other work
+on the machine has little effect; compare ratios.
 """
 
 import argparse
@@ -28,7 +28,7 @@ OBSERVATION_DIM = 40
 def make_policy(
     nfe: int, n: int, compiled: bool, device: str, *, width: int, action_dim: int, **sizes: Any
 ) -> OtqlPolicy:
-    """A policy of one of NETWORKS."""
+    """Returns a policy with one of NETWORKS."""
     config = OtqlConfig(
         device=device,
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (OBSERVATION_DIM,))},
@@ -49,7 +49,7 @@ def make_policy(
 
 
 def measure(policies: dict, device: str, rounds: int, calls: int) -> dict:
-    """Least milliseconds of a chunk by key, a block of calls at a time in turn."""
+    """Returns key → minimal milliseconds per chunk, measured in alternating blocks of calls."""
     batch = {"observation.state": torch.randn(1, OBSERVATION_DIM, device=device)}
     times: dict[tuple, list[float]] = {key: [] for key in policies}
     for _ in range(rounds):
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=10, help="of each setting in a round")
+    parser.add_argument("--calls", type=int, default=10, help="calls of each setting in a round")
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
     torch._dynamo.config.recompile_limit = 64  # All policies compile the same code.
@@ -77,7 +77,7 @@ def main() -> None:
         modes = (False, True) if flags.compile else (False,)
         keys = list(itertools.product((10, 3, 1), (5, 1), modes))
         policies = {key: make_policy(*key, flags.device, **sizes) for key in keys}
-        measure(policies, flags.device, 1, 3)  # Warm.
+        measure(policies, flags.device, 1, 3)  # Warm-up.
         found = measure(policies, flags.device, flags.rounds, flags.calls)
         print(f"\n{name}, {flags.threads} threads, {flags.device}\n\n| NFE | N | mode | ms | of NFE 10, N 5, eager |")
         print("|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""Settings of the policy; `config.json` of an exported directory holds them."""
+"""Settings of the policy, stored in `config.json` of an exported directory."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
-FORMAT_VERSION = 1  # of an exported directory; real/export.py has the same
+FORMAT_VERSION = 1  # of exported directories; as in real/lerobot_policy.py
 INPUTS = (FeatureType.STATE, FeatureType.ENV, FeatureType.VISUAL)
 SAMPLERS = ("flow", "one_step", "estimate", "ddpm")
 
@@ -14,34 +14,34 @@ SAMPLERS = ("flow", "one_step", "estimate", "ddpm")
 @PreTrainedConfig.register_subclass("otql")
 @dataclass
 class OtqlConfig(PreTrainedConfig):
-    """What is written by the export, and what may be changed on the command line (`--policy.<field>=<value>`).
+    """Settings written by the export; some can be changed on the command line (`--policy.<field>=<value>`).
 
-    The state is the concatenation of those of `input_features` that are none of images, in their order; the cameras
-    are the others in theirs, each with the shape [3, h, w] that it was trained on, whatever the robot's size is. May be
-    changed: device, n_action_steps, best_of_n (up from 1 only where there are critics), flow_steps (of a flow),
-    compile_model and compile_mode, rtc_config.
+    The state is the concatenation of the state features of `input_features` in their order; the cameras are the image
+    features in theirs, each with its shape [3, h, w] in training, whatever the size of the robot's images. Can be
+    changed: device, n_action_steps, best_of_n (above 1 only with critics), flow_steps (of a flow), compile_model and
+    compile_mode, rtc_config.
     """
 
     format_version: int = FORMAT_VERSION
-    action_dim: int = 1  # A; the dataset's or environment's action must have it too
-    chunk_size: int = 1  # H, actions predicted at once
-    n_action_steps: int = 1  # of them, actions executed before the policy is asked again
+    action_dim: int = 1  # A; as the action of the dataset or environment
+    chunk_size: int = 1  # H, actions per chunk
+    n_action_steps: int = 1  # executed actions of a chunk
 
     # 'flow': Euler steps; 'one_step': one pass; 'estimate' and 'ddpm': a diffusion policy's reverse process.
     sampler: str = "flow"
     flow_steps: int = 10  # NFE of a flow, steps of a diffusion
     actor_hidden_dims: list[int] = field(default_factory=list)
     time_dim: int = 0  # Fourier features of a diffusion's time
-    latent_scale: float = 0.0  # above 0: bound on start points, which a policy of their own draws
-    edit_scale: float = 0.0  # above 0: bound on the edits that a policy of their own makes
-    guidance_coef: float = 0.0  # above 0: the critics' gradient bends the flow ...
-    inv_temp: float = 0.0  # ... with this factor
+    latent_scale: float = 0.0  # above 0: bound on start points, drawn by a latent policy
+    edit_scale: float = 0.0  # above 0: bound on the edits of an edit policy
+    guidance_coef: float = 0.0  # above 0: weight of the guidance by the critics' gradient ...
+    inv_temp: float = 0.0  # ... and factor of that gradient
     best_of_n: int = 1  # N, candidates
-    rank: str = "mean"  # of the critics, by which the best is chosen: 'mean' or 'min'
-    num_qs: int = 0  # critics that were exported
+    rank: str = "mean"  # statistic of the critics that ranks candidates: 'mean' or 'min'
+    num_qs: int = 0  # number of exported critics
     value_hidden_dims: list[int] = field(default_factory=list)
 
-    # Of the images, where there are some: side of a patch, widths of the stacks, residual blocks in each, features.
+    # Image encoder, if any: side of a patch, widths of the stacks, residual blocks per stack, features.
     encoder_patch: int = 1
     encoder_widths: list[int] = field(default_factory=list)
     encoder_blocks: int = 0
@@ -50,15 +50,15 @@ class OtqlConfig(PreTrainedConfig):
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: dict.fromkeys(("STATE", "ENV", "ACTION"), NormalizationMode.IDENTITY)
     )
-    compile_model: bool = False  # with torch.compile; the first reset() takes as long as that does
+    compile_model: bool = False  # use torch.compile, in the first reset()
     compile_mode: str = "default"
     rtc_config: RTCConfig | None = None  # real-time chunking, through `predict_action_chunk`
 
     def validate_features(self) -> None:
-        """Checks settings and features. The policy calls it: what is raised while a file is parsed, LeRobot swallows.
+        """Checks settings and features; called by the policy, as LeRobot swallows errors raised while parsing a file.
 
         Raises:
-            ValueError: something does not fit; one line says what.
+            ValueError: with one line, if they are inconsistent.
         """
         inputs, shape = self.input_features or {}, self.action_feature.shape if self.action_feature else None
         rtc = self.rtc_config is not None and self.rtc_config.enabled
@@ -93,24 +93,20 @@ class OtqlConfig(PreTrainedConfig):
 
     @property
     def observation_delta_indices(self) -> None:
-        """Only the present observation is used."""
+        """Returns None: only the current observation is used."""
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The actions of a chunk."""
+        """Returns the indices of the actions of a chunk."""
         return list(range(self.chunk_size))
 
     @property
     def reward_delta_indices(self) -> None:
-        """Rewards are not used."""
+        """Returns None: rewards are not used."""
 
     def get_optimizer_preset(self) -> None:
-        """There is none.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Raises NotImplementedError, as the policy is not trained here."""
         raise NotImplementedError("OTQL policy: it is trained with main.py of the OTQL code and exported, not here")
 
     def get_scheduler_preset(self) -> None:
-        """There is none."""
+        """Returns None, as the policy is not trained here."""

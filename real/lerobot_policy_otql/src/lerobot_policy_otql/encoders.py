@@ -1,6 +1,6 @@
-"""What turns camera images into features: utils/encoders.py of the training code in torch, forward only.
+"""Image encoders: utils/encoders.py of the training code in torch, forward only.
 
-That file says how the layers follow each other; the export turns its kernels into torch's layout.
+The architecture is described there; the export converts its kernels to torch's layout.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,11 @@ from lerobot_policy_otql.configuration_otql import OtqlConfig
 
 
 class Observation(NamedTuple):
-    """What a policy is given.
+    """Observation of a policy.
 
     Attributes:
         state: [..., o].
-        images: uint8 [B, C, h, w, 3], B the last of the state's leading axes; None: there are no cameras.
+        images: uint8 [B, C, h, w, 3], B the last of the state's leading axes; None: no cameras.
     """
 
     state: Tensor
@@ -27,13 +27,15 @@ class Observation(NamedTuple):
 
 
 def as_pixels(image: Tensor, height: int, width: int) -> Tensor:
-    """A camera's images as the networks were trained on them.
+    """Converts a camera's images to the format of the training data.
 
-    One of another size is squeezed to theirs as real/import_rollouts.py does it, by Pillow on bytes (bilinear, which
-    there averages over what a pixel covers), so that a recorded image and the robot's become the same.
+    Images of another size are resized as in real/import_rollouts.py, by Pillow on bytes (bilinear, averaging over the
+    area of a pixel), so that recorded images and the robot's are processed alike.
 
     Args:
-        image: as LeRobot gives it, [B, 3, H, W] in [0, 1].
+        image: [B, 3, H, W] in [0, 1], as LeRobot gives it.
+        height: of the training images.
+        width: of the training images.
 
     Returns:
         uint8 [B, height, width, 3].
@@ -49,10 +51,12 @@ def as_pixels(image: Tensor, height: int, width: int) -> Tensor:
 
 
 class CameraEncoder(nn.Module):
-    """The features of one camera's images.
+    """Encoder of one camera's images.
 
     Args:
-        height, width: of the images, in pixels. config: its `encoder_…`.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        config: its fields `encoder_…` are used.
     """
 
     def __init__(self, height: int, width: int, config: OtqlConfig):
@@ -72,7 +76,7 @@ class CameraEncoder(nn.Module):
         x, convs = self.patches(images.float() / 255).permute(0, 3, 1, 2), iter(self.convs)
         for _ in range(len(self.convs) // (1 + 2 * self.blocks)):
             x = next(convs)(x)
-            # 'SAME': for an odd number of rows one of −∞ on either side, for an even one a single one behind the last.
+            # 'SAME' padding with −∞: an odd number of rows gets one on either side, an even one only one at the end.
             x = F.max_pool2d(x, 3, 2, padding=(x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)
             for _ in range(self.blocks):
                 y = next(convs)(F.relu(x))
@@ -80,7 +84,7 @@ class CameraEncoder(nn.Module):
         return F.gelu(self.dense(F.relu(x).permute(0, 2, 3, 1).flatten(1)), approximate="tanh")
 
     def patches(self, x: Tensor) -> Tensor:
-        """The pixels of a patch side by side: [B, h, w, 3] to [B, ⌈h/p⌉, ⌈w/p⌉, p·p·3]."""
+        """Concatenates the pixels of each patch: [B, h, w, 3] to [B, ⌈h/p⌉, ⌈w/p⌉, p·p·3]."""
         p, (size, height, width, depth) = self.patch, x.shape
         x = F.pad(x, (0, 0, 0, -width % p, 0, -height % p))
         x = x.reshape(size, x.shape[1] // p, p, x.shape[2] // p, p, depth).transpose(2, 3)
@@ -88,7 +92,7 @@ class CameraEncoder(nn.Module):
 
 
 class Encoder(nn.ModuleList):
-    """An encoder for each camera, one of them for each network that sees images."""
+    """Encoders of all cameras for one network."""
 
     def __init__(self, config: OtqlConfig):
         shapes = [feature.shape for feature in config.image_features.values()]

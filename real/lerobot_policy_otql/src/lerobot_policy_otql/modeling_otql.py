@@ -1,4 +1,4 @@
-"""The policy as LeRobot runs it: a queue of actions over a sampler of chunks."""
+"""The LeRobot policy: a queue of actions from a sampler of chunks."""
 
 import dataclasses
 from collections import deque
@@ -17,13 +17,14 @@ NOT_TRAINED_HERE = "OTQL policy: it is trained with main.py of the OTQL code and
 
 
 class OtqlPolicy(PreTrainedPolicy):
-    """Acts with what OTQL or a baseline trained.
+    """Policy with the networks of OTQL or a baseline.
 
     Args:
-        config: of an exported directory. kwargs: what LeRobot adds; of it, the dataset's metadata are checked.
+        config: of an exported directory.
+        kwargs: from LeRobot; the dataset's metadata are checked.
 
     Raises:
-        ValueError: the robot's action or observation has another width than the networks; one line says which.
+        ValueError: with one line, if the robot's action or observation does not fit the networks.
     """
 
     config_class = OtqlConfig
@@ -45,16 +46,16 @@ class OtqlPolicy(PreTrainedPolicy):
 
     @classmethod
     def from_pretrained(cls, *args: Any, strict: bool = True, **kwargs: Any) -> "OtqlPolicy":
-        """As LeRobot's, but parameters that are missing are an error, not a warning."""
+        """Loads a policy as LeRobot does, but missing parameters raise an error."""
         return super().from_pretrained(*args, strict=strict, **kwargs)
 
     def init_rtc_processor(self) -> None:
-        """Takes up `config.rtc_config`, which LeRobot's real-time chunking sets after loading.
+        """Applies `config.rtc_config`, which LeRobot's real-time chunking sets after loading.
 
-        The guidance is capped at the number of Euler steps: more would overshoot the chunk it is to join.
+        The guidance is capped at the number of Euler steps: more would overshoot the previous chunk.
 
         Raises:
-            ValueError: the settings do not fit each other; one line says how.
+            ValueError: with one line, if the settings are inconsistent.
         """
         self.config.validate_features()
         rtc, steps = self.config.rtc_config, self.config.flow_steps
@@ -63,25 +64,26 @@ class OtqlPolicy(PreTrainedPolicy):
         self.rtc_processor = RTCProcessor(rtc) if rtc is not None and rtc.enabled else None
 
     def reset(self) -> None:
-        """Forgets the actions of the episode before, and compiles if that is still to be done."""
+        """Clears the action queue, and compiles the model if that is pending."""
         self._queue.clear()
         if self.config.compile_model and self.rtc_processor is None:
-            # Compiled before the robot moves: it takes seconds, later calls milliseconds.
+            # Compilation takes seconds, so it is done before the robot moves.
             device = next(self.parameters()).device
             widths = {key: feature.shape for key, feature in self.config.input_features.items()}
             self.predict_action_chunk({key: torch.zeros(1, *shape, device=device) for key, shape in widths.items()})
 
     def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
-        """The next action: of the chunk at hand, or of a new one when `n_action_steps` of that are executed.
+        """Returns the next action of the current chunk, or of a new one after `n_action_steps` actions.
 
         Args:
-            batch, noise: as for `predict_action_chunk`.
+            batch: see `predict_action_chunk`.
+            noise: see `predict_action_chunk`.
 
         Returns:
-            normalised actions, [B, A].
+            Normalised actions, [B, A].
 
         Raises:
-            ValueError: real-time chunking is on, which asks for chunks itself.
+            ValueError: real-time chunking is on, which requests whole chunks.
         """
         if self.rtc_processor is not None:
             raise ValueError("OTQL policy: rtc_config.enabled is for programs that ask for chunks; turn it off here")
@@ -98,7 +100,7 @@ class OtqlPolicy(PreTrainedPolicy):
         prev_chunk_left_over: Tensor | None = None,
         execution_horizon: int | None = None,
     ) -> Tensor:
-        """The best of N chunks.
+        """Returns the best of N chunks.
 
         Args:
             batch: preprocessed observation, [B, width] each, images [B, 3, H, W] in [0, 1], of any size.
@@ -123,7 +125,7 @@ class OtqlPolicy(PreTrainedPolicy):
             return actions.reshape(-1, config.chunk_size, config.action_dim)
 
     def _observe(self, batch: dict[str, Tensor]) -> Observation:
-        """The state vector, [B, o], and the images as they were trained on, uint8 [B, C, h, w, 3]."""
+        """Returns the state vector [B, o] and the images in training format, uint8 [B, C, h, w, 3]."""
         inputs, cameras = self.config.input_features, self.config.image_features
         for key, feature in inputs.items():
             if key not in batch:
@@ -134,12 +136,12 @@ class OtqlPolicy(PreTrainedPolicy):
                 raise ValueError(f"OTQL policy: '{key}' has {batch[key].shape[-1]} values; it needs {feature.shape[0]}")
         states = [batch[key].float() for key in inputs if key not in cameras]
         images = [as_pixels(batch[key], *feature.shape[1:]) for key, feature in cameras.items()]
-        # Without a state, one of no numbers.
+        # Without a state, its width is 0.
         state = torch.cat(states, dim=-1) if states else torch.zeros(len(images[0]), 0, device=images[0].device)
         return Observation(state, torch.stack(images, dim=1) if images else None)
 
     def _join(self, previous: Tensor | None, delay: int, execution_horizon: int | None) -> Guide:
-        """Real-time chunking's guidance towards what is left of the chunk before; LeRobot's time runs from 1 to 0."""
+        """Returns real-time chunking's guidance to the rest of the previous chunk; LeRobot's t runs from 1 to 0."""
         if previous is not None and previous.ndim == 2:
             previous = previous[None]
         processor: Any = self.rtc_processor
@@ -155,9 +157,9 @@ class OtqlPolicy(PreTrainedPolicy):
         return guide
 
     def get_optim_params(self) -> NoReturn:
-        """There are none."""
+        """Raises NotImplementedError, as the policy is not trained here."""
         raise NotImplementedError(NOT_TRAINED_HERE)
 
     def forward(self, batch: dict[str, Tensor]) -> NoReturn:
-        """There is no loss."""
+        """Raises NotImplementedError, as the policy is not trained here."""
         raise NotImplementedError(NOT_TRAINED_HERE)

@@ -1,7 +1,7 @@
-"""The networks that act, and how candidates are drawn from them and ranked: agents/ in torch, forward only.
+"""Networks for acting, and sampling and ranking of candidates: agents/ in torch, forward only.
 
-Parameters are laid out as in the JAX code (kernels [in, out], ensembles stacked on a leading axis), so that the export
-copies them as they are.
+Parameters have the layout of the JAX code (kernels [in, out], ensembles stacked on a leading axis), so that the export
+copies them unchanged.
 """
 
 import itertools
@@ -19,10 +19,13 @@ Guide = Callable[[Velocity, Tensor, float], Tensor]
 
 
 class MLP(nn.Module):
-    """K perceptrons side by side on shared inputs; hidden layers are Dense → activation (→ LayerNorm).
+    """Ensemble of K perceptrons on shared inputs; hidden layers are Dense → activation (→ LayerNorm).
 
     Args:
-        widths: of the input, the hidden layers and the output. members: K.
+        widths: of the input, the hidden layers and the output.
+        members: K.
+        layer_norm: whether hidden layers end in a LayerNorm.
+        activation: 'gelu' or 'mish'.
     """
 
     def __init__(self, widths: Sequence[int], members: int = 1, layer_norm: bool = False, activation: str = "gelu"):
@@ -44,7 +47,7 @@ class MLP(nn.Module):
         h = x.reshape(1, -1, x.shape[-1]).expand(members, -1, -1)
         for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
             if i:
-                # flax's GELU is the approximation by tanh, its LayerNorm's epsilon 1e-6.
+                # As in flax: GELU approximated by tanh, LayerNorm with epsilon 1e-6.
                 h = F.gelu(h, approximate="tanh") if self.activation == "gelu" else F.mish(h)
                 if self.layer_norm:
                     h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * self.scales[i - 1] + self.shifts[i - 1]
@@ -61,7 +64,7 @@ class Denoiser(nn.Module):
         self.frequencies = nn.Parameter(torch.zeros(config.time_dim // 2))
         self.time = MLP((config.time_dim, *hidden), activation="mish")
         self.body = MLP((input_dim + hidden[-1], *hidden, action_dim), activation="mish")
-        # Of the steps t = 1 … T: ᾱ_t and the factors of x̂₀, x_t and fresh noise in x_{t−1}.
+        # For the steps t = 1 … T: ᾱ_t and the factors of x̂₀, x_t and fresh noise in x_{t−1}.
         self.register_buffer("schedule", torch.zeros(config.flow_steps, 4))
 
     def forward(self, observations: Tensor, x: Tensor, t: float) -> Tensor:
@@ -72,7 +75,7 @@ class Denoiser(nn.Module):
 
 
 class Sampler(nn.Module):
-    """Candidates of the policy, and the one that the critics rank first."""
+    """Sampler of candidates, ranked by the critics."""
 
     def __init__(self, config: OtqlConfig):
         super().__init__()
@@ -97,19 +100,20 @@ class Sampler(nn.Module):
 
     @property
     def draws(self) -> int:
-        """Standard normal vectors [d] that a candidate takes: its start, a diffusion's steps, an edit."""
+        """Returns the number of normal vectors [d] per candidate: its start, the steps of a diffusion, an edit."""
         steps = self.config.flow_steps if self.config.sampler in ("estimate", "ddpm") else 0
         return 1 + steps + (self.config.edit_scale > 0)
 
     def forward(self, observation: Observation, noise: Tensor, guide: Guide | None = None) -> Tensor:
-        """Acts.
+        """Returns the best candidates.
 
         Args:
-            observation: state [B, o], images. noise: standard normal, [N, B, draws, d].
-            guide: what takes the place of the flow's velocity v(·, t), from that, x [N, B, d] and t.
+            observation: state [B, o], and images.
+            noise: standard normal, [N, B, draws, d].
+            guide: replaces the flow's velocity; a function of v(·, t), x [N, B, d] and t.
 
         Returns:
-            chunks in [−1, 1], [B, d].
+            Chunks in [−1, 1], [B, d].
         """
         ranked = noise.shape[0] > 1
         seen = self.see(observation, critics=ranked or self.config.guidance_coef > 0)
@@ -122,10 +126,10 @@ class Sampler(nn.Module):
         return actions.gather(0, best[None, :, None].expand(1, -1, actions.shape[-1]))[0]
 
     def see(self, observation: Observation, critics: bool = True) -> dict[str, Tensor]:
-        """What each network is given of an observation, the critics if they are asked.
+        """Encodes an observation for each network, for the critics only if `critics`.
 
         Returns:
-            name → the state joined with the features of the images by that network's own encoder, [B, o + f].
+            Name → the state joined with the image features of that network's encoder, [B, o + f].
         """
         state, images = observation
         names = [name for name in self.networks if critics or name != "critic"]
@@ -134,11 +138,11 @@ class Sampler(nn.Module):
         return {name: torch.cat([state, self.encoders[name](images)], dim=-1) for name in names}
 
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_k(s, a) of observations [..., o] and chunks [..., d]: [K, ...]."""
+        """Returns Q_k(s, a) [K, ...] of observations [..., o] and chunks [..., d]."""
         return self.critic(torch.cat([observations, actions], dim=-1))[..., 0]
 
     def propose(self, seen: dict[str, Tensor], noise: Tensor, guide: Guide | None) -> Tensor:
-        """One chunk for each observation, as `see` gives it, and noise [..., draws, d]: [..., d] in [−1, 1]."""
+        """Returns chunks [..., d] in [−1, 1] for observations from `see` and noise [..., draws, d]."""
         config, x = self.config, noise[..., 0, :]
         if config.latent_scale > 0:
             x = config.latent_scale * squash(self.latent(seen["latent"])[0], x)
@@ -155,7 +159,7 @@ class Sampler(nn.Module):
         return x
 
     def integrate(self, seen: dict[str, Tensor], x: Tensor, guide: Guide | None) -> Tensor:
-        """Euler steps of the flow from x [..., d] at t = 0 to t = 1; not clipped."""
+        """Integrates the flow by Euler steps from x [..., d] at t = 0 to t = 1; not clipped."""
         for i in range(self.config.flow_steps):
             t = i / self.config.flow_steps
 
@@ -168,16 +172,16 @@ class Sampler(nn.Module):
         return x
 
     def guided(self, t: float) -> bool:
-        """Whether the critics bend the flow at time t."""
+        """True if the critics guide the flow at time t."""
         return self.config.guidance_coef > 0 and t > 0
 
     def guidance(self, observations: Tensor, x: Tensor, t: float) -> Tensor:
-        """(x + (1 − t) τ ∇_x Q(s, x)) / t, Q the ensemble's mean (agents/cgql.py): [..., d]."""
+        """Returns (x + (1 − t) τ ∇_x Q(s, x)) / t [..., d], Q the ensemble's mean (agents/cgql.py)."""
         slope = torch.func.grad(lambda y: self.values(observations, y).mean(dim=0).sum())(x)
         return (x + (1 - t) * self.config.inv_temp * slope) / t
 
     def denoise(self, observations: Tensor, x: Tensor, noise: Tensor) -> Tensor:
-        """The reverse process (agents/qsm.py) from x [..., d] with the noise of its steps [..., T, d]; not clipped."""
+        """Runs the reverse process (agents/qsm.py) from x [..., d] with noise [..., T, d]; not clipped."""
         ddpm = self.config.sampler == "ddpm"
         for t in range(self.config.flow_steps, 0, -1):
             power, of_clean, of_x, of_noise = self.actor.schedule[t - 1]
@@ -189,6 +193,6 @@ class Sampler(nn.Module):
 
 
 def squash(parameters: Tensor, noise: Tensor) -> Tensor:
-    """A sample of a tanh-Gaussian: parameters (mean, log deviation) [..., 2 d] and noise [..., d] → [..., d]."""
+    """Returns samples [..., d] of a tanh-Gaussian with (mean, log deviation) [..., 2 d], given noise [..., d]."""
     mean, log_std = parameters.chunk(2, dim=-1)
     return torch.tanh(mean + log_std.clamp(-20.0, 2.0).exp() * noise)

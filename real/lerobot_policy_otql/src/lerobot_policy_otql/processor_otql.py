@@ -1,4 +1,4 @@
-"""Pre- and post-processing: normalisation with the stored statistics; those of an exported directory are loaded."""
+"""Pre- and postprocessing: normalisation with stored statistics; an exported directory contains both pipelines."""
 
 from typing import Any, TypeAlias
 
@@ -27,8 +27,8 @@ def make_otql_pre_post_processors(
     """Makes both pipelines; real/export.py writes what their `save_pretrained` would.
 
     Args:
-        config: its `normalization_mapping` says what is done. dataset_stats: feature → statistic → [width]; a feature
-            without statistics passes unchanged.
+        config: its `normalization_mapping` is applied.
+        dataset_stats: feature → statistic → [width]; features without statistics stay unchanged.
     """
     features = {**config.input_features, **config.output_features}
     norm_map = config.normalization_mapping

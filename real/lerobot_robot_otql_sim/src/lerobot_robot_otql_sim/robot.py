@@ -1,9 +1,9 @@
-"""`otql_sim`: the tasks of envs/panda as a robot, to try the whole way through LeRobot without hardware.
+"""`otql_sim`: the tasks of envs/panda as a robot, to test the whole LeRobot workflow without hardware.
 
-It has no clock: an action is 0.1 s of simulated time, however long it takes; `--dataset.fps` only says how fast it is
-driven. In lerobot-record it ends an episode when the task is solved or its step limit is met, writes success to
-`labels.jsonl` in the dataset's folder, and resets itself, with any teleoperator or none. Episode i starts as
-demonstration i of `envs.panda.demonstrate` with the same seed does; recorded again, as its next attempt.
+It has no clock: an action is 0.1 s of simulated time; `--dataset.fps` only sets the rate of actions. In lerobot-record
+it ends an episode when the task is solved or the step limit is reached, writes success to `labels.jsonl` in the
+dataset's folder, and resets itself, with any teleoperator or none. Episode i starts as demonstration i of
+`envs.panda.demonstrate` with the same seed; recorded again, as its next attempt.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from lerobot.robots import Robot, RobotConfig
 from lerobot_teleoperator_otql_reset import labels
-from lerobot_teleoperator_otql_reset.recording import Recording, current, refuse
+from lerobot_teleoperator_otql_reset.recording import Recording, current, fail
 
 
 def _axes(name: str, axes: str = "xyz") -> list[str]:
@@ -29,7 +29,7 @@ def _box(name: str) -> list[str]:
     return [*position, *relative, *to_plane, *rotation, *velocity, *spin]
 
 
-# Names of the observation's numbers; units and meaning: envs/panda.
+# Names of the state dimensions; units and meaning: envs/panda.
 ARM = [
     *(f"joint{i}.pos" for i in range(1, 8)),
     *(f"joint{i}.vel" for i in range(1, 8)),
@@ -45,7 +45,7 @@ STATES = {
     "OpenMicrowave-v0": [*ARM, *_MICROWAVE],
 }
 ACTIONS = ["hand.x", "hand.y", "hand.z", "gripper"]
-CAMERAS = ("front", "wrist")  # as envs.panda.arm orders its own
+CAMERAS = ("front", "wrist")  # in the order of envs.panda.arm
 
 
 @RobotConfig.register_subclass("otql_sim")
@@ -55,11 +55,11 @@ class OtqlSimConfig(RobotConfig):
 
     Attributes:
         task: 'ArrangeBoxes-v0' or 'OpenMicrowave-v0'.
-        seed: of the episodes' first states.
-        max_steps: step limit; default: the task's.
-        only_successes: throw failed episodes away and record them again, as for demonstrations.
-        image_size: side (pixels) of the images of two cameras, `front` and `wrist`; the state is then the arm's alone,
-            as a real robot's. 0: no cameras.
+        seed: of the initial states of episodes.
+        max_steps: step limit; default: that of the task.
+        only_successes: discard failed episodes and record them again, as for demonstrations.
+        image_size: side (pixels) of the images of two cameras, `front` and `wrist`; the state is then only that of the
+            arm, as for a real robot. 0: no cameras.
     """
 
     task: str = "OpenMicrowave-v0"
@@ -70,12 +70,12 @@ class OtqlSimConfig(RobotConfig):
 
 
 class OtqlSim(Robot):
-    """See the module's docstring.
+    """Simulated robot; see the module's docstring.
 
     Attributes:
-        episode: (index, attempt) of the running episode.
-        steps: actions that it has taken.
-        ended: whether it was solved or met the step limit.
+        episode: (index, attempt) of the current episode.
+        steps: number of its actions.
+        ended: whether it was solved or reached the step limit.
     """
 
     config_class, name = OtqlSimConfig, "otql_sim"
@@ -85,11 +85,11 @@ class OtqlSim(Robot):
     def __init__(self, config: OtqlSimConfig):
         super().__init__(config)
         if config.task not in STATES:
-            refuse(f"there is no task '{config.task}'; use --robot.task={' or '.join(STATES)}")
+            fail(f"unknown task '{config.task}'; use --robot.task={' or '.join(STATES)}")
         if config.seed < 0 or (config.max_steps is not None and config.max_steps < 1):
-            refuse("--robot.seed must be at least 0 and --robot.max_steps at least 1")
+            fail("--robot.seed must be at least 0 and --robot.max_steps at least 1")
         if not 0 <= config.image_size <= 1440:
-            refuse("--robot.image_size must be between 0 (no cameras) and 1440")
+            fail("--robot.image_size must be between 0 (no cameras) and 1440")
         self.config = config
         self.cameras = CAMERAS if config.image_size else ()
         self._states = ARM if config.image_size else STATES[config.task]
@@ -101,18 +101,18 @@ class OtqlSim(Robot):
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        """The names of the state's numbers, and the cameras' shapes."""
+        """Returns the names of the state dimensions, and the shapes of the cameras."""
         shape = (self.config.image_size, self.config.image_size, 3)
         return dict.fromkeys(self._states, float) | dict.fromkeys(self.cameras, shape)
 
     @property
     def action_features(self) -> dict[str, type]:
-        """The names of the action's numbers, each in [-1, 1]."""
+        """Returns the names of the action dimensions, each in [-1, 1]."""
         return dict.fromkeys(ACTIONS, float)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the simulation runs."""
+        """True if the simulation runs."""
         return self._env is not None
 
     def connect(self, calibrate: bool = True) -> None:
@@ -131,7 +131,7 @@ class OtqlSim(Robot):
         self.steps, self.ended = 0, False
 
     def get_observation(self) -> dict[str, Any]:
-        """State and images. If LeRobot is at a reset, or the episode is over, a new episode is started before."""
+        """Returns state and images. During a reset, or after the end of an episode, starts a new one first."""
         recording, (index, _) = current(), self.episode
         if recording is None:
             if self.ended:
@@ -143,7 +143,7 @@ class OtqlSim(Robot):
                     self._out_of_time(recording)
                 self._begin(index if again else index + 1)
             recording.end_phase()
-        elif recording.frames == 0 and (self.steps or index != recording.saved):  # There was no reset.
+        elif recording.frames == 0 and (self.steps or index != recording.saved):  # Without a reset.
             if not self.ended and index < recording.saved:
                 self._out_of_time(recording)
             self._begin(recording.saved)
@@ -153,7 +153,7 @@ class OtqlSim(Robot):
         return dict(zip((*self._states, *self.cameras), (*state.tolist(), *images), strict=True))
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
-        """Takes an action (clipped to [-1, 1]); returns it as taken. During a reset, nothing moves."""
+        """Executes an action clipped to [-1, 1], except during a reset; returns the clipped action."""
         recording = current()
         sent = np.clip([action[name] for name in ACTIONS], -1, 1).astype(np.float32)
         if not self.ended and not (recording and recording.resetting):
@@ -166,16 +166,16 @@ class OtqlSim(Robot):
         return dict(zip(ACTIONS, sent.tolist(), strict=True))
 
     def _out_of_time(self, recording: Recording) -> None:
-        """Labels an episode that LeRobot's clock or a person has ended."""
+        """Labels an episode that LeRobot's time limit or a person ended."""
         index = self.episode[0]
         labels.write(recording.dataset.root, index, False, self.steps)
         logging.warning(f"Episode {index} was ended after {self.steps} steps: is --dataset.episode_time_s too short?")
 
-    def expert_actions(self, tremor: float = 1.0) -> Iterator[np.ndarray]:
-        """Actions [4] of the task's scripted expert, for the episode that has just begun."""
+    def expert_actions(self, expert_noise: float = 1.0) -> Iterator[np.ndarray]:
+        """Returns the actions [4] of the task's scripted expert for the episode that has just started."""
         from envs.panda.experts import EXPERTS
 
-        return EXPERTS[self.config.task](self._env, np.random.default_rng(self._expert_seed), tremor).actions()
+        return EXPERTS[self.config.task](self._env, np.random.default_rng(self._expert_seed), expert_noise).actions()
 
     def disconnect(self) -> None:
         """Ends the simulation."""
@@ -188,10 +188,10 @@ class OtqlSim(Robot):
         self._env = None
 
     def calibrate(self) -> None:
-        """There is nothing to calibrate."""
+        """Does nothing."""
 
     def configure(self) -> None:
-        """There is nothing to configure."""
+        """Does nothing."""
 
 
 def _make_env(config: OtqlSimConfig) -> Any:
@@ -203,13 +203,13 @@ def _make_env(config: OtqlSimConfig) -> Any:
         from utils.errors import UserError
         from utils.system.rendering import set_rendering_backend
     except ImportError as error:
-        refuse(f"otql_sim needs envs/panda ({error}); in the otql repository: pip install --no-deps -e .")
+        fail(f"otql_sim needs envs/panda ({error}); in the otql repository: pip install --no-deps -e .")
     settings = {"max_steps": config.max_steps, "image_size": config.image_size}
     try:
         if config.image_size:
             set_rendering_backend()
         return gymnasium.make(config.task, disable_env_checker=True, **settings).unwrapped
     except UserError as error:
-        refuse(str(error))
+        fail(str(error))
     except ImportError as error:
-        refuse(f"otql_sim needs mujoco ({error}): pip install mujoco")
+        fail(f"otql_sim needs mujoco ({error}): pip install mujoco")

@@ -1,6 +1,6 @@
 """Success of recorded episodes, which LeRobot does not record: `labels.jsonl` in the dataset's folder.
 
-One JSON object a line, one line an episode: {"episode_index": 0, "success": true, "steps": 87}; `steps` may be missing.
+One JSON object per line and episode: {"episode_index": 0, "success": true, "steps": 87}; `steps` is optional.
 """
 
 import json
@@ -11,33 +11,33 @@ NAME = "labels.jsonl"
 
 
 def write(root: Path, episode: int, success: bool, steps: int | None = None) -> None:
-    """Adds an episode's line, atomically; lines of this and later episodes are of earlier tries and go.
+    """Adds the line of an episode atomically; drops lines of this and later episodes, from earlier attempts.
 
     Args:
         root: the dataset's folder.
         episode: index of the episode.
         success: whether it solved the task.
-        steps: number of its frames, by which a reader can tell labels of another recording.
+        steps: number of its frames, with which readers detect labels of another recording.
     """
     label = {"episode_index": episode, "success": bool(success)} | ({} if steps is None else {"steps": steps})
     _replace(root, [*_lines(root, episode), json.dumps(label)])
 
 
 def keep(root: Path, episodes: int) -> None:
-    """Drops the lines of episodes that were not saved: those from index `episodes` on."""
+    """Drops the lines of episodes that were not saved, from index `episodes` on."""
     if (root / NAME).exists():
         _replace(root, _lines(root, episodes))
 
 
 def _lines(root: Path, before: int) -> list[str]:
-    """The lines of the episodes with an index below `before`."""
+    """Returns the lines of the episodes with an index below `before`."""
     path = root / NAME
     lines = path.read_text().splitlines() if path.exists() else []
     return [line for line in lines if line.strip() and json.loads(line)["episode_index"] < before]
 
 
 def _replace(root: Path, lines: list[str]) -> None:
-    """Writes the file under another name and renames it."""
+    """Replaces the file atomically."""
     temporary = root / f".{NAME}.tmp"
     with temporary.open("w") as file:
         file.writelines(f"{line}\n" for line in lines)

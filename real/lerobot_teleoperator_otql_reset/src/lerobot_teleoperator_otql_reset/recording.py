@@ -1,8 +1,8 @@
-"""What a running `lerobot-record` (LeRobot 0.4) knows and tells no plugin, read from its stack frames.
+"""State of a running `lerobot-record` (LeRobot 0.4) that plugins are not given, read from its stack frames.
 
-Its loop calls robot and teleoperator alike whether it records an episode or lets the scene be reset, does not say which
-episode that is, and ends a phase early only when `events` says so, which LeRobot sets from a keyboard listener that
-needs a display. Nothing of LeRobot is replaced; what is set in `events` is what a key would set.
+Its loop calls robot and teleoperator alike while recording an episode and during a reset, without the episode's index,
+and ends a phase early only by flags in `events`, which LeRobot sets from a keyboard listener that needs a display.
+Nothing of LeRobot is replaced; the flags are set as a key would set them.
 """
 
 import dataclasses
@@ -12,20 +12,20 @@ import time
 from types import FrameType
 from typing import Any, NoReturn
 
-_MARGIN = 1.0  # Seconds; what is left of a frame after a plugin's call takes less.
+_MARGIN = 1.0  # Seconds; the rest of a frame after a plugin's call takes less.
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One moment of a recording.
+    """State of a recording at one moment.
 
     Attributes:
         robot: LeRobot's robot.
-        dataset: the LeRobotDataset that is recorded.
+        dataset: the LeRobotDataset being recorded.
         events: LeRobot's flags; empty before both devices are connected.
-        has_policy: whether a policy acts, and the teleoperator only while the scene is reset.
-        resetting: whether the scene is being reset. The episode before is then not saved yet.
-        deadline: when LeRobot's clock ends the episode or the reset, in seconds of `time.perf_counter`.
+        has_policy: whether a policy acts, so that the teleoperator is only used during resets.
+        resetting: whether the scene is being reset. The previous episode is then not saved yet.
+        deadline: time at which LeRobot ends the episode or the reset, in seconds of `time.perf_counter`.
     """
 
     robot: Any
@@ -37,26 +37,26 @@ class Recording:
 
     @property
     def saved(self) -> int:
-        """Number of saved episodes: the index of the one that is recorded, or was before the reset."""
+        """Returns the number of saved episodes: the index of the current one, or of the one before the reset."""
         return self.dataset.meta.total_episodes
 
     @property
     def frames(self) -> int:
-        """Frames of the episode that is recorded, so far."""
+        """Returns the number of frames recorded so far in the current episode."""
         return (self.dataset.episode_buffer or {"size": 0})["size"]
 
     def end_phase(self, again: bool = False) -> None:
-        """Ends the episode or the reset; `again`: the episode is thrown away and recorded anew."""
+        """Ends the episode or the reset; with `again`, the episode is discarded and recorded again."""
         self.events["rerecord_episode"] |= again
         left = self.deadline - time.perf_counter()
         if left > _MARGIN:
             self.events["exit_early"] = True
-        else:  # A flag that LeRobot does not read any more would end the next episode before its first frame.
+        else:  # LeRobot would read the flag too late, and end the next episode before its first frame.
             time.sleep(max(left, 0))
 
 
 def current() -> Recording | None:
-    """The recording that the caller is called from; None if it is another program."""
+    """Returns the recording that calls the caller; None in another program."""
     frame: FrameType | None = sys._getframe(1)
     resetting, deadline = False, math.inf
     while frame is not None:
@@ -71,7 +71,7 @@ def current() -> Recording | None:
     return None
 
 
-def refuse(message: str) -> NoReturn:
-    """Ends the program over a user's mistake: one line, exit code 2."""
+def fail(message: str) -> NoReturn:
+    """Ends the program with a one-line error and exit code 2, after invalid input."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
