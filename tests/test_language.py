@@ -25,7 +25,7 @@ PRIVATE = {
     r"recipes?": "dataset spec",
     r"explorers?": "environment runner",
     r"go(es)? on|going on|went on": "resumes, continues",
-    r"t(ake|akes|aken|ook) up": "resumes, restored",
+    r"take up|takes up|taken up|took up": "resumes, restored",
     r"begun": "existing, started",
     r"under way": "in progress",
     r"side by side": "in parallel",
