@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from agents.presets import CPU as CPU
 from agents.presets import presets as presets
 from utils.arrays import Info, Observations, Scalar
-from utils.data.batches import Batch
+from utils.data.batches import Batch, check_fields
 from utils.encoders import Encoder, augmented, encoded
 from utils.flow import euler, flow_matching_loss
 from utils.networks import CriticEnsemble, VectorField
@@ -94,15 +94,18 @@ class Agent(flax.struct.PyTreeNode):
         }
 
     @classmethod
-    def create(cls, key: PRNGKeyArray, example_batch: Batch, config: ml_collections.ConfigDict) -> "Agent":
+    def create(cls, key: PRNGKeyArray | int, example_batch: Batch, config: ml_collections.ConfigDict) -> "Agent":
         """Initialises an agent.
 
         Args:
-            key: PRNG key, from which those of the initialisation and of the updates are derived.
+            key: PRNG key or seed, from which the keys of the initialisation and of the updates are derived.
             example_batch: a batch (utils/data/batches.py) of any size. Its observations should be representative:
                 their mean and deviation standardise the conditions of the coupling.
             config: this agent's `get_config()`, with any changes.
         """
+        check_fields(example_batch, ("observations", "actions"))
+        if isinstance(key, int):
+            key = jax.random.PRNGKey(key)
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)
         observations, actions = jax.tree.map(jnp.asarray, (example_batch["observations"], example_batch["actions"]))
@@ -173,7 +176,11 @@ class Agent(flax.struct.PyTreeNode):
         key = jax.random.fold_in(self.key, self.step)
         if self.config.augment and isinstance(batch["observations"], Observation):
             batch = augmented(batch, stream_key(key, Stream.AUGMENTATION))
-        (_, info), grads = jax.value_and_grad(loss, has_aux=True)(self.params, batch, key)
+        try:
+            (_, info), grads = jax.value_and_grad(loss, has_aux=True)(self.params, batch, key)
+        except KeyError:
+            check_fields(batch)
+            raise
         directions, opt_state = self.OPTIMISER.update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
         targets = {

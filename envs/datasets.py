@@ -13,7 +13,7 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from envs.action_units import ranges, to_unit
 from envs.collect import collect
 from envs.data_card import DataCard, make_card
 from envs.data_checks import check_actions, check_precision, check_rewards
-from envs.gym_dataset import GymFile, read_gym_file
+from envs.gym_dataset import MEMORY, GymFile, parse_arrays, read_gym_file
 from envs.npz import Arrays, check_flags, check_images, check_width, read_npz
 from envs.ogbench import specs
 from envs.ogbench.download import download
@@ -145,30 +145,40 @@ def load_file(task: Task, path: str | Path, sparse: bool = False, actions: str =
     return read_dataset(task, path, sparse, actions)[0]
 
 
-def read_dataset(task: Task, path: str | Path, sparse: bool = False, actions: str = "auto") -> tuple[Arrays, DataCard]:
-    """Loads one file in the compact layout, and its card.
+def read_dataset(
+    task: Task, source: str | Path | Arrays, sparse: bool = False, actions: str = "auto"
+) -> tuple[Arrays, DataCard]:
+    """Loads one file, or arrays in memory, in the compact layout, and its card.
 
     An OGBench file gets the rewards and masks of the task.
 
     Args:
         task: from `parse_task`.
-        path: the file.
+        source: the file, or the arrays of `dataset_from_arrays`, for gym: and robot: tasks.
         sparse: see `load_dataset`.
         actions: units of the file's actions, one of UNITS (envs/action_units.py).
 
     Raises:
         UserError: the file is invalid.
     """
-    path, bounds = Path(path).expanduser(), None
+    read: Callable[..., GymFile]
+    if isinstance(source, dict):
+        path, read = MEMORY, functools.partial(parse_arrays, MEMORY, source)
+    else:
+        path = Path(source).expanduser()
+        read = functools.partial(read_gym_file, path)
+    bounds = None
     if task.kind == "robot":
-        file = read_gym_file(path, units=actions)
+        file = read(units=actions)
     else:
         # OGBench's rewards are functions of the physical state: computing them needs no rendering.
         env = _sized_env(task.name) if task.kind == "gym" else _labelling_env(task.name.removeprefix(VISUAL))
         bounds = action_bounds(env)
         if task.kind == "gym":
             width, image_shape = observed_shapes(env)
-            file = read_gym_file(path, width, env.action_space.shape[0], image_shape, bounds, actions)
+            file = read(width, env.action_space.shape[0], image_shape, bounds, actions)
+        elif isinstance(source, dict):
+            raise UserError(f"arrays in memory are for gym: and robot: tasks; give {task.name} a file by --dataset")
         else:
             file = _read_ogbench_file(task, path, env, actions)
     dataset = file.arrays

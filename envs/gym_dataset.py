@@ -25,14 +25,16 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
+from numpy.typing import ArrayLike
 
 from envs.action_units import Bounds, to_unit
 from envs.data_checks import check_jumps, check_masks, check_precision, check_successors
-from envs.npz import Arrays, check_flags, check_images, check_width, npz_names, read_npz
+from envs.npz import Arrays, check_flags, check_images, check_rows, check_width, npz_names, read_npz
 from utils.errors import UserError
 
 _REQUIRED = ("actions", "rewards", "terminals")
 _OPTIONAL = ("masks", "timeouts")
+MEMORY = Path("the dataset")  # stands for the file of arrays in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,72 @@ def read_gym_file(
     optional = ("images",) * (observation_width is None)
     following = tuple(f"next_{name}" for name in observed + optional)
     arrays = read_npz(path, observed + _REQUIRED, optional + _OPTIONAL + following)
+    return parse_arrays(
+        path, arrays, observation_width, action_width, image_shape, bounds, units, ogbench="qpos" in npz_names(path)
+    )
+
+
+def dataset_from_arrays(
+    *,
+    actions: ArrayLike,
+    rewards: ArrayLike,
+    terminals: ArrayLike,
+    observations: ArrayLike | None = None,
+    masks: ArrayLike | None = None,
+    timeouts: ArrayLike | None = None,
+    next_observations: ArrayLike | None = None,
+    images: ArrayLike | None = None,
+    next_images: ArrayLike | None = None,
+) -> Arrays:
+    """Returns a dataset for `train(config, data=…)`, one row a step, as in a file; see the module's docstring.
+
+    Args:
+        actions: [N, A]. rewards: [N]. terminals: [N] of 0 and 1. observations: [N, o], unless only images are observed.
+        masks, timeouts: [N] of 0 and 1. next_observations: [N, o].
+        images, next_images: [N, C, h, w, 3] uint8.
+
+    Raises:
+        UserError: arrays differ in length, or hold something else than finite numbers.
+    """
+    given = {
+        **{"observations": observations, "actions": actions, "rewards": rewards, "terminals": terminals},
+        **{"masks": masks, "timeouts": timeouts, "next_observations": next_observations},
+        **{"images": images, "next_images": next_images},
+    }
+    arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
+    # Copies, since training changes them; images stay as they are.
+    arrays |= {name: array.copy() for name, array in arrays.items() if "images" not in name}
+    if "observations" not in arrays and "images" not in arrays:
+        raise UserError("the dataset has neither observations nor images; give one of them")
+    check_rows(MEMORY, arrays)
+    return arrays
+
+
+def parse_arrays(
+    path: Path,
+    arrays: Arrays,
+    observation_width: int | None = None,
+    action_width: int | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    bounds: Bounds | None = None,
+    units: str = "scaled",
+    ogbench: bool = False,
+) -> GymFile:
+    """Converts the arrays of a file, or of `dataset_from_arrays`; arguments and result as in `read_gym_file`.
+
+    Args:
+        path: the file, for messages. arrays: its arrays, one row a step.
+        ogbench: whether it holds 'qpos', as OGBench's files do.
+
+    Raises:
+        UserError: the arrays are invalid.
+    """
+    arrays = dict(arrays)
+    needed = ("observations",) * (observation_width not in (0, None)) + ("images",) * (image_shape is not None)
+    if missing := [name for name in needed if name not in arrays]:
+        raise UserError(f"{path} lacks '{missing[0]}', which the environment's observations have")
+    if image_shape is None and observation_width is not None:
+        arrays = {name: array for name, array in arrays.items() if name not in ("images", "next_images")}
     parts: list[str] = [name for name in ("observations", "images") if name in arrays]
     if 0 < sum(f"next_{name}" in arrays for name in parts) < len(parts):
         raise UserError(f"{path} has one of 'next_observations' and 'next_images'; give both or none")
@@ -120,7 +188,7 @@ def read_gym_file(
     warnings = check_precision(path, given)
     actions, units = to_unit(path, arrays["actions"], bounds, units)
     arrays |= {name: np.asarray(array, np.float32) for name, array in (given | {"actions": actions}).items()}
-    warnings += _complete_masks(path, arrays)
+    warnings += _complete_masks(path, arrays, ogbench)
     ends, marked = _find_ends(path, arrays, parts, warnings)
     recorded = f"next_{parts[0]}" in arrays
     check_masks(path, arrays["masks"], ends, one_row_each=recorded)
@@ -129,7 +197,7 @@ def read_gym_file(
     return GymFile(compact, _kinds_of_ends(compact, ends, marked), int(unused.sum()), reward, units, warnings)
 
 
-def _complete_masks(path: Path, arrays: Arrays) -> list[str]:
+def _complete_masks(path: Path, arrays: Arrays, ogbench: bool) -> list[str]:
     """Adds `masks` if the file has none; returns warnings."""
     if "masks" in arrays:
         return []
@@ -139,7 +207,7 @@ def _complete_masks(path: Path, arrays: Arrays) -> list[str]:
         return []
     idle = (arrays["actions"] == 0).all(axis=1)
     empty = idle & (arrays["rewards"] == 0)
-    reason = "it holds 'qpos', as OGBench's files do" if "qpos" in npz_names(path) else ""
+    reason = "it holds 'qpos', as OGBench's files do" if ogbench else ""
     # If no other step has reward 0, a 0 may mark the last one as solved.
     if empty[ends].all() and others.any() and not idle[others].any() and (arrays["rewards"][others] == 0).any():
         reason = "only the last rows of its episodes have action and reward 0"

@@ -69,7 +69,7 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
             f"{path} lacks the array '{missing[0]}'; it needs {', '.join(required)}, "
             f"and it has {', '.join(names)[:200] or 'none'}; np.savez(path, {missing[0]}=...) names an array"
         )
-    _check_rows(path, arrays)
+    check_rows(path, arrays)
     return arrays
 
 
@@ -130,8 +130,12 @@ def check_images(path: Path, array: np.ndarray, shape: tuple[int, ...] | None) -
         )
 
 
-def _check_rows(path: Path, arrays: Arrays) -> None:
-    """Checks that the arrays have the same number of rows, at least one, and numbers that float32 can represent."""
+def check_rows(path: Path, arrays: Arrays) -> None:
+    """Checks that the arrays have the same number of rows, at least one, and numbers that float32 can represent.
+
+    Raises:
+        UserError: they do not.
+    """
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())

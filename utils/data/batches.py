@@ -39,11 +39,13 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
 from utils.arrays import Number
+from utils.errors import UserError
 from utils.observations import observe
 from utils.random_streams import Stream, stream_key
 
 Arrays = dict[str, Any]  # of a dataset, or of windows gathered from it
 Batch = dict[str, Any]
+FIELDS = ("observations", "actions", "rewards", "masks", "next_observations", "valid", "action_mask")  # of a batch
 
 
 def prepare(dataset: dict[str, np.ndarray], terminates: bool) -> dict[str, np.ndarray]:
@@ -130,6 +132,19 @@ def assemble(rows: Arrays, discount: Number, window_rule: str) -> Batch:
         "valid": valid,
         "action_mask": jnp.repeat(executed, actions.shape[-1], axis=1),
     }
+
+
+def check_fields(batch: Batch, needed: Iterable[str] = FIELDS) -> None:
+    """Checks that a batch has all fields.
+
+    Raises:
+        UserError: names the missing ones.
+    """
+    if missing := [name for name in needed if name not in batch]:
+        advice = (
+            "see utils/data/batches.py, or train(config, data=dataset_from_arrays(…)), which makes batches of arrays"
+        )
+        raise UserError(f"the batch lacks {', '.join(missing)}; {advice}")
 
 
 def sample_starts(

@@ -10,6 +10,7 @@ from envs.data_card import DataCard
 from envs.tasks import Task
 from utils.data.batches import describe, first_observation, prepare
 from utils.data.shards import ShardRotation
+from utils.errors import UserError
 from utils.run.config import RunConfig
 from utils.run.identity import content
 
@@ -55,15 +56,26 @@ class ShardedDataset(Dataset):
         self._rotation.close()
 
 
-def load_dataset(config: RunConfig, task: Task, horizon: int, sparse: bool) -> Dataset:
+def load_dataset(
+    config: RunConfig, task: Task, horizon: int, sparse: bool, data: dict[str, np.ndarray] | None = None
+) -> Dataset:
     """Loads the dataset that a config asks for, and prints its summary.
 
     Args:
         config: of the runs. task: theirs. horizon: actions in a chunk. sparse: whether rewards are made sparse.
+        data: the arrays of `envs.gym_dataset.dataset_from_arrays`, if they are in memory.
 
     Raises:
         UserError: there are no data, or they cannot be used.
     """
+    if data is not None:
+        if config.dataset or config.ogbench_dataset_dir:
+            raise UserError("the config names a dataset, and arrays are given as well; give one of them")
+        raw, card = datasets.read_dataset(task, data, sparse, config.dataset_actions)
+        arrays = prepared(raw, task, horizon)
+        dataset = Dataset(arrays, describe(arrays, "arrays"), card)
+        _show(dataset, "arrays", "in memory")
+        return dataset
     if config.ogbench_dataset_dir:
         return _load_shards(config, task, horizon, sparse)
     raw, _, info = datasets.load_dataset(

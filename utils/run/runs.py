@@ -71,8 +71,12 @@ class Runs:
         finished: those that have ended. unconfirmed: ended runs whose files may have changed since.
     """
 
-    def __init__(self, config: CommonConfig, task: Task):
+    def __init__(self, config: CommonConfig, task: Task, in_memory: bool = False):
         """Resolves the settings and opens the directories.
+
+        Args:
+            config: of the command. task: of all runs.
+            in_memory: whether the dataset is no file, so that only its content can tell whether it is the same.
 
         Raises:
             UserError: settings that do not fit, or a directory that cannot be used.
@@ -80,7 +84,7 @@ class Runs:
         """
         if config.dataset:  # A task's module may lie beside it.
             find_modules_in(Path(config.dataset).expanduser().parent)
-        self.config, self.task = config, task
+        self.config, self.task, self._in_memory = config, task, in_memory
         plan = RunPlan.from_config(config, task)
         self.module, self.agent_config, self.sparse = plan.module, plan.agent_config, plan.sparse
         self.eval_episodes = 0 if task.kind == "robot" else config.eval_episodes
@@ -111,7 +115,9 @@ class Runs:
         diverged = [run for run in self.all if run.divergence()]
         self._divergences = [f"diverged before: {run.divergence()}" for run in diverged]
         self.active = [run for run in self.all if run not in self.finished + diverged]
-        self.unconfirmed = [run for run in self.finished + diverged if not run.same_sources(run.settings["flags"])]
+        self.unconfirmed = [
+            run for run in self.finished + diverged if self._in_memory or not run.same_sources(run.settings["flags"])
+        ]
         if not self.unconfirmed:
             self._report_ended()
         if self.active:

@@ -58,12 +58,17 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, *, on_metrics: OnMetrics | None = None, on_checkpoint: OnCheckpoint | None = None
+    config: RunConfig,
+    *,
+    data: dict[str, np.ndarray] | None = None,
+    on_metrics: OnMetrics | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> TrainResult:
     """Trains every run of a config (seeds × varied values) in one program; resumes existing runs.
 
     Args:
         config: settings of the runs.
+        data: the arrays of `envs.gym_dataset.dataset_from_arrays`, in place of a file.
         on_metrics: called with every row after it is written: (run's directory, CSV file, step, row).
         on_checkpoint: called with every checkpoint after it is written: (run's directory, step, agent on the host).
 
@@ -73,11 +78,11 @@ def train(
         Interrupted: SIGTERM or SIGINT; the runs are saved, and the same call resumes them.
     """
     config.validate()
-    with Runs(config, parse_task(config.env_name)) as runs, ExitStack() as stack:
+    with Runs(config, parse_task(config.env_name), in_memory=data is not None) as runs, ExitStack() as stack:
         result = TrainResult(tuple(run.path for run in runs.all))
         if not (runs.active or runs.unconfirmed):
             return result
-        dataset = load_dataset(config, runs.task, runs.agent_config.horizon_length, runs.sparse)
+        dataset = load_dataset(config, runs.task, runs.agent_config.horizon_length, runs.sparse, data)
         stack.callback(dataset.close)
         if runs.unconfirmed:
             runs.confirm(dataset.record | start_record(runs, dataset))
