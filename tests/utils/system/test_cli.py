@@ -131,7 +131,7 @@ def test_a_bad_cache_of_compiled_code_costs_one_line(damage, tmp_path):
             "error: Permission denied: /somewhere/x (traceback: ",
         ),
         (BlockingIOError(11, "Resource temporarily unavailable"), "error: Resource temporarily unavailable (trace"),
-        (MemoryError(), "error: out of memory; take a smaller --agent.batch_size"),
+        (MemoryError(), "error: out of memory; use a smaller --agent.batch_size"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "error: Out of memory allocating 9 b"),
     ],
 )
