@@ -9,6 +9,7 @@ import pytest
 from panda_helpers import needs_model
 
 from envs.gym_dataset import read_gym_dataset
+from envs.npz import write_npz
 from envs.panda import TASKS, demonstrate
 from envs.panda.open_microwave import OpenMicrowave
 from utils.system.rendering import rendering_backend
@@ -90,7 +91,13 @@ def test_cameras(tmp_path):
 
 def test_demonstrations_with_images_are_stored(tmp_path, monkeypatch):
     """The file holds them beside the state of the arm, whatever the number of their rows."""
-    env = PandaEnvWithPictures(image_size=64)
+    env = PandaEnvWithImages(image_size=64)
+
+    def make_here(cache, counts, make, workers):  # Workers would not have the environment above.
+        for index in range(counts["train"]):
+            write_npz(cache.file("train", index), make("train", index))
+
+    monkeypatch.setattr(demonstrate, "make_missing", make_here)
     monkeypatch.setattr(demonstrate, "_environment", lambda name: env)
     monkeypatch.setattr(demonstrate, "set_rendering_backend", lambda: None)
     path = demonstrate.demonstrate("visual-OpenMicrowave-v0", episodes=2, workers=1, output=tmp_path / "demos.npz")
@@ -100,8 +107,8 @@ def test_demonstrations_with_images_are_stored(tmp_path, monkeypatch):
     np.testing.assert_array_equal(dataset["images"][:, 1, 5, 5, 0], steps % 256)
 
 
-class PandaEnvWithPictures(OpenMicrowave):
-    """Pictures that show the step and need no renderer."""
+class PandaEnvWithImages(OpenMicrowave):
+    """Environment whose images hold the step and need no renderer."""
 
     def _render_image(self, size, camera):
         return np.full((*size, 3), self._steps, np.uint8)
