@@ -53,7 +53,9 @@ class Agent(fedit.EditMixin, fql.OneStepMixin):
     FLOWS = ("flow", "slow")
 
     @classmethod
-    def create(cls, key: PRNGKeyArray | int, example_batch: base.Batch, config: ml_collections.ConfigDict) -> base.Agent:
+    def create(
+        cls, key: PRNGKeyArray | int, example_batch: base.Batch, config: ml_collections.ConfigDict
+    ) -> base.Agent:
         """Initialises an agent; see the base class. The variant becomes a static setting, as it changes the program."""
         config = ml_collections.ConfigDict(config)
         config.one_step, config.edits = config.fql_alpha > 0, config.edit_scale > 0

@@ -22,10 +22,10 @@ of its episodes have action and reward 0, then these rows are such states, too; 
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from numpy.typing import ArrayLike
 
 from envs.action_units import Bounds, to_unit
 from envs.data_checks import check_jumps, check_masks, check_precision, check_successors
@@ -105,19 +105,19 @@ def read_gym_file(
 
 def dataset_from_arrays(
     *,
-    actions: ArrayLike,
-    rewards: ArrayLike,
-    terminals: ArrayLike,
-    observations: ArrayLike | None = None,
-    masks: ArrayLike | None = None,
-    timeouts: ArrayLike | None = None,
-    next_observations: ArrayLike | None = None,
-    images: ArrayLike | None = None,
-    next_images: ArrayLike | None = None,
+    actions: Any,
+    rewards: Any,
+    terminals: Any,
+    observations: Any = None,
+    masks: Any = None,
+    timeouts: Any = None,
+    next_observations: Any = None,
+    images: Any = None,
+    next_images: Any = None,
 ) -> Arrays:
     """Returns a dataset for `train(config, data=…)`, one row a step, as in a file; see the module's docstring.
 
-    Args:
+    Args (anything that np.asarray takes):
         actions: [N, A]. rewards: [N]. terminals: [N] of 0 and 1. observations: [N, o], unless only images are observed.
         masks, timeouts: [N] of 0 and 1. next_observations: [N, o].
         images, next_images: [N, C, h, w, 3] uint8.

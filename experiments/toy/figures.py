@@ -1,6 +1,6 @@
 """Tables and figures of the toy study."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
-from numpy.typing import ArrayLike
 
 from utils.output.intervals import t_interval
 from utils.output.plotting import STYLE, to_png
@@ -210,7 +209,7 @@ def _draw_metric(axes: Axes, method: str, values: Float[np.ndarray, "seeds NFEs"
         _draw_band(axes, NFES, values, color=colour, label=LABELS[method], clip_on=False)
 
 
-def _draw_band(axes: Axes, x: ArrayLike, values: Float[np.ndarray, "seeds points"], **style: Any) -> None:
+def _draw_band(axes: Axes, x: Sequence[float], values: Float[np.ndarray, "seeds points"], **style: Any) -> None:
     """Draws a line of means over seeds with a band, their 95 % t-intervals."""
     mean, half = t_interval(values)
     axes.plot(x, mean, marker="o", zorder=3, **style)

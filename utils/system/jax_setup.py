@@ -40,7 +40,7 @@ def check_xla_flags() -> None:
         if tried.returncode:
             lines = [line.partition("] ")[2] for line in tried.stderr.splitlines()] or [""]
             reason = next(filter(None, lines), "it ends the process")
-            raise UserError(f"XLA fails with XLA_FLAGS={USER_XLA_FLAGS}: {reason}; remove that flag")
+            raise UserError(f"XLA fails with XLA_FLAGS={USER_XLA_FLAGS}: {reason}; leave that flag out")
     os.environ[CHECKED] = os.environ.get("XLA_FLAGS", "")
 
 

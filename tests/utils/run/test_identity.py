@@ -81,15 +81,19 @@ def test_online_flags_do_not_act_before_there_is_an_online_phase():
 
 @pytest.mark.check
 def test_flags_of_the_base_and_of_the_demonstrations_act_where_these_are_made():
-    flags = {"online_steps": 5, "rollout_steps": 2, "base_steps": 3, "base_checkpoint": None, "tremor": 1.0}
+    flags = {"online_steps": 5, "rollout_steps": 2, "base_steps": 3, "base_checkpoint": None, "expert_noise": 1.0}
     for values, text in (
         ({"base_steps": 4}, "base_steps"),
-        ({"tremor": 2.0}, "tremor"),
+        ({"expert_noise": 2.0}, "expert_noise"),
         ({"rollout_steps": 3}, "r"),
     ):
         assert text in difference({"flags": flags}, {"flags": flags | values})
+    # Records of older versions name the flag otherwise.
+    old = {name: value for name, value in flags.items() if name != "expert_noise"} | {"tremor": 8.0}
+    assert "expert_noise = 8.0, not 1.0" in difference({"flags": old}, {"flags": flags})
+    assert difference({"flags": old}, {"flags": flags | {"expert_noise": 8.0}}) == ""
     given = flags | {"base_checkpoint": "a", "dataset": "b"}
-    assert difference({"flags": given}, {"flags": given | {"base_steps": 4, "tremor": 2.0}}) == ""
+    assert difference({"flags": given}, {"flags": given | {"base_steps": 4, "expert_noise": 2.0}}) == ""
 
 
 @pytest.mark.check
