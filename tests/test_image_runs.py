@@ -89,7 +89,7 @@ def test_mistakes(data, learnt, tmp_path):
     flags = (*BC, *IMAGES, "--offline_steps=10", f"--save_dir={tmp_path}")
     assert "use one of impala, impala_small" in refused(*flags, f"--dataset={data}", "--agent.encoder=resnet")
     other = write_demonstrations(tmp_path / "large.npz", size=20, episodes=4)
-    assert "the environment gives [1, 16, 16, 3] a step" in refused(*flags, f"--dataset={other}")
+    assert "the environment gives [1, 16, 16, 3] per step" in refused(*flags, f"--dataset={other}")
     with np.load(data) as file:
         np.savez(tmp_path / "blind.npz", **{name: file[name] for name in file.files if name != "images"})
     assert "lacks the array 'images'" in refused(*flags, f"--dataset={tmp_path / 'blind.npz'}")

@@ -209,7 +209,9 @@ def _draw_metric(axes: Axes, method: str, values: Float[np.ndarray, "seeds NFEs"
         _draw_band(axes, NFES, values, color=colour, label=LABELS[method], clip_on=False)
 
 
-def _draw_band(axes: Axes, x: Sequence[float], values: Float[np.ndarray, "seeds points"], **style: Any) -> None:
+def _draw_band(
+    axes: Axes, x: Sequence[float] | np.ndarray, values: Float[np.ndarray, "seeds points"], **style: Any
+) -> None:
     """Draws a line of means over seeds with a band, their 95 % t-intervals."""
     mean, half = t_interval(values)
     axes.plot(x, mean, marker="o", zorder=3, **style)
