@@ -20,6 +20,7 @@ from utils.run.agent_files import agent_module
 from utils.run.config import CommonConfig
 from utils.run.directory import RunDirectory, RunSpec, beyond, make_run_specs, run_root
 from utils.system.files import find_modules_in
+from utils.system.jax_setup import device_line
 from utils.system.rendering import set_rendering_backend
 
 
@@ -102,6 +103,8 @@ class Runs:
             self.release()
             raise
         if self.active:
+            more = f" and {len(self.active) - 1} more" if self.active[1:] else ""
+            print(f"{device_line()}\nrun: {self.active[0].path}{more}")
             print(f"{Path(config.agent).stem} on {config.env_name}; {plan.preset}; sparse={self.sparse}")
             print("\n".join(f"  {key} = {value}" for key, value in sorted(self.agent_config.items())), flush=True)
 

@@ -1,7 +1,9 @@
 """Training from a config: offline RL, then online RL."""
 
 import functools
+import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from envs.tasks import make_env, parse_task
 from utils.data.batches import example_batch
 from utils.errors import UserError
 from utils.observations import map_parts, shapes
+from utils.output.intervals import wilson_interval
+from utils.output.loggers import read_csv
 from utils.rollout.evaluator import Evaluator
 from utils.rollout.policy import decision_seconds, evaluation_policy
 from utils.rollout.video import VideoUnavailable, record
@@ -23,6 +27,7 @@ from utils.run import checkpoints
 from utils.run.agent_files import check_agent
 from utils.run.config import CommonConfig, RunConfig
 from utils.run.dataset import Dataset, load_dataset
+from utils.run.directory import RunDirectory
 from utils.run.evaluation_queue import EvaluationQueue
 from utils.run.loading import load_base, load_run, restore_agent, warm_start
 from utils.run.loop import OnCheckpoint, TrainingLoop
@@ -30,6 +35,7 @@ from utils.run.metrics import MetricLoggers, OnMetrics
 from utils.run.phases import OfflinePhase, OnlinePhase, Phase, TrainState
 from utils.run.runs import Runs
 from utils.run.update_loop import UpdateLoop
+from utils.system.jax_setup import quick_compilation
 from utils.system.signals import PreemptionGuard
 from utils.trees import tree_slice, tree_stack
 
@@ -96,6 +102,8 @@ def train(
         updates = UpdateLoop(runs.keys(), config.dataset_placement)
         updates.set_data(dataset.at(state.step))
         guard = stack.enter_context(PreemptionGuard())
+        if state.step < config.offline_steps:
+            state = TrainState(state.step, compile_updates(updates, state.agents))
         phases: list[Phase] = [OfflinePhase(config.offline_steps, updates, dataset)]
         if config.online_steps:
             make, first, start = env_maker(config), config.offline_steps, config.start_training
@@ -116,7 +124,8 @@ def create_agents(runs: Runs, dataset: Dataset) -> Any:
     creators: dict[tuple, Callable[..., Any]] = {}
     for run, key in zip(runs.active, runs.keys(), strict=True):
         create = functools.partial(runs.module.Agent.create, config=run.spec.config)
-        creator = creators.setdefault(tuple(run.spec.varied.items()), jax.jit(create))
+        program = jax.jit(create, compiler_options=quick_compilation())
+        creator = creators.setdefault(tuple(run.spec.varied.items()), program)
         agents.append(creator(key, example))
     if len({jax.tree.structure(agent) for agent in agents}) > 1:
         raise UserError(f"--vary={runs.config.vary}: the values need different networks; give each its own command")
@@ -173,6 +182,15 @@ def restore_runs(runs: Runs, agents: Any, dataset: Dataset) -> tuple[TrainState,
     return TrainState(step, agents), saved
 
 
+def compile_updates(updates: UpdateLoop, agents: Any) -> Any:
+    """Compiles the update, and prints how long it took; returns the agents, which are donated."""
+    print("compiling the update …", end=" ", flush=True)
+    clock = time.perf_counter()
+    agents = jax.block_until_ready(updates.compile(agents))
+    print(f"{time.perf_counter() - clock:.1f} s", flush=True)
+    return agents
+
+
 def check_phase(runs: Runs, step: int, saved: Saved) -> None:
     """Checks that the online phase of existing runs starts where that of the config does.
 
@@ -220,15 +238,34 @@ def run_phases(
                 saved, state.step, lambda step: tree_slice(actors(TrainState(step, state.agents)), 0)
             )
         state = TrainingLoop(runs, logs, evaluations, guard, on_checkpoint).run(state, phases)
-        seconds = decision_seconds(state.agents, map_parts(np.stack, [dataset.observation()]))
-        for index in runs.alive:
-            if config.video_episodes:
-                record_final_policy(runs, state, index, guard)
-            runs.active[index].write_summary(
-                {"step": state.step, "milliseconds_per_action": 1000 * float(np.median(seconds)) / horizon}
-            )
-            print(f"finished: {runs.active[index].path}")
+    seconds = decision_seconds(state.agents, map_parts(np.stack, [dataset.observation()]))
+    for index in runs.alive:
+        if config.video_episodes:
+            record_final_policy(runs, state, index, guard)
+        runs.active[index].write_summary(
+            {"step": state.step, "milliseconds_per_action": 1000 * float(np.median(seconds)) / horizon}
+        )
+        print_result(runs.active[index], config)
     runs.raise_divergences()
+
+
+def print_result(run: RunDirectory, config: CommonConfig) -> None:
+    """Prints a finished run's last evaluation, and where its files are."""
+    print(f"finished: {run.path}")
+    rows = read_csv(run.path / "eval.csv")
+    if rows:
+        last, episodes = {name: values[-1] for name, values in rows.items()}, int(rows["episodes"][-1])
+        result = f"return {last['return_mean']:.4g}"
+        if np.isfinite(last["success_rate"]):
+            low, high = wilson_interval(last["success_rate"], episodes)
+            result = f"success {last['success_rate']:.2f} [{low:.2f}, {high:.2f}], {result}"
+        print(f"  result      {result} ({episodes} episodes)")
+        print(f"  curve       {run.path / 'learning_curve.png'}")
+    for video in sorted((run.path / "videos").glob("*")):
+        print(f"  video       {video}")
+    print(f"  checkpoint  {checkpoints.path_of(run.checkpoints, config.total_steps)}")
+    if rows:
+        print(f"  evaluate    python -m experiments.evaluate {shlex.quote(str(run.path))} --episodes=100", flush=True)
 
 
 def record_final_policy(runs: Runs, state: TrainState, index: int, guard: PreemptionGuard) -> None:

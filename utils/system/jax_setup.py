@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 
 from utils import USER_XLA_FLAGS
 from utils.errors import UserError
+from utils.system.resources import usable_cores
 
 # Settings that decide numbers and types, whatever the user's environment sets for other programs.
 OWN = {
@@ -49,6 +51,18 @@ def set_jax() -> None:
     for name, value in OWN.items():
         if hasattr(jax.config, name):
             jax.config.update(name, value)
+
+
+def device_line() -> str:
+    """Returns one line on the versions and the device that a program runs on."""
+    device, count = jax.devices()[0], jax.device_count()
+    kind = f"CPU with {usable_cores()} cores" if device.platform == "cpu" else f"{count} × {device.device_kind}"
+    return f"jax {jax.__version__}, jaxlib {jaxlib.__version__} on {kind}"
+
+
+def quick_compilation() -> dict[str, int]:
+    """Returns options of jax.jit for a program that runs once: on a CPU, where compiling takes longest, unoptimised."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def device_trouble() -> str:
