@@ -2,10 +2,10 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import utils
+from utils.system.resources import cpu_digest
 
 CHECKED = ("agents", "envs", "experiments", "utils", "main", "online_main")
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # An int will do for a float.
@@ -22,7 +23,8 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" 
 QUICK_TO_COMPILE = (
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
 )
-MEMORY = 1.0e9  # bytes that a test process may hold at the end of a file before it drops compiled programs
+LARGEST_CACHE = 2e9  # bytes
+MEMORY = 0.8e9  # bytes that a test process may hold at the end of a file before it drops compiled programs
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,15 +34,14 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Lets all tests, and the processes they start, share what is compiled, and checks the types of calls.
+    """Lets all tests, the processes they start and later sessions share compiled programs; checks types of calls.
 
     JAX reads these variables when it is imported.
     """
     assert "jax" not in sys.modules
     if config.getoption("--costs"):
         config.pluginmanager.register(costs.Costs())
-    config.compiled = tempfile.TemporaryDirectory(prefix="otql-compiled-", ignore_cleanup_errors=True)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", config.compiled.name)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_programs()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
     # Most tests compile much and compute little; for the others there is compiling.optimised.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -50,9 +51,12 @@ def pytest_configure(config):
     jaxtyping.install_import_hook(CHECKED, CHECKER)
 
 
-def pytest_unconfigure(config):
-    """Removes it."""
-    config.compiled.cleanup()
+def compiled_programs() -> Path:
+    """The directory of compiled programs, which later sessions reuse; it is emptied when it has grown large."""
+    directory = ROOT / ".pytest_cache" / f"compiled-{cpu_digest()}"
+    if sum(path.stat().st_size for path in directory.glob("*")) > LARGEST_CACHE:
+        shutil.rmtree(directory, ignore_errors=True)
+    return directory
 
 
 def resident() -> float:

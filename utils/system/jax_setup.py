@@ -1,10 +1,7 @@
 """Setup of JAX and XLA: checks of their environment variables, settings that decide numbers, compilation cache."""
 
-import contextlib
 import functools
-import hashlib
 import os
-import platform
 import subprocess
 import sys
 import warnings
@@ -17,7 +14,7 @@ import jaxlib
 
 from utils import USER_XLA_FLAGS
 from utils.errors import UserError
-from utils.system.resources import usable_cores
+from utils.system.resources import cpu_digest, usable_cores
 
 # Settings that decide numbers and types, whatever the user's environment sets for other programs.
 OWN = {
@@ -92,13 +89,8 @@ def enable_compilation_cache() -> None:
     if config.jax_compilation_cache_dir:
         return
     # Code for one CPU may not run on another, and a home directory is often shared.
-    cpu, about = [platform.machine()], Path("/proc/cpuinfo")
-    with contextlib.suppress(OSError):
-        lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
-        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    digest = hashlib.sha256("".join(sorted(set(cpu))).encode()).hexdigest()[:12]
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(root / "otql" / f"compiled-{digest}"))
+    jax.config.update("jax_compilation_cache_dir", str(root / "otql" / f"compiled-{cpu_digest()}"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

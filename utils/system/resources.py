@@ -1,6 +1,9 @@
 """Memory and cores that this process may use."""
 
+import contextlib
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 
@@ -19,3 +22,12 @@ def free_memory() -> float:
 def usable_cores() -> int:
     """Returns the number of cores that this process may use; a batch system can assign fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_digest() -> str:
+    """Returns a name for this kind of CPU, equal where compiled code can be shared."""
+    cpu = [platform.machine()]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return hashlib.sha256("".join(sorted(set(cpu))).encode()).hexdigest()[:12]
