@@ -5,7 +5,7 @@ import math
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 
+from utils.errors import UserError
 from utils.observations import Observation
+from utils.output.animation import FORMATS, looping_image
 from utils.rollout.evaluator import Evaluator, Policy, Result, episode_seed
 from utils.rollout.worker_pool import DEFAULT_TIMEOUT, WorkerError
 from utils.system.files import atomic_write_bytes
@@ -25,7 +27,7 @@ RUNNING, SUCCESS, FAILURE = (110, 110, 110), (40, 180, 70), (210, 50, 50)  # col
 HOLD_SECONDS = 2  # duration of the last image, which shows all outcomes
 
 
-class VideoUnavailable(Exception):
+class VideoUnavailable(UserError):
     """Error of recording a video; the message is one line with the reason."""
 
 
@@ -34,7 +36,7 @@ def record(
     policy: Policy,
     num_episodes: int,
     seed: int,
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     horizon: int,
     *,
     frame_skip: int = 3,
@@ -42,13 +44,14 @@ def record(
     timeout: float = DEFAULT_TIMEOUT,
     check: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Writes an mp4 of the first episodes of the evaluation with this seed, in a grid.
+    """Writes a video of the first episodes of the evaluation with this seed, in a grid.
 
     The border of an episode is grey while it runs, then green for success and red for failure.
 
     Args:
         make_env, policy, num_episodes, seed, horizon: see `Evaluator`; the policy gets batches of 1.
-        path: file of the mp4, written once it is complete.
+        path: file, or several files of the same video, each written once it is complete. '.gif' and '.webp' loop and
+            are reduced to 2 MB (utils/output/animation.py); all others are mp4.
         frame_skip: environment steps per frame, at least 1.
         fps: frames per second; 15 at a frame_skip of 3 shows OGBench's arms (20 steps/s) 2.25 times too fast.
         timeout, check: see `Evaluator`; any exception that `check` raises ends the recording.
@@ -80,14 +83,17 @@ def record(
         except WorkerError as error:
             raise VideoUnavailable(f"the episodes could not be rendered: {str(error).splitlines()[0]}") from error
         episodes = [np.load(folder / f"{episode_seed(seed, i)}.npy", mmap_mode="r") for i in range(num_episodes)]
-        encoded = folder / "video.mp4"
-        # The grid's sides are even, as the codec demands; the default of 16 would rescale the images.
-        writer: Any  # ImageIO's types lack append_data.
-        with imageio.get_writer(encoded, fps=fps, macro_block_size=2) as writer:
-            for image in _grid_images(episodes, result.get("success", np.zeros(num_episodes)), HOLD_SECONDS * fps):
+        success, hold = result.get("success", np.zeros(num_episodes)), HOLD_SECONDS * fps
+
+        def images() -> Iterator[np.ndarray]:
+            for image in _grid_images(episodes, success, hold):
                 check()
-                writer.append_data(image)
-        atomic_write_bytes(Path(path), encoded.read_bytes())
+                yield image
+
+        for file in map(Path, [path] if isinstance(path, str | Path) else path):
+            kind = file.suffix.removeprefix(".").lower()
+            data = looping_image(images, kind, fps) if kind in FORMATS else _mp4(images(), fps, folder / "video.mp4")
+            atomic_write_bytes(file, data)
     return result
 
 
@@ -100,6 +106,16 @@ def _waiting(function: Callable[[], Any], check: Callable[[], None]) -> Any:
         check()
         thread.join(0.1)
     return results[0]
+
+
+def _mp4(images: Iterable[np.ndarray], fps: int, path: Path) -> bytes:
+    """Returns images as an mp4; `path` is a file to encode it in."""
+    # The grid's sides are even, as the codec demands; the default of 16 would rescale the images.
+    writer: Any  # ImageIO's types lack append_data.
+    with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
+        for image in images:
+            writer.append_data(image)
+    return path.read_bytes()
 
 
 def _grid_images(episodes: list[np.ndarray], success: np.ndarray, hold: int) -> Iterator[np.ndarray]:
