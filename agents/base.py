@@ -5,7 +5,7 @@ An agent file adds its policy loss and its sampler. `agents/bc.py` is the smalle
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -31,27 +31,33 @@ from utils.random_streams import Stream, stream_key
 Leaf = Array | Any
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the settings that every agent has. Floats become traced leaves of the agent; all others are static."""
-    return ml_collections.ConfigDict(
-        {
-            "batch_size": 256,  # m
-            "lr": 3e-4,  # Adam, all networks
-            "discount": 0.99,  # γ
-            "tau": 0.005,  # Polyak rate of the target networks
-            "flow_tau": 1.0,  # Polyak rate of the flow that is sampled from; 1: the trained flow itself
-            "rho": 0.5,  # pessimism of the TD target
-            "num_qs": 10,  # K, critics in the ensemble
-            "horizon_length": 1,  # H, actions in a chunk
-            "actor_hidden_dims": (512, 512, 512, 512),
-            "value_hidden_dims": (512, 512, 512, 512),
-            "flow_steps": 10,  # NFE
-            "best_of_n": 1,  # N, candidates at acting and in the TD target
-            "window_rule": "pad",  # windows with a true termination: 'pad' keeps them, 'drop' does not
-            "encoder": "impala_small",  # of camera images, if the data have any; see utils/encoders.py
-            "augment": True,  # random shifts of the images, as in FQL
-        }
-    )
+# Setting → default, meaning.
+Settings = Mapping[str, tuple[Any, str]]
+SETTINGS: Settings = {
+    "batch_size": (256, "m, windows in a batch"),
+    "lr": (3e-4, "learning rate of Adam, all networks"),
+    "discount": (0.99, "γ, per environment step"),
+    "tau": (0.005, "Polyak rate of the target networks"),
+    "flow_tau": (1.0, "Polyak rate of the flow that acts; 1: the trained flow itself"),
+    "rho": (0.5, "ρ, pessimism of the TD target, in deviations of the critics"),
+    "num_qs": (10, "K, critics in the ensemble"),
+    "horizon_length": (1, "H, actions in a chunk; also --horizon_length"),
+    "actor_hidden_dims": ((512, 512, 512, 512), "widths of the hidden layers of flows and policies"),
+    "value_hidden_dims": ((512, 512, 512, 512), "widths of the hidden layers of critics and values"),
+    "flow_steps": (10, "NFE, Euler steps of the flow"),
+    "best_of_n": (1, "N, candidates at acting and in the TD target"),
+    "window_rule": ("pad", "windows with a true termination: 'pad' keeps them, 'drop' does not"),
+    "encoder": ("impala_small", "of camera images, if the data have any; see utils/encoders.py"),
+    "augment": (True, "random shifts of the images, as in FQL"),
+}
+
+
+def get_config(own: Settings | None = None) -> ml_collections.ConfigDict:
+    """Returns the defaults of all agents, joined with those of one agent's own settings.
+
+    Floats become traced leaves of the agent; all others are static.
+    """
+    return ml_collections.ConfigDict({name: default for name, (default, _) in {**SETTINGS, **(own or {})}.items()})
 
 
 class Agent(flax.struct.PyTreeNode):

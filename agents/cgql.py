@@ -53,17 +53,17 @@ class Agent(base.Agent):
         return jnp.clip(jax.lax.scan(step, x, jnp.arange(1, cfg.flow_steps) / cfg.flow_steps)[0], -1.0, 1.0)
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "flow_tau": (0.005, "Polyak rate of the flow that acts"),
+    "inv_temp": (10.0, "τ, inverse temperature of the critic's gradient"),
+    "guidance_coef": (0.1, "ω, weight of the guidance"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.update(
-        {
-            "flow_tau": 0.005,  # a Polyak copy of the flow acts
-            "inv_temp": 10.0,  # τ, of the critic's gradient
-            "guidance_coef": 0.1,  # ω
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 STRONG, WEAK = {"inv_temp": 10.0, "guidance_coef": 0.1}, {"inv_temp": 10.0, "guidance_coef": 0.01}

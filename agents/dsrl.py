@@ -83,17 +83,17 @@ class Agent(base.Agent):
         return self.flow_actions(observations, self.latents(observations, key)[0])
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "flow_tau": (0.005, "Polyak rate of the flow that is steered"),
+    "noise_scale": (1.0, "b, bound on the actor's latents"),
+    "target_entropy": (0.5, "H̄ = −target_entropy · d"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.update(
-        {
-            "flow_tau": 0.005,  # a Polyak copy of the flow is steered
-            "noise_scale": 1.0,  # b, bound on the actor's latents
-            "target_entropy": 0.5,  # H̄ = −target_entropy · d
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 # Settings of QAM's experiments (arXiv 2601.14234).

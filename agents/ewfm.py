@@ -46,17 +46,17 @@ class Agent(otql.Agent):
         return critic_loss + flow_loss, info
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "lam": (1.0, "λ, temperature of the tilt"),
+    "w_max": (20.0, "clamp on the weights exp(λ A)"),
+    "value_samples": (2, "k, flow samples in V̂"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent: those of the online tasks."""
-    config = base.get_config()
-    config.update(
-        {
-            "lam": 1.0,  # λ, temperature of the tilt
-            "w_max": 20.0,  # clamp on the weights exp(λ A)
-            "value_samples": 2,  # k, flow samples in V̂
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 PANDA = {"lam": 1.0, "w_max": 20.0}

@@ -55,11 +55,15 @@ class Agent(base.Agent):
         return critic_loss + value_loss + flow_loss, info
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "inv_temp": (0.8, "τ_inv, inverse temperature of the weights"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.inv_temp = 0.8  # τ_inv, inverse temperature of the weights
-    return config
+    return base.get_config(SETTINGS)
 
 
 WEAK, STRONG = {"inv_temp": 0.8}, {"inv_temp": 6.4}

@@ -87,16 +87,16 @@ class Agent(EditMixin):
         return self.edit(observations, super().propose(observations, sample_key), edit_key)[0]
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "edit_scale": (0.2, "b, bound on an edit"),
+    "target_entropy": (0.5, "H̄ = −target_entropy · d"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.update(
-        {
-            "edit_scale": 0.2,  # b, bound on an edit
-            "target_entropy": 0.5,  # H̄ = −target_entropy · d
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 # Settings of QAM's experiments (arXiv 2601.14234).

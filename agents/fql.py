@@ -95,11 +95,15 @@ class Agent(OneStepMixin):
         return ("one_step",)
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "alpha": (100.0, "α, weight of the one-step policy's distillation (its BC term) against Q"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.alpha = 100.0  # α, weight of the distillation against Q
-    return config
+    return base.get_config(SETTINGS)
 
 
 # Settings of QAM's experiments (arXiv 2601.14234); for the online tasks, Table 6 of the OTQL paper.

@@ -62,16 +62,16 @@ class Agent(base.Agent):
         return qs.min(axis=0)
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "kappa": (0.9, "κ, the expectile"),
+    "best_of_n": (32, "N, candidates at acting only"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.update(
-        {
-            "kappa": 0.9,  # κ, the expectile
-            "best_of_n": 32,  # N, at acting only
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 # Settings of QAM's experiments (arXiv 2601.14234).

@@ -87,25 +87,25 @@ class Agent(base.Agent):
         return self.apply("critic", observations, actions).mean(axis=(0, 1))
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "flow_steps": (2, "NFE, Euler steps of the flow"),
+    "lam": (1.0, "λ, temperature of the tilt"),
+    "w_max": (10.0, "clamp on the weights exp(λ A)"),
+    "value_samples": (2, "k, flow samples in V̂"),
+    "coupling": ("ot", "'ot', or 'independent': the same weights, but random pairs"),
+    "source_conditions": ("iid", "'iid' (the paper), 'systematic', 'resampled' or 'weighted'"),
+    "alpha": (0.3, "α, weight of the condition in the cost of the coupling, on standardised observations"),
+    "epsilon": (0.5, "ε, entropic regularisation relative to the mean of ‖z − a‖²"),
+    "max_iterations": (50, "limit on Sinkhorn iterations"),
+    "threshold": (1e-2, "Sinkhorn stops at this L1 error of the marginal p"),
+    "image_components": (16, "principal components of image features in the condition"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.update(
-        {
-            "flow_steps": 2,  # NFE
-            "lam": 1.0,  # λ, temperature of the tilt
-            "w_max": 10.0,  # clamp on the weights exp(λ A)
-            "value_samples": 2,  # k, flow samples in V̂
-            "coupling": "ot",  # 'ot', or 'independent': the same weights, but random pairs
-            "source_conditions": "iid",  # 'iid' (the paper), 'systematic', 'resampled' or 'weighted'
-            "alpha": 0.3,  # weight of the condition in the cost, on standardised observations
-            "epsilon": 0.5,  # entropic regularisation relative to the mean of ‖z − a‖²
-            "max_iterations": 50,  # of Sinkhorn
-            "threshold": 1e-2,  # Sinkhorn stops at this L1 error of the marginal p
-            "image_components": 16,  # principal components of image features in the condition
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 MAZE, MANIPULATION = {"lam": 2.0, "w_max": 3.0, "best_of_n": 1}, {"lam": 0.4, "w_max": 10.0, "best_of_n": 5}

@@ -175,18 +175,18 @@ def schedule(num_steps: int) -> tuple[Float[Array, "T 1 1"], Float[Array, "T 1 1
     return t, jnp.sqrt(2 * (1 - t + h) / (t + h))
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "inv_temp": (1.0, "τ, inverse temperature of the tilt by Q"),
+    "fql_alpha": (0.0, "α; above 0, QAM-F: weight of the distillation of a one-step policy, which acts"),
+    "edit_scale": (0.0, "bound on an edit; above 0, QAM-E: an edit policy acts"),
+    "target_entropy": (0.5, "of the edit policy: −target_entropy · d"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.update(
-        {
-            "inv_temp": 1.0,  # τ, of the tilt by Q
-            "fql_alpha": 0.0,  # α; if above 0, QAM-F: a one-step policy acts
-            "edit_scale": 0.0,  # bound on an edit; if above 0, QAM-E: an edit policy acts
-            "target_entropy": 0.5,  # of the edit policy: −target_entropy · d
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 # Settings of plain QAM in its authors' experiments (arXiv 2601.14234).

@@ -5,17 +5,18 @@ Settings are those of QAM's experiments (arXiv 2601.14234). Where edit_scale is 
 
 import ml_collections
 
-from agents import presets, qam
+from agents import base, presets, qam
 from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
 
 
+SETTINGS = qam.SETTINGS | {"edit_scale": (0.1, "bound on an edit; 0: plain QAM")}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns QAM's defaults, with an edit policy."""
-    config = qam.get_config()
-    config.edit_scale = 0.1
-    return config
+    return base.get_config(SETTINGS)
 
 
 PRESETS = presets.presets(

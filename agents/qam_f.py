@@ -6,17 +6,18 @@ acts with `flow_steps` network evaluations.
 
 import ml_collections
 
-from agents import presets, qam
+from agents import base, presets, qam
 from agents.qam import Agent
 
 __all__ = ["CPU", "PRESETS", "Agent", "get_config"]
 
 
+SETTINGS = qam.SETTINGS | {"fql_alpha": (30.0, "α, weight of the one-step policy's distillation; 0: plain QAM")}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns QAM's defaults, with a one-step policy."""
-    config = qam.get_config()
-    config.fql_alpha = 30.0
-    return config
+    return base.get_config(SETTINGS)
 
 
 PRESETS = presets.presets(

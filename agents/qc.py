@@ -20,11 +20,15 @@ class Agent(base.Agent):
     """QC: the base agent, whose losses and sampler are those above."""
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "best_of_n": (32, "N, candidates at acting and in the TD target"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.best_of_n = 32
-    return config
+    return base.get_config(SETTINGS)
 
 
 # N = 32 in all domains of the paper, and in the online tasks (Table 6 of the OTQL paper).

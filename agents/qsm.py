@@ -161,19 +161,19 @@ class Agent(base.Agent):
         )
 
 
+# Setting → default, meaning.
+SETTINGS = {
+    "flow_steps": (10, "T, steps of the diffusion"),
+    "time_dim": (64, "number of Fourier features of t"),
+    "inv_temp": (1.0, "τ, inverse temperature of the critic's gradient"),
+    "alpha": (10.0, "α, weight of the data (denoising loss)"),
+    "sampler": ("estimate", "'estimate' (the public code's) or 'ddpm'"),
+}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    config = base.get_config()
-    config.update(
-        {
-            "flow_steps": 10,  # T, steps of the diffusion
-            "time_dim": 64,  # number of Fourier features of t
-            "inv_temp": 1.0,  # τ, inverse temperature
-            "alpha": 10.0,  # α, weight of the data
-            "sampler": "estimate",  # 'estimate' (the public code's) or 'ddpm'
-        }
-    )
-    return config
+    return base.get_config(SETTINGS)
 
 
 # Settings of QAM's experiments (arXiv 2601.14234).

@@ -13,6 +13,7 @@ import numpy as np
 
 from utils.run.config import RunConfig, parse_flags
 from utils.run.train import train
+from utils.system.cli import last_of_each
 from utils.system.entry_point import run_main
 
 ENV_ID, EPISODES, PATH = "Pendulum-v1", 50, Path("pendulum.npz")
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes the dataset and trains on it."""
     write_dataset()
     flags = (f"--env_name=gym:{ENV_ID}", f"--dataset={PATH}", "--preset=cpu")
-    train(parse_flags((argv[0], *flags, *argv[1:]), RunConfig))
+    train(parse_flags((argv[0], *last_of_each((*flags, *argv[1:]))), RunConfig))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import main
 from utils.output.loggers import read_csv
 from utils.run import checkpoints
 from utils.system import entry_point
+from utils.system.cli import last_of_each
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 # Compiled in seconds; an episode of five-step chunks is cheap.
@@ -41,11 +42,14 @@ class Outcome:
 
 
 def call(*flags: str, program: ModuleType = main) -> Outcome:
-    """Runs main.py, or another, in this process, with defaults for flags not given; what is compiled is shared."""
+    """Runs main.py, or another, in this process, with defaults for flags not given; what is compiled is shared.
+
+    Of a flag that is given several times the last one counts: tests change one of a list of flags.
+    """
     for name in getattr(program, "FLAGS", ()):
         program.FLAGS[name].unparse()
     out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
-    sys.argv = [f"{program.__name__}.py", *flags]
+    sys.argv = [f"{program.__name__}.py", *last_of_each(flags)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             entry_point.run_main(program.main)

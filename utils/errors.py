@@ -1,10 +1,12 @@
 """Errors that users can cause, and one-line reports of exceptions in their code."""
 
+import difflib
 import inspect
 import os
 import sysconfig
 import tempfile
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,12 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """Raised when training gives values that are not finite. The message has a line per run; the exit code is 1."""
+
+
+def did_you_mean(word: str, known: Iterable[str], form: str = "{}") -> str:
+    """Returns '; did you mean <form of the most similar known word>?', or '' if none is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {form.format(near[0])}?" if near else ""
 
 
 def failure(error: BaseException, what: str, expected: str = "", source: Any = None) -> UserError:

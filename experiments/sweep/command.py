@@ -33,7 +33,7 @@ from utils.run.agent_files import import_file
 from utils.run.config import parse_flags
 from utils.run.directory import run_root
 from utils.run.runs import RunPlan
-from utils.system.cli import define_flag, parse_arguments
+from utils.system.cli import define_flag, last_of_each, parse_arguments
 from utils.system.entry_point import run_main
 from utils.system.files import ROOT, atomic_write_text, read_json
 from utils.system.locks import exclusive_lock
@@ -117,7 +117,8 @@ def make_jobs(name: str, grid: Grid) -> list[Job]:
     for (setting, varied), env_name, agent in itertools.product(grid.settings.items(), env_names, agents):
         group = group_name(name, setting)
         path = agent if agent.endswith(".py") else f"agents/{agent}.py"
-        command = f"--agent={path}", f"--env_name={env_name}", *grid.flags, *varied, *merge_flags(grid.flags, varied)
+        more = last_of_each((*grid.flags, *varied, *merge_flags(grid.flags, varied)))
+        command = f"--agent={path}", f"--env_name={env_name}", *more
         for first in seeds[:: FLAGS.seeds_per_job]:
             block = seeds[first : first + FLAGS.seeds_per_job]
             own = f"--seed={first}", f"--num_seeds={len(block)}", f"--save_dir={FLAGS.save_dir}", f"--run_group={group}"

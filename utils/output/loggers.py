@@ -1,13 +1,16 @@
-"""Loggers of metrics: CSV files that resume exactly, a progress bar, and optionally wandb."""
+"""Loggers of metrics: CSV files that resume exactly, a progress bar, and optionally wandb and TensorBoard."""
 
 import csv
 import math
+import netrc
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
+from urllib.parse import urlsplit
 
 import numpy as np
 from tqdm import tqdm
@@ -184,8 +187,73 @@ class _Lines:
         self._stream.flush()
 
 
-class WandbLogger:
-    """A copy of the logged rows in Weights & Biases; a failure there costs one warning line, never the run.
+class _Service:
+    """An optional copy of the logged rows; a failure there costs one warning line, never the run."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self._backend: Any = None
+
+    def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
+        """Sends one row; its keys start with the name of the CSV file ("eval/success_rate")."""
+        if self._backend is not None:
+            self._guard(lambda: self._log(step, row))
+
+    def close(self) -> None:
+        """Finishes what was logged."""
+        if self._backend is not None:
+            self._guard(self._close)
+
+    def _log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # An optional service may fail in any way.
+            self._backend = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"{self.name} is off for the rest of this run: {reason}", file=sys.stderr)
+
+
+def usable_wandb(mode: str) -> str:
+    """Returns the mode of wandb: the one given, or "disabled" after a line on stderr that says why wandb is off."""
+    if mode == "disabled":
+        return mode
+    try:
+        import wandb
+
+        trouble = "" if hasattr(wandb, "init") else "it is not installed; pip install wandb"
+    except Exception as error:  # An optional service may fail in any way.
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "wandb"
+        trouble = "it is not installed; pip install wandb" if missing else f"{type(error).__name__}: {error}"
+    if not trouble and mode == "online" and not _logged_in():
+        trouble = "you are not logged in; run: wandb login, or use --wandb=offline"
+    if trouble:
+        print(f"wandb is off: {' '.join(trouble.split())}", file=sys.stderr, flush=True)
+    return "disabled" if trouble else mode
+
+
+def _logged_in() -> bool:
+    """True if wandb finds credentials, or its settings may name a server with others; asks no network."""
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    try:
+        found = [netrc.netrc(file) for file in map(os.path.expanduser, files) if os.path.exists(file)]
+    except (netrc.NetrcParseError, OSError):
+        return True  # wandb reports what is wrong with it.
+    return (folder / "settings").exists() or any(file.authenticators(host) for file in found)
+
+
+class WandbLogger(_Service):
+    """A copy of the logged rows in Weights & Biases.
 
     The wandb id is stored in `run_dir`, so a resumed run continues its wandb run. Rows have their own `step` as x axis,
     because wandb's counter would drop rows that are logged again after resuming.
@@ -193,27 +261,23 @@ class WandbLogger:
     Args:
         mode: "disabled" (imports nothing), "online" or "offline" (files under `run_dir`/wandb, for `wandb sync`).
         run_dir: directory of the run; each has a logger and a wandb run of its own.
-        group: wandb group, e.g. the run group.
-        name: display name.
-        config: resolved flags.
+        description: arguments of `wandb.init`: project, entity, group, name, tags, and config, the resolved flags.
     """
 
-    def __init__(self, mode: str, run_dir: Path, group: str, name: str, config: Mapping[str, Any]):
-        self._run: Any = None  # wandb may not be installed.
+    name = "wandb"
+
+    def __init__(self, mode: str, run_dir: Path, **description: Any):
+        super().__init__()
         if mode != "disabled":
-            self._guard(lambda: self._start(mode, run_dir, group=group, name=name, config=dict(config)))
+            self._guard(lambda: self._start(mode, run_dir, description))
 
-    def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
-        """Sends one row; its keys start with the name of the CSV file ("eval/success_rate")."""
-        if self._run is not None:
-            self._guard(lambda: self._run.log({"step": step, **{name: float(value) for name, value in row.items()}}))
+    def _log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
+        self._backend.log({"step": step, **{name: float(value) for name, value in row.items()}})
 
-    def close(self) -> None:
-        """Finishes the wandb run."""
-        if self._run is not None:
-            self._guard(lambda: self._run.finish())
+    def _close(self) -> None:
+        self._backend.finish()
 
-    def _start(self, mode: str, run_dir: Path, **description: Any) -> None:
+    def _start(self, mode: str, run_dir: Path, description: dict[str, Any]) -> None:
         import wandb
 
         # Random, not a hash of the path: equal paths on two computers must not share a wandb run.
@@ -225,8 +289,7 @@ class WandbLogger:
         limits = {name: limit for name, limit in limits.items() if hasattr(wandb.Settings(), name)}
         settings = wandb.Settings(console="off", silent=True, **limits)
         wandb.setup(settings)  # Before the login, so that it does not prompt during a run.
-        self._run = wandb.init(
-            project="otql",
+        self._backend = wandb.init(
             id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow" if mode == "online" else None,
             dir=run_dir,
@@ -235,12 +298,51 @@ class WandbLogger:
             settings=settings,
             **description,
         )
-        self._run.define_metric("*", step_metric="step")
+        self._backend.define_metric("*", step_metric="step")
 
-    def _guard(self, call: Any) -> None:
-        try:
-            call()
-        except Exception as error:  # An optional service may fail in any way.
-            self._run = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            print(f"wandb is off for the rest of this run: {reason}", file=sys.stderr)
+
+class TensorboardLogger(_Service):
+    """A copy of the logged rows in event files for TensorBoard, written by tensorboardX.
+
+    Each start of a run has a file of its own. It begins with a mark that makes TensorBoard drop the points of earlier
+    files after the checkpoint from which the run was resumed: they are logged again.
+
+    Args:
+        directory: of the event files.
+        step: of the checkpoint from which the run starts; 0 for a new run.
+    """
+
+    name = "TensorBoard"
+
+    def __init__(self, directory: Path, step: int):
+        super().__init__()
+        self._guard(lambda: self._start(directory, step))
+
+    def flush(self) -> None:
+        """Makes what was logged durable."""
+        if self._backend is not None:
+            self._guard(self._backend.flush)
+
+    def _start(self, directory: Path, step: int) -> None:
+        # Not SummaryWriter: it writes in a thread, in which errors are lost and which `flush` does not wait for.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory.mkdir(parents=True, exist_ok=True)
+        # Names have a resolution of a second; the number tells apart what starts within one.
+        number = len(list(directory.iterdir()))
+        self._backend = EventsWriter(str(directory / "events"), f".{number}")
+        start = SessionLog(status=SessionLog.START)
+        self._backend.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def _log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        points = {name: float(value) for name, value in row.items() if not math.isnan(float(value))}
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in points.items()])
+        self._backend.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _close(self) -> None:
+        self._backend.close()
+        self._backend = None

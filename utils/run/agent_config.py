@@ -1,5 +1,6 @@
 """Settings of agents: defaults, presets and a user's overrides, merged and checked."""
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -7,9 +8,10 @@ import ml_collections
 
 from envs.tasks import Task
 from utils.encoders import ENCODERS
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.run.agent_files import load_agent
-from utils.run.config import CommonConfig
+from utils.run.config import CommonConfig, PostTrainConfig, RunConfig, settings_of
+from utils.run.foreign_flags import REPLACED
 
 PRESETS = ("paper", "cpu", "none")
 
@@ -40,7 +42,8 @@ def resolve_config(
         UserError: an unknown preset, or an override of an unknown field or of the wrong type.
     """
     if preset not in PRESETS:
-        raise UserError(f"unknown preset '{preset}'; use one of {', '.join(PRESETS)}")
+        hint = did_you_mean(preset, PRESETS, "--preset={}")
+        raise UserError(f"unknown preset '{preset}'; use one of {', '.join(PRESETS)}{hint}")
     if isinstance(overrides.get("sparse"), str):
         raise UserError("rewards are no setting of an agent; write --sparse or --nosparse")
     values: dict[str, Any] = {}
@@ -54,26 +57,26 @@ def resolve_config(
         note += ", with small networks and settings for short runs"
     values |= overrides
     sparse = bool(values.pop("sparse", False))
-    config = module.get_config()
+    config, agent = module.get_config(), module.__name__.removeprefix("agents.").removeprefix("agent_")
     for field, value in values.items():
         try:
-            set_field(config, field, value)
+            set_field(config, field, value, agent)
         except UserError as error:
             if field in overrides:
                 raise
             raise UserError(f"preset '{preset}' of {module.__file__} for {domain}: {error}") from error
-    check_config(config, module.get_config())
+    check_config(config, module.get_config(), agent)
     return config, sparse, note
 
 
-def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
-    """Sets a field; text is parsed as the field's type.
+def set_field(config: ml_collections.ConfigDict, field: str, value: Any, agent: str) -> None:
+    """Sets a field of the config of `agent`, which errors name; text is parsed as the field's type.
 
     Raises:
         UserError: there is no such field, or the value does not fit it.
     """
     if field not in config:
-        raise UserError(f"this agent has no setting '{field}'; it has {', '.join(sorted(config.keys()))}")
+        raise UserError(f"agent {agent} has no setting '{field}'{_advice(field, list(config.keys()))}")
     default = config[field]
     try:
         if isinstance(value, str) and not isinstance(default, str):
@@ -83,7 +86,16 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
         config[field] = tuple(value) if isinstance(default, tuple) else value
     except (KeyError, TypeError, ValueError) as error:
         kind = "list of integers such as 256,256" if isinstance(default, tuple) else type(default).__name__
-        raise UserError(f"--agent.{field}={value} does not fit: it must be of type {kind}") from error
+        raise UserError(f"--agent.{field}={value} does not fit: it must be of type {kind} (agent {agent})") from error
+
+
+def _advice(field: str, known: Sequence[str]) -> str:
+    """Returns what to give in place of an unknown setting."""
+    if replaced := REPLACED.get(f"agent.{field}"):
+        return f"; {replaced}"
+    if field in {f.name for cls in (RunConfig, PostTrainConfig) for f in settings_of(cls)}:
+        return f"; did you mean --{field}?"
+    return did_you_mean(field, known, "--agent.{}") or f"; it has {', '.join(sorted(known))}"
 
 
 def _parse(text: str, default: Any) -> Any:
@@ -96,29 +108,31 @@ def _parse(text: str, default: Any) -> Any:
     return type(default)(text)
 
 
-def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:
+def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict, agent: str) -> None:
     """Checks values that no agent can work with.
 
     Integers are sizes and counts, at least 1, unless the agent's own default is smaller.
 
     Raises:
-        UserError: names the field and its bounds.
+        UserError: names the field, its bounds and `agent`.
     """
+    whose = f"(agent {agent})"
     for field, value in config.items():
         least = min(_integers(defaults[field]))
         if any(number < least for number in _integers(value)):
-            raise UserError(f"--agent.{field}={value}: it must be at least {least}")
+            raise UserError(f"--agent.{field}={value}: it must be at least {least} {whose}")
         if isinstance(value, float) and not abs(value) < float("inf"):
-            raise UserError(f"--agent.{field}={value}: it must be a finite number")
+            raise UserError(f"--agent.{field}={value}: it must be a finite number {whose}")
         if field in ("discount", "tau", "flow_tau", "kappa") and not 0 <= value <= 1:
-            raise UserError(f"--agent.{field}={value}: it must be between 0 and 1")
+            raise UserError(f"--agent.{field}={value}: it must be between 0 and 1 {whose}")
         if field in POSITIVE and not value > 0:
-            raise UserError(f"--agent.{field}={value}: it must be greater than 0")
+            raise UserError(f"--agent.{field}={value}: it must be greater than 0 {whose}")
         if field in NOT_NEGATIVE and not value >= 0:
-            raise UserError(f"--agent.{field}={value}: it must not be negative")
+            raise UserError(f"--agent.{field}={value}: it must not be negative {whose}")
     for field, choices in CHOICES.items():
         if field in config and config[field] not in choices:
-            raise UserError(f"--agent.{field}={config[field]}: use one of {', '.join(choices)}")
+            hint = did_you_mean(str(config[field]), choices, f"--agent.{field}={{}}")
+            raise UserError(f"--agent.{field}={config[field]}: use one of {', '.join(choices)} {whose}{hint}")
 
 
 def _integers(value: Any) -> list[int]:

@@ -1,5 +1,6 @@
 """Agent files: their import, and checks before any training, so that a fault names its file and line."""
 
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -185,12 +186,20 @@ def load_agent(path: str) -> ModuleType:
     file = Path(path).expanduser()
     file = file if file.exists() else ROOT / path
     if not file.is_file():
-        known = ", ".join(f"agents/{name}.py" for name in AGENTS)
-        raise UserError(f"there is no agent file {path}; use one of {known}, or the path of your own")
+        raise UserError(f"there is no agent file {path}{_similar(Path(path))}")
     own = file.resolve().parent == ROOT / "agents"
     module = import_file(file, f"{'agents.' if own else 'agent_'}{file.stem}", f"agent file {path}")
     check_module(module, path)
     return module
+
+
+def _similar(path: Path) -> str:
+    """Returns a suggestion of agent files for a path that does not exist."""
+    names = [f"agents/{name}.py" for name in AGENTS]
+    near = {Path(name).stem: name for name in [*map(str, path.parent.glob("*.py")), *names]}
+    if found := difflib.get_close_matches(path.stem, near, n=1):
+        return f"; did you mean {near[found[0]]}?"
+    return f"; use one of {', '.join(names)}, or the path of your own"
 
 
 def agent_module(module: ModuleType) -> str:

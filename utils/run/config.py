@@ -2,8 +2,12 @@
 
 import dataclasses
 import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -12,9 +16,10 @@ from absl import flags
 from envs.action_units import UNITS
 from envs.datasets import SOURCES
 from envs.ogbench.specs import DEFAULT_DATASET_DIR
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.random_streams import Stream
-from utils.system.cli import define_flag, parse
+from utils.run.foreign_flags import REPLACED
+from utils.system.cli import HELP, define_flag, parse, print_help
 
 KINDS = {str: "string", int: "integer", float: "float", bool: "bool"}
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -46,9 +51,12 @@ class CommonConfig:
 
     Attributes:
         overrides: settings of the agent that differ from the preset, name → value.
+        command: command line that gave this config, for the record.
     """
 
-    agent: str = setting("agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it.")
+    agent: str = setting(
+        "agents/otql.py", "Agent file; --agent.<field>=<value> changes a setting of it, --agent.help lists them."
+    )
     env_name: str = setting(
         "scene-play-singletask-task1-v0",
         "OGBench single task, Panda task, either with visual-; gym:<id>; robot:<name>.",
@@ -72,6 +80,11 @@ class CommonConfig:
     save_dir: str = setting("exp", "Runs are kept in <save_dir>/<run_group>/<env_name>/<agent>/sd<seed>.")
     run_group: str = setting("debug", "Name of a group of runs.")
     wandb: str = setting("disabled", "Weights & Biases.", choices=("online", "offline", "disabled"))
+    wandb_project: str = setting("otql", "Project in Weights & Biases.")
+    wandb_entity: str | None = setting(None, "User or team in Weights & Biases; default: your own.")
+    wandb_tags: str = setting("", "Tags in Weights & Biases, separated by commas.")
+    wandb_name: str | None = setting(None, "Name in Weights & Biases; of several runs, each appends its own.")
+    tensorboard: bool = setting(False, "Also log to <run>/tensorboard, for TensorBoard.")
     horizon_length: int | None = setting(None, "Actions in a chunk; default: the preset's.", min=1)
     sparse: bool | None = setting(None, "Rewards -1 until solved, then 0; default: the preset's.")
     dataset: str | None = setting(None, "An .npz file to use as the dataset; needed for gym: and robot: tasks.")
@@ -79,6 +92,7 @@ class CommonConfig:
     dataset_dir: str = setting(DEFAULT_DATASET_DIR, "Where datasets are.")
     online_steps: int = setting(0, "Environment steps of online training, after the updates on the dataset.", min=0)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    command: str = field(default="train()", compare=False)
 
     def __post_init__(self) -> None:
         for name in (f.name for f in settings_of(type(self))):
@@ -127,7 +141,8 @@ class CommonConfig:
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise UserError(f"--{f.name}={value!r}: it must be {WORDS[kind]}")
             if about["choices"] and value not in about["choices"]:
-                raise UserError(f"--{f.name}={value}: use one of {', '.join(about['choices'])}")
+                hint = did_you_mean(value, about["choices"], f"--{f.name}={{}}")
+                raise UserError(f"--{f.name}={value}: use one of {', '.join(about['choices'])}{hint}")
             if about["min"] is not None and not value >= about["min"]:
                 raise UserError(f"--{f.name}={value}: it must be at least {about['min']}")
             if about["max"] is not None and value > about["max"]:
@@ -135,6 +150,8 @@ class CommonConfig:
         if both := {"horizon_length", "sparse"} & self.overrides.keys() & self.chosen().keys():
             name = min(both)
             raise UserError(f"--{name} and --agent.{name} are one setting; give one of them")
+        if self.tensorboard and not find_spec("tensorboardX"):
+            raise UserError("--tensorboard needs tensorboardX; install it with: pip install tensorboardX")
 
     def chosen(self) -> dict[str, Any]:
         """Returns the settings beside `overrides` that win over the preset's, if they are given."""
@@ -197,6 +214,7 @@ class PostTrainConfig(CommonConfig):
     base_steps: int = setting(20_000, "Updates of the base.", min=1)
     base_seed: int = setting(0, "Seed of the base, which all agents and seeds share.", min=0)
     distill_steps: int = setting(10_000, "Updates of a one-step policy before it acts.", min=1)
+    command: str = field(default="post_train()", compare=False)
 
     @property
     def phase_ends(self) -> tuple[int, ...]:
@@ -244,15 +262,32 @@ def parse_flags(argv: Sequence[str], cls: type[Config]) -> Config:
     """Returns the config that a command line asks for.
 
     Raises:
-        UserError: an unknown flag, a value that does not fit, or a stray argument.
-        SystemExit: with code 0, after --help was answered.
+        UserError: an unknown flag, one that is given twice, a value that does not fit, or a stray argument.
+        SystemExit: with code 0, after --help or --agent.help was answered.
     """
     values = define_flags(cls)
-    overrides = parse(argv, values)
+    arguments = [argument for argument in argv if argument not in {*HELP, "--agent.help"}]
+    if HELP.intersection(argv):
+        print_help(values)
+    overrides = parse(arguments, values, lambda: _advice(str(values["agent"].value)))
     given: dict[str, Any] = {f.name: values[f.name].value for f in settings_of(cls)}
-    config = cls(**given, overrides=overrides)
+    config = cls(**given, overrides=overrides, command=shlex.join(argv))
+    if len(arguments) < len(argv):
+        from utils.run.agent_help import settings_help
+
+        print(settings_help(config.agent, config.env_name, config.preset))
+        sys.exit(0)
     config.validate()
     return config
+
+
+def _advice(agent: str) -> dict[str, str]:
+    """Returns unknown flag → what to give in its place: flags of other code bases, and settings of the agent."""
+    from utils.run.agent_files import load_agent
+
+    with suppress(UserError):
+        return REPLACED | {name: f"did you mean --agent.{name}?" for name in load_agent(agent).get_config()}
+    return REPLACED
 
 
 def _plain(kind: Any) -> type:

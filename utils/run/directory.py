@@ -8,10 +8,11 @@ from typing import Any
 
 import ml_collections
 
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.run import checkpoints
 from utils.run.agent_config import check_config
 from utils.run.identity import difference, same_sources, sources
+from utils.run.provenance import provenance, resumed_provenance
 from utils.system import locks
 from utils.system.files import atomic_write_text, disk_errors, read_json
 
@@ -59,7 +60,10 @@ def make_run_specs(
     if vary:
         name, _, text = vary.partition("=")
         field = name.removeprefix("agent.")
-        if not text or field not in config:
+        if text and field not in config:
+            hint = did_you_mean(field, config.keys(), "agent.{}")
+            raise UserError(f"--vary={vary}: agent {agent_name} has no setting '{field}'{hint}")
+        if not text:
             raise UserError(f"--vary={vary} cannot be read; write for example --vary=agent.lam=0.2,0.4,1")
         if not isinstance(config[field], float):
             raise UserError(f"--vary={vary}: {field} changes the program; only real-valued settings can be varied")
@@ -77,7 +81,7 @@ def make_run_specs(
             # Short where that is exact, so that no two values share a directory.
             text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
             own[field], varied, name = value, {field: value}, f"{agent_name}_{field}={text}"
-            check_config(own, config)
+            check_config(own, config, agent_name)
         specs.append(RunSpec(seed, own, varied, root / name / f"sd{seed}"))
     return specs
 
@@ -120,20 +124,29 @@ class RunDirectory:
 
     Attributes:
         spec: of the run. settings: as flags.json records them, without what the dataset adds.
+        command: command line, for the record.
         checkpoints: directory of its checkpoints. diverged: what became not finite in this process, or ''.
     """
 
-    def __init__(self, spec: RunSpec, settings: dict[str, Any], defaults: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        spec: RunSpec,
+        settings: dict[str, Any],
+        defaults: dict[str, Any] | None = None,
+        command: str = "train()",
+    ):
         """Creates the directory if it is missing and locks it.
 
         Args:
             spec: of the run. settings: of the run.
             defaults: of the agent's settings, for runs of older versions that lack some.
+            command: command line, for the record.
 
         Raises:
             UserError: the directory cannot be written, another process uses it, or it holds a run of other settings.
         """
         self.spec, self.settings, self._defaults, self.diverged = spec, settings, defaults, ""
+        self.command = command
         self.checkpoints = checkpoint_dir(spec.directory)
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -165,9 +178,16 @@ class RunDirectory:
         """
         self._check_settings({"dataset": record})
 
-    def write_flags(self, settings: dict[str, Any], record: dict[str, Any]) -> None:
-        """Writes flags.json: the settings, the record of the dataset, and the files that the command starts from."""
+    def write_flags(self, settings: dict[str, Any], record: dict[str, Any], trains: bool = True) -> None:
+        """Writes flags.json: the settings, the record of the dataset, and the files that the command starts from.
+
+        Args:
+            settings: of the run. record: of the dataset.
+            trains: True to add the provenance of this process, False if the run has ended.
+        """
         settings = settings | {"dataset": record, "sources": sources(settings["flags"], record.get("file"))}
+        if trains:
+            settings["provenance"] = resumed_provenance(self.read_flags(), provenance(self.command))
         text = json.dumps(settings, indent=2, sort_keys=True, default=list)
         atomic_write_text(self.path / "flags.json", text + "\n")
 

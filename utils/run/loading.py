@@ -115,7 +115,7 @@ def load_run(directory: str | Path, step: int | None = None) -> tuple[Any, dict[
     module = load_agent(f"{name.replace('.', '/')}.py" if name.startswith("agents.") else name)
     config = module.get_config()
     for field, value in settings["config"].items():
-        set_field(config, field, value)
+        set_field(config, field, value, settings["agent"])
     example = {
         "observations": blank(1, settings["observation_dim"], settings.get("image_shape")),
         "actions": np.zeros((1, settings["chunk_dim"]), np.float32),

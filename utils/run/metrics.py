@@ -1,4 +1,4 @@
-"""The metrics of the active runs: their CSV files, wandb and a user's hook, and the progress bar."""
+"""The metrics of the active runs: their CSV files, wandb, TensorBoard and a user's hook, and the progress bar."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from utils.output.loggers import CsvLogger, ProgressBar, WandbLogger
+from utils.output.loggers import CsvLogger, ProgressBar, TensorboardLogger, WandbLogger
 from utils.run.directory import RunDirectory
 from utils.run.runs import Runs
 from utils.run.update_loop import NOT_FINITE, capped_warning
@@ -39,19 +39,33 @@ class MetricLoggers:
             for run, known in zip(runs.active, positions or [{}] * len(runs.active), strict=True)
         ]
         self._wandb = [self._open_wandb(run) for run in runs.active]
+        active = runs.active if runs.config.tensorboard else ()
+        self._tensorboard = [TensorboardLogger(run.path / "tensorboard", step) for run in active]
         self._bar = ProgressBar(runs.config.total_steps, initial=step)
         self._warned: set[int] = set()
         self._seconds, self._updates = 0.0, 0
 
     def _open_wandb(self, run: RunDirectory) -> WandbLogger:
-        config = self._runs.config
-        name = f"{run.path.parent.name}-{config.env_name}-{run.path.name}"
-        return WandbLogger(config.wandb, run.path, config.run_group, name, run.settings)
+        config, agent, seed = self._runs.config, run.path.parent.name, run.path.name
+        name = config.wandb_name or f"{agent}-{config.env_name}-{seed}"
+        if config.wandb_name and len(self._runs.all) > 1:
+            name = f"{name}-{agent}-{seed}"
+        return WandbLogger(
+            self._runs.wandb,
+            run.path,
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            group=config.run_group,
+            name=name,
+            tags=[tag.strip() for tag in config.wandb_tags.split(",") if tag.strip()],
+            config=run.settings,
+        )
 
     def write(self, index: int, name: str, step: int, row: Mapping[str, float]) -> None:
         """Appends a row to the file <name>.csv of a run; warns once if its couplings do not converge."""
         self._csv[index][name].log(step, row)
-        self._wandb[index].log(step, {f"{name}/{key}": value for key, value in row.items()})
+        for service in self._services(index):
+            service.log(step, {f"{name}/{key}": value for key, value in row.items()})
         path = self._runs.active[index].path
         if index not in self._warned and (warning := capped_warning(row)):
             self._warned.add(index)
@@ -86,8 +100,13 @@ class MetricLoggers:
             self._seconds, self._updates = 0.0, 0
         return diverged
 
+    def _services(self, index: int) -> list[WandbLogger | TensorboardLogger]:
+        return [self._wandb[index], *self._tensorboard[index : index + 1]]
+
     def positions(self, index: int) -> dict[str, int]:
         """Returns the lengths of a run's CSV files, once these bytes are durable."""
+        for tensorboard in self._tensorboard[index : index + 1]:
+            tensorboard.flush()
         return {name: file.position() for name, file in self._csv[index].items()}
 
     def __enter__(self) -> "MetricLoggers":
@@ -95,10 +114,11 @@ class MetricLoggers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._bar.close()
-        for files, wandb in zip(self._csv, self._wandb, strict=True):
+        for index, files in enumerate(self._csv):
             for file in files.values():
                 file.close()
-            wandb.close()
+            for service in self._services(index):
+                service.close()
 
 
 def row_of(info: Mapping[str, Any], index: int) -> dict[str, float]:

@@ -122,6 +122,7 @@ def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, 
         video_episodes=config.video_episodes,
         horizon_length=agent_config.horizon_length,
         overrides={name: agent_config[name] for name in ("actor_hidden_dims", "encoder")},
+        command=config.command,
     )
     print("base: python main.py", " ".join(base.flag_list()), flush=True)
     with exclusive_lock(directory.with_name(f".{directory.name}.lock")):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from envs.tasks import Task
 from utils.errors import Diverged, UserError
+from utils.output.loggers import usable_wandb
 from utils.random_streams import stream_key
 from utils.run import checkpoints
 from utils.run.agent_config import resolve_agent
@@ -70,6 +71,7 @@ class Runs:
         sparse: True if rewards are made sparse. eval_episodes: of one evaluation of one run; 0: none.
         all: every run. active: those to train, in the order of the agents' run axis.
         finished: those that have ended. unconfirmed: ended runs whose files may have changed since.
+        wandb: mode of wandb; "disabled" also if it cannot be used.
     """
 
     def __init__(self, config: CommonConfig, task: Task, in_memory: bool = False):
@@ -97,11 +99,12 @@ class Runs:
         self.all: list[RunDirectory] = []
         try:
             for spec in plan.specs:
-                self.all.append(RunDirectory(spec, plan.settings(spec), defaults))
+                self.all.append(RunDirectory(spec, plan.settings(spec), defaults, config.command))
             self._sort()
         except BaseException:
             self.release()
             raise
+        self.wandb = usable_wandb(config.wandb) if self.active else "disabled"
         if self.active:
             more = f" and {len(self.active) - 1} more" if self.active[1:] else ""
             print(f"{device_line()}\nrun: {self.active[0].path}{more}")
@@ -154,7 +157,7 @@ class Runs:
         """
         self.check_dataset(record)
         for run in self.unconfirmed:
-            run.write_flags(run.read_flags() | {"flags": run.settings["flags"]}, record)
+            run.write_flags(run.read_flags() | {"flags": run.settings["flags"]}, record, trains=False)
         if self.unconfirmed:
             self._report_ended()
 
