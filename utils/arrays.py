@@ -16,4 +16,4 @@ from utils.observations import Observation
 Scalar = Float[Array, ""]
 Number = float | Float[Array | np.ndarray, ""]  # such as a setting of an agent, traced or loaded
 Info = dict[str, Num[Array, ""]]  # scalars to log
-Observations = Float[Array, "*b o"] | Observation  # the state of the latter is [*b, o]
+Observations = Float[Array | np.ndarray, "*b o"] | Observation  # the state of the latter is [*b, o]

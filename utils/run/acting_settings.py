@@ -44,8 +44,8 @@ def with_settings(agent: Any, values: Mapping[str, Any]) -> Any:
     config = ml_collections.ConfigDict({**agent.config, **{k: float(v) for k, v in agent.hyper.items()}})
     before = config.copy_and_resolve_references()
     for field, value in values.items():
-        set_field(config, field, value)
-    check_config(config, before)
+        set_field(config, field, value, agent.config.algorithm)
+    check_config(config, before, agent.config.algorithm)
     return _replaced(agent, {field: config[field] for field in values})
 
 
