@@ -112,12 +112,14 @@ def write_data(pointmaze, tmp_path):
 @pytest.fixture
 def start(tmp_path):
     """Returns a function that starts main.py as a process, stderr in a file. What still runs is ended afterwards."""
+    from utils.system.cli import last_of_each
+
     processes = []
 
     def popen(*flags: str) -> tuple[subprocess.Popen, Path]:
         log = tmp_path / f"stderr{len(processes)}.txt"
         with log.open("w") as file:
-            command = [sys.executable, str(ROOT / "main.py"), *flags]
+            command = [sys.executable, str(ROOT / "main.py"), *last_of_each(flags)]
             processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file))
         return processes[-1], log
 

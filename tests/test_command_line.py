@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_runs import BC, POINTMAZE, call, contents, refused, run_dir, run_main
 
+import online_main
 from utils.errors import UserError
 from utils.rollout.worker_pool import WorkerError
 from utils.run.agent_config import resolve_config, set_field
@@ -30,8 +31,12 @@ def flags(pointmaze, tmp_path):
 WRONG = {
     "--env_name=pointmaze-medum-navigate-singletask-task1-v0": "did you mean pointmaze-medium-navigate-singletask",
     "--env_name=gym:NoSuchTask-v3": "cannot make the gymnasium environment 'NoSuchTask-v3'",
-    "--agent=agents/otlq.py": "there is no agent file agents/otlq.py; use one of agents/bc.py",
-    "--agent.batch_sice=3": "this agent has no setting 'batch_sice'; it has actor_hidden_dims, augment, batch_size",
+    "--agent=agents/otlq.py": "there is no agent file agents/otlq.py; did you mean agents/otql.py?",
+    "--agent=xyz/zzz.py": "there is no agent file xyz/zzz.py; use one of agents/bc.py",
+    "--agent.batch_sice=3": "agent bc has no setting 'batch_sice'; did you mean --agent.batch_size?",
+    "--agent.xyz=3": "agent bc has no setting 'xyz'; it has actor_hidden_dims, augment, batch_size",
+    "--agent.num_seeds=3": "agent bc has no setting 'num_seeds'; did you mean --num_seeds?",
+    "--agent.num_samples=3": "agent bc has no setting 'num_samples'; use --agent.best_of_n",
     "--agent.batch_size=many": "it must be of type int",
     "--agent.batch_size=2.5": "it must be of type int",
     "--agent.batch_size=0": "--agent.batch_size=0: it must be at least 1",
@@ -44,11 +49,11 @@ WRONG = {
     "--agent.lr=-1e-3": "it must be greater than 0",
     "--agent.discount=1.5": "it must be between 0 and 1",
     "--agent.tau=nan": "it must be a finite number",
-    "--agent.rho=-1": "it must not be negative",
+    "--agent.rho=-1": "--agent.rho=-1.0: it must not be negative (agent bc)",
     "--agent.flow_steps=0": "it must be at least 1",
     "--agent.actor_hidden_dims=(16,0)": "it must be at least 1",
     "--agent.actor_hidden_dims=wide": "it must be of type list of integers",
-    "--agent.window_rule=fold": "use one of pad, drop",
+    "--agent.window_rule=drp": "use one of pad, drop (agent bc); did you mean --agent.window_rule=drop?",
     "--agent.sparse=true": "write --sparse or --nosparse",
     "--horizon_length=0": "horizon_length",
     "--agent.horizon_length=3": "--horizon_length and --agent.horizon_length are one setting",
@@ -58,12 +63,16 @@ WRONG = {
     "--offline_steps=1e6": "offline_steps",
     "--log_interval=0": "log_interval",
     "--eval_episodes=-2": "eval_episodes",
-    "--ofline_steps=10": "Unknown command line flag 'ofline_steps'",
+    "--ofline_steps=10": "Unknown command line flag 'ofline_steps'; did you mean --offline_steps?",
+    "--nosparce": "Unknown command line flag 'nosparce'; did you mean --nosparse?",
+    "--flow_step=3": "Unknown command line flag 'flow_step'; did you mean --agent.flow_steps?",
+    "--tau=0.1": "Unknown command line flag 'tau'; did you mean --agent.tau?",
+    "--restore_path=exp": "Unknown command line flag 'restore_path'; rerun the same command to resume a run",
     "--dataset_placement=disk": "dataset_placement",
-    "--wandb=on": "wandb",
-    "--preset=papre": "unknown preset 'papre'; use one of paper, cpu, none",
+    "--wandb=onlin": "did you mean --wandb=online?",
+    "--preset=papre": "unknown preset 'papre'; use one of paper, cpu, none; did you mean --preset=paper?",
     "offline_steps=10": "stray argument 'offline_steps=10'; flags are written --name=value",
-    "--vary=agent.lamb=1,2": "--vary=agent.lamb=1,2 cannot be read",
+    "--vary=agent.roh=1,2": "--vary=agent.roh=1,2: agent bc has no setting 'roh'; did you mean agent.rho?",
     "--vary=agent.lr": "cannot be read; write for example",
     "--vary=agent.batch_size=8,16": "batch_size changes the program",
     "--vary=agent.lr=1e-3,high": "1e-3,high is not a list of numbers",
@@ -85,6 +94,12 @@ def test_separate_value_and_help(flags):
     assert "Unknown command line flag 'sed'" in refused(*flags, "--agent.rho", "--sed=1")
     outcome = call("--help")
     assert outcome.code == 0 and "--offline_steps" in outcome.out and outcome.err == ""
+    assert "--agent.lam" in outcome.out
+    outcome = call("--help", "--agent=agents/fql.py")
+    assert outcome.code == 0 and "--agent.alpha" in outcome.out and "--agent.lam" not in outcome.out
+    outcome = call("--agent.help", program=online_main)
+    assert outcome.code == 0 and "settings of OpenMicrowave" in outcome.out and "--online_steps" not in outcome.out
+    assert "did you mean agents/otql.py?" in refused("--help", "--agent=otlq")
 
 
 AGENTS = {
@@ -196,11 +211,11 @@ def test_values_of_all_types():
     config = ml_collections.ConfigDict({"flag": False, "size": 0, "sizes": (1, 2), "rate": 1.0, "rule": "a"})
     texts = {"flag": "true", "size": "3", "sizes": "4, 5", "rate": "1e-2", "rule": "b"}
     for field, text in texts.items():
-        set_field(config, field, text)
+        set_field(config, field, text, "own")
     assert config.to_dict() == {"flag": True, "size": 3, "sizes": (4, 5), "rate": 0.01, "rule": "b"}
-    set_field(config, "flag", "")
-    with pytest.raises(UserError, match="must be of type bool"):
-        set_field(config, "flag", "maybe")
+    set_field(config, "flag", "", "own")
+    with pytest.raises(UserError, match=r"must be of type bool \(agent own\)"):
+        set_field(config, "flag", "maybe", "own")
 
 
 def test_an_integer_may_be_as_small_as_its_default():

@@ -20,6 +20,7 @@ from utils.data import batches
 from utils.errors import UserError
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
+from utils.system.cli import last_of_each
 from utils.system.files import ROOT
 from utils.trees import tree_stack
 
@@ -91,7 +92,7 @@ def run_bench(tmp_path):
     def run(*flags, part="updates"):
         for name in bench.FLAGS:
             bench.FLAGS[name].unparse()
-        bench.main(["bench", f"--part={part}", f"--output={tmp_path}", *flags])
+        bench.main(["bench", *last_of_each([f"--part={part}", f"--output={tmp_path}", *flags])])
 
     return run
 
@@ -135,7 +136,7 @@ def test_failed_measurement_leaves_the_others(checkout, capsys, run_bench):
     ("flags", "message"),
     [
         (["--agents=fqll"], "there is no agent file agents/fqll.py; there are bc, "),
-        (["--agent.num_q=2"], "this agent has no setting 'num_q'"),
+        (["--agent.num_q=2"], "agent otql has no setting 'num_q'"),
         (["--public=nowhere"], "--public=nowhere is not a checkout of github.com/ColinQiyangLi/qam: it has no agents/"),
         (["--public_python=/no/python"], "--public_python=/no/python cannot import"),
         (["--public_python=/bin/false"], "exit code 1, it wrote nothing to stderr; it needs jax 0.5.3"),

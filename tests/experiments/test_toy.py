@@ -14,7 +14,7 @@ from experiments.toy import figures
 from experiments.toy.command import Job, Problem
 from utils.errors import UserError
 from utils.flow import euler
-from utils.system.cli import parse
+from utils.system.cli import last_of_each, parse
 from utils.system.signals import Interrupted, PreemptionGuard
 
 KEY = jax.random.PRNGKey(0)
@@ -179,7 +179,8 @@ def study(tmp_path, monkeypatch):
     def run(*flags):
         trained.clear()
         set_flags()
-        toy.main(["toy", f"--output={tmp_path / 'toy'}", "--alphas=0.3,0", "--epsilons=0.5", *flags])
+        own = f"--output={tmp_path / 'toy'}", "--alphas=0.3,0", "--epsilons=0.5"
+        toy.main(["toy", *last_of_each((*own, *flags))])
         return trained
 
     return run

@@ -3,10 +3,10 @@ import io
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from wandb_stand_in import fake_wandb
 
 from utils.errors import UserError
 from utils.output.loggers import CsvLogger, ProgressBar, WandbLogger, read_csv
@@ -155,40 +155,6 @@ def test_wandb_missing_costs_one_line(tmp_path, monkeypatch, capsys):
     assert line.startswith("wandb is off for the rest of this run: ModuleNotFoundError")
 
 
-class FakeRun:
-    """A wandb run that keeps its rows and fails in the method named."""
-
-    def __init__(self, fails: str, **arguments):
-        self.fails, self.arguments, self.rows = fails, arguments, []
-        self.check("init")
-
-    def check(self, method: str):
-        if method == self.fails:
-            raise RuntimeError("network\nis down")
-
-    def define_metric(self, *_, **__):
-        self.check("define_metric")
-
-    def log(self, values):
-        self.check("log")
-        self.rows.append(values)
-
-    def finish(self):
-        self.check("finish")
-
-
-def fake_wandb(monkeypatch, fails: str = "") -> list[FakeRun]:
-    runs = []
-
-    def init(**arguments):
-        runs.append(FakeRun(fails, **arguments))
-        return runs[-1]
-
-    fake = SimpleNamespace(init=init, setup=lambda _: None, Settings=lambda **settings: settings)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    return runs
-
-
 @pytest.mark.parametrize("fails", ["init", "define_metric", "log", "finish"])
 def test_wandb_failing_costs_one_line(tmp_path, monkeypatch, capsys, fails):
     fake_wandb(monkeypatch, fails)
@@ -219,6 +185,6 @@ def test_wandb_offline_writes_into_the_run_directory(tmp_path):
     for logger in loggers:
         logger.log(1, {"a": 1.0})
     for name, logger in zip(("sd0", "sd1"), loggers, strict=True):
-        assert logger._run is not None
+        assert logger._backend is not None
         logger.close()
         assert list((tmp_path / name / "wandb").glob("offline-run-*/run-*.wandb"))

@@ -37,7 +37,7 @@ MODULE = {
     "CPU in agent file .* is a NoneType": "CPU = None",
     "Agent in agent file .* is no class with create, update": "Agent = lambda: None",
     "does not import: SystemExit: 3 \\(.*own.py, line 9\\) \\(traceback: ": "raise SystemExit(3)",
-    "preset 'paper' of .*own.py for scene: this agent has no setting 'bath_size'": (
+    "preset 'paper' of .*own.py for scene: agent own has no setting 'bath_size'": (
         "PRESETS = {'scene': {'bath_size': 3}}"
     ),
 }

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
+from utils.run import config as config_module
 from utils.run.config import PostTrainConfig, RunConfig, define_flags, parse_flags, settings_of
+from utils.system.cli import last_of_each
 
 pytestmark = pytest.mark.check
 
@@ -63,6 +65,40 @@ def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(UserError) as error:
         unchecked(RunConfig(), **settings).validate()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["--seed=1", "--seed=1"], "seed"),
+        (["--seed=1", "--seed", "2"], "seed"),
+        (["--sparse", "--nosparse"], "sparse"),
+        (["--tremor=1", "--expert_noise=2"], "expert_noise"),
+        (["--agent.lr=1", "--agent.lr=2"], "agent.lr"),
+    ],
+)
+def test_a_flag_is_given_once(given, name):
+    with pytest.raises(UserError, match=f"^--{name} is given more than once; give it once$"):
+        parse_flags(["online_main.py", *given], PostTrainConfig)
+
+
+def test_the_command_is_recorded():
+    assert parse_flags(["main.py", "--run_group=a b"], RunConfig).command == "main.py '--run_group=a b'"
+    assert (RunConfig().command, PostTrainConfig().command) == ("train()", "post_train()")
+
+
+def test_last_of_each():
+    flags = ("--a=1", "--b", "x", "--nob", "--a=2", "--agent.a=3")
+    assert last_of_each(flags) == ["x", "--nob", "--a=2", "--agent.a=3"]
+
+
+def test_tensorboard_needs_its_library(monkeypatch):
+    monkeypatch.setattr(config_module, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"^--tensorboard needs tensorboardX; install it with: pip install tensorboardX$"
+    ):
+        RunConfig(tensorboard=True).validate()
+    RunConfig().validate()
 
 
 def test_demonstrations_and_a_file_exclude_each_other():
