@@ -25,8 +25,9 @@ def test_the_cells_run(tmp_path, monkeypatch):
     first, second = {"__name__": "first"}, {"__name__": "second"}
     exec(compile(source, "notebook.py", "exec"), first)
     assert first["chunks"].shape == (8, first["agent"].config.horizon_length)
-    assert first["action"].shape == (1,) and abs(first["action"]).max() <= 2
-    assert first["step"] == 20 and first["settings"]["dataset"]["transitions"] == 2 * 199
+    assert first["action"].shape == (2,) and abs(first["action"]).max() <= 1
+    assert first["step"] == 20 and first["settings"]["dataset"]["transitions"] == 2 * 49
+    assert (tmp_path / "reacher.mp4").stat().st_size > 1000
     assert read_csv(first["result"].directory / "train.csv")["step"].tolist() == [10, 20]
     exec(compile(source, "notebook.py", "exec"), second)
     assert (second["chunks"] == first["chunks"]).all()
