@@ -24,7 +24,7 @@ def test_the_cells_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = {"__name__": "first"}, {"__name__": "second"}
     exec(compile(source, "notebook.py", "exec"), first)
-    assert first["chunks"].shape == (8, first["agent"].config.horizon_length)
+    assert first["chunks"].shape == (8, first["agent"].config.action_dim)
     assert first["action"].shape == (2,) and abs(first["action"]).max() <= 1
     assert first["step"] == 20 and first["settings"]["dataset"]["transitions"] == 2 * 49
     assert (tmp_path / "reacher.mp4").stat().st_size > 1000
