@@ -126,7 +126,7 @@ WRONG = {
     ("--nfe=0",): "--nfe=0: it must be a whole number, at least 1",
     ("--nfe=1.5",): "--nfe=1.5: it must be a whole number, at least 1",
     ("--nfe=",): "--nfe: a value is missing; write values such as 1,2,5",
-    ("--agent.flow_steps",): "--flow_steps: a value is missing",
+    ("--agent.flow_steps",): "--agent.flow_steps: a value is missing",
     ("--nfe=1", "--agent.flow_steps=2"): "--agent.flow_steps=2 gives a setting for the second time",
     ("--best_of_n=1,none",): "--agent.best_of_n=none does not fit: it must be of type int",
     ("--step=5",): "has no checkpoint of step 5; it has [4, 8]",
