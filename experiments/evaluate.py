@@ -57,7 +57,12 @@ flags.DEFINE_integer("episodes", None, "Episodes; default: as in training.", low
 flags.DEFINE_list("nfe", None, "Network evaluations per candidate action, such as 1,2,3,10.", flag_values=FLAGS)
 flags.DEFINE_list("best_of_n", None, "Candidate actions, such as 1,5.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "seed", None, "Seed; default: the run's, whose evaluation is repeated.", lower_bound=0, flag_values=FLAGS
+    "seed",
+    None,
+    "Seed; default: the run's, which repeats the evaluation in training.",
+    lower_bound=0,
+    upper_bound=2**31,
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the newest.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -206,8 +211,13 @@ def read_grid(arguments: Iterable[str]) -> dict[str, list[str]]:
         grid[field] = text.split(",")
     for field, values in grid.items():
         if not all(values):
-            raise UserError(f"--{field}: a value is missing; write values such as 1,2,5")
+            raise UserError(f"{flag_of(field)}: a value is missing; write values such as 1,2,5")
     return {field: list(dict.fromkeys(values)) for field, values in grid.items()}
+
+
+def flag_of(name: str) -> str:
+    """Returns the flag of an entry of the grid."""
+    return f"--{name}" if name in ("nfe", "best_of_n") else f"--agent.{name}"
 
 
 def plan(directories: Sequence[Path], grid: Mapping[str, list[str]]) -> list[Evaluation]:
@@ -270,9 +280,8 @@ def combinations(
     fields = {name: "flow_steps" if name == "nfe" else name for name in grid}
     for name, field in fields.items():
         if field not in acting:
-            flag = f"--{name}" if name in ("nfe", "best_of_n") else f"--agent.{name}"
             allowed = f"of its settings, only {', '.join(acting)} can be changed after training"
-            raise UserError(f"{flag} does not fit {directory}, a run of {settings['agent']}; {allowed}")
+            raise UserError(f"{flag_of(name)} does not fit {directory}, a run of {settings['agent']}; {allowed}")
     evaluations = []
     for values in itertools.product(*grid.values()):
         given = dict(zip(fields.values(), values, strict=True))

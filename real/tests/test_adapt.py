@@ -23,6 +23,7 @@ from utils.output.loggers import read_csv
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
 from utils.run.loading import load_run
+from utils.system.cli import last_of_each
 from utils.system.files import ROOT
 from utils.system.signals import run_program
 
@@ -85,7 +86,7 @@ def test_person_and_program_take_turns(command: list[str], tmp_path: Path) -> No
     assert [one["dataset"]["start"]["agent"] for one in settings] == ["bc", "otql"]
     assert [one["dataset"]["start"]["step"] for one in settings] == [3, 2]
 
-    refused = subprocess.run([*command, "--round_steps=3"], cwd=ROOT, capture_output=True, text=True)
+    refused = subprocess.run(last_of_each([*command, "--round_steps=3"]), cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "--round_steps=2, not 3" in refused.stderr, refused.stderr
 
     other = [flag.replace(str(tmp_path / "out"), str(tmp_path / "unattended")) for flag in command]

@@ -136,7 +136,7 @@ def test_failed_measurement_leaves_the_others(checkout, capsys, run_bench):
     ("flags", "message"),
     [
         (["--agents=fqll"], "there is no agent file agents/fqll.py; there are bc, "),
-        (["--agent.num_q=2"], "agent otql has no setting 'num_q'"),
+        (["--agent.num_q=2"], "agent fql has no setting 'num_q'"),
         (["--public=nowhere"], "--public=nowhere is not a checkout of github.com/ColinQiyangLi/qam: it has no agents/"),
         (["--public_python=/no/python"], "--public_python=/no/python cannot import"),
         (["--public_python=/bin/false"], "exit code 1, it wrote nothing to stderr; it needs jax 0.5.3"),

@@ -8,11 +8,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from utils.arrays import Observations
 from utils.run.agent_config import CHOICES, check_config, set_field
 
 
-def acting_settings(agent: Any, fields: Iterable[str], observations: Observations) -> tuple[str, ...]:
+def acting_settings(agent: Any, fields: Iterable[str], observations: Any) -> tuple[str, ...]:
     """Returns the settings that change an agent's actions and not its networks, such as flow_steps and best_of_n.
 
     A setting is one if `sample_actions` is another program (jaxpr) for another value of it.
@@ -57,11 +56,11 @@ def _replaced(agent: Any, values: Mapping[str, Any]) -> Any:
     return agent.replace(hyper={**agent.hyper, **hyper}, config=config)
 
 
-def _program(agent: Any, observations: Observations) -> tuple[str, list[bytes]]:
+def _program(agent: Any, observations: Any) -> tuple[str, list[bytes]]:
     """Returns text and constants of the program that samples actions; all settings are constants."""
     agent = agent.replace(opt_state=(), hyper={field: np.float32(value) for field, value in agent.hyper.items()})
 
-    def sample(networks: dict[str, Any], observations: Observations, key: jax.Array) -> Any:
+    def sample(networks: dict[str, Any], observations: Any, key: jax.Array) -> Any:
         return agent.replace(**networks).sample_actions(observations, key)
 
     networks = {"params": agent.params, "targets": agent.targets}

@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import BC, POINTMAZE, run_dir, run_main
 
 from utils.run import provenance
+from utils.run.identity import difference
 from utils.run.provenance import resumed_provenance
 
 
@@ -18,9 +19,7 @@ def git(folder, *arguments):
 def test_commit_of_the_checkout(tmp_path, monkeypatch):
     commit = provenance._commit.__wrapped__
     monkeypatch.setattr(provenance, "ROOT", tmp_path / "inner")
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))  # As in a hook.
     (tmp_path / "inner").mkdir()
-    monkeypatch.delenv("GIT_DIR")
     git(tmp_path, "init", "-q")
     assert commit() == {}  # The checkout around it is not the project's.
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
@@ -50,6 +49,12 @@ def test_a_process_at_another_place_is_added():
         assert resumed_provenance({"provenance": added}, first | change) == added
         assert resumed_provenance({"provenance": added}, first)["resumed"] == [again | change, first]
     assert resumed_provenance({"seed": 0}, first) == {"resumed": [first]}  # A run of an older version.
+
+
+@pytest.mark.check
+def test_an_identity_has_no_provenance():
+    records = [{"seed": 0, "provenance": {"commit": commit, "host": commit}} for commit in "ab"]
+    assert difference(*records) == ""
 
 
 @pytest.mark.check

@@ -1,0 +1,80 @@
+"""Settings that change how a trained agent acts, of every agent."""
+
+import importlib
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from numpy_networks import make_agent, make_batch
+
+from agents import AGENTS, base, cgql
+from utils.errors import UserError
+from utils.run.acting_settings import acting_settings, with_settings
+
+FLOW = {"flow_steps", "best_of_n"}
+ACTING = dict.fromkeys(AGENTS, FLOW) | {
+    "bc": {"flow_steps"},  # It has no critic to rank by.
+    "cgql": FLOW | {"guidance_coef", "inv_temp"},
+    "dsrl": FLOW | {"noise_scale"},
+    "fedit": FLOW | {"edit_scale"},
+    "fql": {"best_of_n"},  # One-step policies act.
+    "qam_e": FLOW | {"edit_scale"},
+    "qam_f": {"best_of_n"},
+    "qsm": FLOW | {"sampler"},
+}
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", AGENTS)
+def test_settings_of_acting(name):
+    """Those of training, such as lam, rho or batch_size, and of networks, such as num_qs or time_dim, are none."""
+    module, batch = importlib.import_module(f"agents.{name}"), make_batch()
+    config = module.get_config()
+    config.update({"actor_hidden_dims": (8, 8), "value_hidden_dims": (8, 8), "num_qs": 3, "horizon_length": 2})
+    agent = jax.eval_shape(lambda: module.Agent.create(jax.random.key(0), batch, config))
+    agent = agent.replace(hyper={field: config[field] for field in agent.hyper})
+    assert set(acting_settings(agent, tuple(config), batch["observations"][:1])) == ACTING[name]
+
+
+def test_an_agent_outside_the_project():
+    """The method that acts decides, not a list of names."""
+
+    class Own(base.Agent):
+        def sample_actions(self, observations, key):
+            return super().sample_actions(observations, key) * self.hyper["own"]
+
+    config = base.get_config()
+    config.update({"actor_hidden_dims": (8, 8), "value_hidden_dims": (8, 8), "own": 1.0, "other": 2.0})
+    agent = Own.create(jax.random.key(0), make_batch(), ml_collections.ConfigDict(config))
+    assert set(acting_settings(agent, tuple(config), make_batch()["observations"])) == FLOW | {"own"}
+
+
+@pytest.fixture(scope="module")
+def agent():
+    """CGQL."""
+    return make_agent(cgql, make_batch())
+
+
+def test_other_settings_act_and_keep_all_others(agent):
+    other = with_settings(agent, {"flow_steps": "3", "inv_temp": "2.5"})
+    assert (other.config.flow_steps, other.hyper["inv_temp"]) == (3, np.float32(2.5))
+    kept = lambda agent: {**agent.config, **agent.hyper, "flow_steps": 0, "inv_temp": 0}  # noqa: E731
+    assert kept(other) == kept(agent) and agent.config.flow_steps == 10
+    states, key = make_batch()["observations"], jax.random.key(0)
+    retrained = make_agent(cgql, make_batch(), flow_steps=3, inv_temp=2.5)
+    np.testing.assert_array_equal(*(one.sample_actions(states, key) for one in (other, retrained)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"flow_steps": "two"}, "--agent.flow_steps=two does not fit: it must be of type int"),
+        ({"best_of_n": "0"}, "--agent.best_of_n=0: it must be at least 1"),
+        ({"guidance_coef": "-1"}, "--agent.guidance_coef=-1.0: it must not be negative"),
+        ({"nfe": "1"}, "this agent has no setting 'nfe'"),
+    ],
+)
+def test_values_that_do_not_fit(agent, values, message):
+    with pytest.raises(UserError, match=message):
+        with_settings(agent, values)
