@@ -190,7 +190,7 @@ class UpdateLoop:
 
     def compile(self, agents: Any) -> Any:
         """Compiles `run` for these agents, without an update; returns the agents, which are donated."""
-        return _train_on_device(agents, self.data, self.keys, 0)[0] if self.on_device else agents
+        return self.run(agents, 0, 0)[0] if self.on_device else agents
 
     def run(self, agents: Any, step: int, num_updates: int, method: str = UPDATE) -> tuple[Any, Arrays]:
         """Runs updates step … step + num_updates − 1. The agents handed in are donated: use the returned ones.
