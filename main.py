@@ -5,7 +5,8 @@ For example: python main.py --agent=agents/otql.py --env_name=cube-double-play-s
 
 from collections.abc import Sequence
 
-from utils.run.config import RunConfig, parse_flags
+from utils.run.config import RunConfig
+from utils.run.flags import parse_flags
 from utils.run.train import train
 from utils.system.entry_point import run_main
 

@@ -13,7 +13,8 @@ of the base; one at their end is of its flow as the agent acts by it.
 
 from collections.abc import Sequence
 
-from utils.run.config import PostTrainConfig, parse_flags
+from utils.run.config import PostTrainConfig
+from utils.run.flags import parse_flags
 from utils.run.post_train import post_train
 from utils.system.entry_point import run_main
 

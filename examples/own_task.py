@@ -11,7 +11,8 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-from utils.run.config import RunConfig, parse_flags
+from utils.run.config import RunConfig
+from utils.run.flags import parse_flags
 from utils.run.train import train
 from utils.system.cli import last_of_each
 from utils.system.entry_point import run_main

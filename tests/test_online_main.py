@@ -18,7 +18,8 @@ from utils.output.loggers import read_csv
 from utils.run import checkpoints, post_train
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
-from utils.run.config import PostTrainConfig, parse_flags
+from utils.run.config import PostTrainConfig
+from utils.run.flags import parse_flags
 from utils.run.loading import load_run
 from utils.run.update_loop import UpdateLoop
 from utils.trees import tree_slice, tree_stack

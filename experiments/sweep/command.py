@@ -30,8 +30,8 @@ from experiments.sweep.jobs import Job, run_here
 from experiments.sweep.slurm import live_ids, submit
 from utils.errors import UserError
 from utils.run.agent_files import import_file
-from utils.run.config import parse_flags
 from utils.run.directory import run_root
+from utils.run.flags import parse_flags
 from utils.run.runs import RunPlan
 from utils.system.cli import define_flag, last_of_each, parse_arguments
 from utils.system.entry_point import run_main

@@ -20,7 +20,7 @@ from experiments.sweep import command as sweep
 from experiments.sweep.grids import GRIDS, PROGRAMS
 from experiments.sweep.jobs import Job, run_here
 from utils.run import checkpoints
-from utils.run.config import define_flags
+from utils.run.flags import define_flags
 from utils.system.files import ROOT, read_json
 from utils.system.locks import exclusive_lock
 

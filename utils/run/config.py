@@ -2,24 +2,18 @@
 
 import dataclasses
 import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
-from absl import flags
 
 from envs.action_units import UNITS
 from envs.datasets import SOURCES
 from envs.ogbench.specs import DEFAULT_DATASET_DIR
 from utils.errors import UserError, did_you_mean
 from utils.random_streams import Stream
-from utils.run.foreign_flags import REPLACED
-from utils.system.cli import HELP, define_flag, parse, print_help
 
 KINDS = {str: "string", int: "integer", float: "float", bool: "bool"}
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -136,7 +130,7 @@ class CommonConfig:
             value, kind, about = getattr(self, f.name), types[f.name], f.metadata
             if value is None and type(None) in get_args(kind):
                 continue
-            kind = _plain(kind)
+            kind = plain_type(kind)
             allowed: Any = {int: (int, np.integer), float: (int, float, np.number)}.get(kind, kind)
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise UserError(f"--{f.name}={value!r}: it must be {WORDS[kind]}")
@@ -237,59 +231,11 @@ class PostTrainConfig(CommonConfig):
             )
 
 
-Config = TypeVar("Config", bound=CommonConfig)
-
-
 def settings_of(cls: type[CommonConfig]) -> list[dataclasses.Field]:
     """Returns the fields of a config that are flags."""
     return [f for f in dataclasses.fields(cls) if "help" in f.metadata]
 
 
-def define_flags(cls: type[CommonConfig]) -> flags.FlagValues:
-    """Returns flags of the names, types, defaults, bounds and help of a config's settings."""
-    values, types = flags.FlagValues(), get_type_hints(cls)
-    for f in settings_of(cls):
-        kind, about = KINDS[_plain(types[f.name])], f.metadata
-        bounds = {"lower_bound": about["min"], "upper_bound": about["max"]}
-        bounds = {name: bound for name, bound in bounds.items() if bound is not None}
-        define_flag(values, kind, f.name, f.default, about["help"], choices=about["choices"], **bounds)
-        if about["alias"]:
-            flags.DEFINE_alias(about["alias"], f.name, flag_values=values)
-    return values
-
-
-def parse_flags(argv: Sequence[str], cls: type[Config]) -> Config:
-    """Returns the config that a command line asks for.
-
-    Raises:
-        UserError: an unknown flag, one that is given twice, a value that does not fit, or a stray argument.
-        SystemExit: with code 0, after --help or --agent.help was answered.
-    """
-    values = define_flags(cls)
-    arguments = [argument for argument in argv if argument not in {*HELP, "--agent.help"}]
-    if HELP.intersection(argv):
-        print_help(values)
-    overrides = parse(arguments, values, lambda: _advice(str(values["agent"].value)))
-    given: dict[str, Any] = {f.name: values[f.name].value for f in settings_of(cls)}
-    config = cls(**given, overrides=overrides, command=shlex.join(argv))
-    if len(arguments) < len(argv):
-        from utils.run.agent_help import settings_help
-
-        print(settings_help(config.agent, config.env_name, config.preset))
-        sys.exit(0)
-    config.validate()
-    return config
-
-
-def _advice(agent: str) -> dict[str, str]:
-    """Returns unknown flag → what to give in its place: flags of other code bases, and settings of the agent."""
-    from utils.run.agent_files import load_agent
-
-    with suppress(UserError):
-        return REPLACED | {name: f"did you mean --agent.{name}?" for name in load_agent(agent).get_config()}
-    return REPLACED
-
-
-def _plain(kind: Any) -> type:
+def plain_type(kind: Any) -> type:
     """Returns the type of a setting without its None."""
     return next((part for part in get_args(kind) if part is not type(None)), kind)

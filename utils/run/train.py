@@ -271,7 +271,8 @@ def print_result(run: RunDirectory, config: CommonConfig) -> None:
 def record_final_policy(runs: Runs, state: TrainState, index: int, guard: PreemptionGuard) -> None:
     """Records a run's video."""
     config, run = runs.config, runs.active[index]
-    make = functools.partial(env_maker(config), render_mode="rgb_array", width=320, height=320)
+    size = {} if runs.task.kind == "gym" else {"width": 320, "height": 320}  # Others may not take these.
+    make = functools.partial(env_maker(config), render_mode="rgb_array", **size)
     policy, seed = evaluation_policy(run.spec.seed, state.agents, index, state.step)
     horizon, file = runs.agent_config.horizon_length, runs.video_path(run)
     limits: dict[str, Any] = {"timeout": config.env_timeout, "check": guard.check}

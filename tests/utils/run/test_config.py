@@ -7,7 +7,8 @@ import pytest
 
 from utils.errors import UserError
 from utils.run import config as config_module
-from utils.run.config import PostTrainConfig, RunConfig, define_flags, parse_flags, settings_of
+from utils.run.config import PostTrainConfig, RunConfig, settings_of
+from utils.run.flags import define_flags, parse_flags
 from utils.system.cli import last_of_each
 
 pytestmark = pytest.mark.check
