@@ -48,7 +48,8 @@ def pytest_configure(config):
     if utils.jaxlib_version >= (0, 10, 2):  # Older ones may not know the flags.
         os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {QUICK_TO_COMPILE}"
     os.environ["OTQL_XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")  # Child processes need not try them.
-    jaxtyping.install_import_hook(CHECKED, CHECKER)
+    if config.option.markexpr != "check":  # It takes seconds in each process.
+        jaxtyping.install_import_hook(CHECKED, CHECKER)
 
 
 def compiled_programs() -> Path:

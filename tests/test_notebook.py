@@ -14,7 +14,6 @@ SMALLER = {
 }
 
 
-@pytest.mark.check
 def test_the_cells_run(tmp_path, monkeypatch):
     """Twice: the second time the run is finished, and its result is the same."""
     source = (ROOT / "examples" / "notebook.py").read_text()

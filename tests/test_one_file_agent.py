@@ -62,7 +62,6 @@ def test_the_file_is_short():
     assert len(AGENT.strip().splitlines()) < 40
 
 
-@pytest.mark.check
 def test_trains_evaluates_resumes_sweeps_and_reports(agent, pointmaze, interrupt_at, tmp_path):
     own = (*TINY, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", "--offline_steps=20", "--log_interval=5")
     flags = (*own, f"--agent={agent}")

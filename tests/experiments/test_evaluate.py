@@ -105,7 +105,6 @@ def test_no_renderer(directory, monkeypatch):
     assert len(rows_of(directory)) == 1
 
 
-@pytest.mark.check
 def test_all_combinations_of_acting_settings(directory):
     """In order, one row each; the settings of the run are those of training."""
     out = run_program(str(directory), "--nfe=1,2", "--best_of_n=1,3").out
@@ -146,7 +145,6 @@ def test_wrong_arguments(directory, arguments):
     assert contents(directory) == before
 
 
-@pytest.mark.check
 def test_runs_that_cannot_be_evaluated(directory, tmp_path):
     """They are named, others are evaluated; without any it is an error. A run of a robot has no simulation."""
     assert "name at least one run" in rejected()

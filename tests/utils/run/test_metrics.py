@@ -41,7 +41,6 @@ def points(directory):
     return shown
 
 
-@pytest.mark.check
 def test_tensorboard_shows_the_rows_of_the_csv_files(flags, interrupt_at, tmp_path):
     pytest.importorskip("tensorboardX")
     interrupt_at(15)

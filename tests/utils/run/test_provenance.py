@@ -57,7 +57,6 @@ def test_an_identity_has_no_provenance():
     assert difference(*records) == ""
 
 
-@pytest.mark.check
 def test_a_run_resumes_on_another_machine(pointmaze, tmp_path):
     flags = (*BC, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", f"--save_dir={tmp_path}", "--eval_episodes=0")
     run_main(*flags, "--offline_steps=4")
