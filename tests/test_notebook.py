@@ -1,7 +1,5 @@
 """examples/notebook.py: what it shows, at a small size."""
 
-import pytest
-
 from utils.output.loggers import read_csv
 from utils.system.files import ROOT
 
