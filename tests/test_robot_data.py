@@ -71,7 +71,7 @@ def test_start_is_what_another_run_has_learnt(source, learnt, robot_data, tmp_pa
     monkeypatch.setattr(UpdateLoop, "run", note)
     start = f"--start_from={learnt[source]}"
     run_main(*flags_of(OTQL, robot_data, tmp_path), start, "--num_seeds=2", "--seed=7")
-    (agents,) = started
+    agents = started[0]
     other, _, _ = load_run(learnt[source])
     for index in range(2):
         own = jax.tree.map(lambda leaf, i=index: np.asarray(leaf)[i], agents)

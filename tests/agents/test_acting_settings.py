@@ -72,7 +72,7 @@ def test_other_settings_act_and_keep_all_others(agent):
         ({"flow_steps": "two"}, "--agent.flow_steps=two does not fit: it must be of type int"),
         ({"best_of_n": "0"}, "--agent.best_of_n=0: it must be at least 1"),
         ({"guidance_coef": "-1"}, "--agent.guidance_coef=-1.0: it must not be negative"),
-        ({"nfe": "1"}, "this agent has no setting 'nfe'"),
+        ({"nfe": "1"}, "agent cgql has no setting 'nfe'"),
     ],
 )
 def test_values_that_do_not_fit(agent, values, message):

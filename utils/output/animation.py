@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 FORMATS = ("gif", "webp")
@@ -14,7 +13,7 @@ COLOURS = 128  # of a GIF's palette; with 256 there is none left for "unchanged"
 
 
 def looping_image(
-    images: Callable[[], Iterable[UInt8[np.ndarray, "h w 3"]]], kind: str, fps: float, max_bytes: int = MAX_BYTES
+    images: Callable[[], Iterable[np.ndarray]], kind: str, fps: float, max_bytes: int = MAX_BYTES
 ) -> bytes:
     """Encodes images as an animation that loops.
 

@@ -40,11 +40,13 @@ def with_settings(agent: Any, values: Mapping[str, Any]) -> Any:
     Raises:
         UserError: there is no such setting, or the value does not fit it.
     """
-    config = ml_collections.ConfigDict({**agent.config, **{k: float(v) for k, v in agent.hyper.items()}})
+    derived, name = ("action_dim", "algorithm"), agent.config.algorithm.split(".")[-2]
+    settings = {**agent.config, **{field: float(value) for field, value in agent.hyper.items()}}
+    config = ml_collections.ConfigDict({field: value for field, value in settings.items() if field not in derived})
     before = config.copy_and_resolve_references()
     for field, value in values.items():
-        set_field(config, field, value, agent.config.algorithm)
-    check_config(config, before, agent.config.algorithm)
+        set_field(config, field, value, name)
+    check_config(config, before, name)
     return _replaced(agent, {field: config[field] for field in values})
 
 
