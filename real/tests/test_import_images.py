@@ -141,16 +141,15 @@ def test_is_a_dataset_of_the_project(photographed, noise, tmp_path):
     assert read_gym_dataset(tmp_path / "c.npz")["observations"].shape == (sum(LENGTHS) + 1, 0)
 
 
-def test_the_export_knows_the_order_of_the_cameras(photographed, tmp_path, monkeypatch):
+def test_the_export_knows_the_order_of_the_cameras(photographed, tmp_path):
     """Two cameras that changed places would be noticed by nobody else."""
     images_of(photographed, tmp_path / "a.npz", image_size=8)
     path = tmp_path / "a.normalisation.json"
     assert read_normalisation(path, {"observation.state": 2}, 2).cameras == list(CAMERAS)
-    monkeypatch.setattr("real.export.FLAGS", type("Flags", (), {"normalisation": str(path)}))
     run = type("Run", (), {"settings": {"flags": {}}})
-    assert find_normalisation(run, {"observation.state": 2}, list(CAMERAS), 2)[1] == f"statistics of {path}"
+    assert find_normalisation(run, str(path), {"observation.state": 2}, list(CAMERAS), 2)[1] == f"statistics of {path}"
     with pytest.raises(UserError, match=r"names the cameras observation\.images\.wrist, .*; in .* they are"):
-        find_normalisation(run, {"observation.state": 2}, [WRIST, FRONT], 2)
+        find_normalisation(run, str(path), {"observation.state": 2}, [WRIST, FRONT], 2)
 
 
 def test_cameras_alone_go_on_with_the_first_ones_statistics(photographed, tmp_path):
@@ -229,7 +228,7 @@ def cut_video(root: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "damage", "message"),
     [
-        ("image", empty_image, r"frame 4 of .* has no image 'observation\.images\.wrist'"),
+        ("image", empty_image, r"frame 4 of .* has no readable image 'observation\.images\.wrist'"),
         ("image", garbled_column, r"data/chunk-000/file-000\.parquet cannot be read"),
         ("video", cut_index, r"meta/episodes/.*\.parquet cannot be read"),
         ("video", late_start, r"lacks frame 4 of episode 1 \(at 0\.80 s\)"),

@@ -73,11 +73,8 @@ def test_normalisation_for_the_robot(tmp_path: Path) -> None:
     assert about["norm_map"]["STATE"] == "IDENTITY" and list(about["stats"]) == ["action"]
 
 
-def test_the_export_trusts_the_run_s_own_data_only(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_export_trusts_the_run_s_own_data_only(labelled: Path, tmp_path: Path) -> None:
     """What is beside the dataset must be its own, and the dataset what the run was trained on."""
-    monkeypatch.setattr("real.export.FLAGS", SimpleNamespace(normalisation=None))
     places = np.random.default_rng(3).normal(5, 3, (10, 3)).astype(np.float32)
     write_recording(tmp_path / "other", columns={"observation.places": places, "next.success": np.arange(10) == 9})
     data, features = tmp_path / "a.npz", {"observation.state": 3, "observation.places": 3}
@@ -90,10 +87,10 @@ def test_the_export_trusts_the_run_s_own_data_only(
 
     def refusal(features: dict[str, int] = features) -> str:
         with pytest.raises(UserError) as refused:
-            find_normalisation(run, features, [], 3)
+            find_normalisation(run, None, features, [], 3)
         return str(refused.value)
 
-    assert find_normalisation(run, features, [], 3)[0].stats == json.loads(written)["stats"]
+    assert find_normalisation(run, None, features, [], 3)[0].stats == json.loads(written)["stats"]
     assert "other statistics" in refusal(dict(reversed(features.items())))
     about.unlink()
     assert "there is no" in refusal()

@@ -35,7 +35,7 @@ def parse_flags(argv: Sequence[str], cls: type[Config]) -> Config:
     """Returns the config that a command line asks for.
 
     Raises:
-        UserError: an unknown flag, one that is given twice, a value that does not fit, or a stray argument.
+        UserError: an unknown flag, a value that does not fit, or a stray argument.
         SystemExit: with code 0, after --help or --agent.help was answered.
     """
     values = define_flags(cls)

@@ -22,7 +22,7 @@ def parse(
         advice: called if a flag is unknown; returns advice on flags that the program does not have.
 
     Raises:
-        UserError: an unknown flag, one that is given twice, a value that does not fit, or a stray argument.
+        UserError: an unknown flag, a value that does not fit, or a stray argument.
         SystemExit: with code 0, after --help was answered.
     """
     overrides: dict[str, str] = {}
@@ -37,7 +37,7 @@ def parse(
             if not equals and arguments and not arguments[0].startswith("--"):
                 value = arguments.pop(0)
             if field in overrides:
-                raise _repeated(f"agent.{field}")
+                _report_repeated(f"agent.{field}", value)
             overrides[field] = value
         else:
             rest.append(argument)
@@ -50,7 +50,7 @@ def parse_arguments(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """Parses a command line of flags and arguments, in any order, into `values`; returns the arguments.
 
     Raises:
-        UserError: an unknown flag, one that is given twice, or a value that does not fit.
+        UserError: an unknown flag, or a value that does not fit.
         SystemExit: with code 0, after --help was answered.
     """
     if HELP.intersection(argv):
@@ -89,12 +89,12 @@ def _parse(argv: Sequence[str], values: flags.FlagValues, advice: Callable[[], M
         raise UserError(" ".join(str(error).split())) from error
     for name, count in before.items():
         if values[name].present > count + 1:
-            raise _repeated(name)
+            _report_repeated(name, values[name].value)
     return stray
 
 
-def _repeated(name: str) -> UserError:
-    return UserError(f"--{name} is given more than once; give it once")
+def _report_repeated(name: str, value: Any) -> None:
+    print(f"--{name} is given more than once; the last value counts: {value}")
 
 
 class _EnumFlag(flags.EnumFlag):

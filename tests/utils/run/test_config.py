@@ -78,9 +78,11 @@ def test_settings_that_do_not_fit(settings, message):
         (["--agent.lr=1", "--agent.lr=2"], "agent.lr"),
     ],
 )
-def test_a_flag_is_given_once(given, name):
-    with pytest.raises(UserError, match=f"^--{name} is given more than once; give it once$"):
-        parse_flags(["online_main.py", *given], PostTrainConfig)
+def test_of_a_flag_given_twice_the_last_value_counts_and_a_line_says_so(given, name, capsys):
+    config = parse_flags(["online_main.py", *given], PostTrainConfig)
+    value = config.overrides["lr"] if name == "agent.lr" else getattr(config, name)
+    assert f"--{name} is given more than once; the last value counts: {value}\n" in capsys.readouterr().out
+    assert str(value) == {"seed": given[-1][-1], "sparse": "False", "expert_noise": "2.0", "agent.lr": "2"}[name]
 
 
 def test_the_command_is_recorded():
