@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
 
 def print_help(values: flags.FlagValues) -> None:
     """Prints the docstring of the program and its flags."""
-    print(sys.modules["__main__"].__doc__ or "", values.get_help(include_special_flags=False), sep="\n")
+    print(sys.modules["__main__"].__doc__ or "", values.get_help(), sep="\n")
 
 
 def last_of_each(arguments: Sequence[str]) -> list[str]:
