@@ -74,6 +74,11 @@ class Task:
         """True if episodes of the data end at terminal states; play in OGBench's data continues after a success."""
         return self.dataset is None
 
+    @property
+    def video_size(self) -> int | None:
+        """Width and height of a video's images in pixels; None for any other environment, which may not take a size."""
+        return None if self.kind == "gym" else 320
+
 
 def task_names() -> list[str]:
     """Returns all OGBench names that `parse_task` accepts."""

@@ -102,7 +102,7 @@ def train(
         updates = UpdateLoop(runs.keys(), config.dataset_placement)
         updates.set_data(dataset.at(state.step))
         guard = stack.enter_context(PreemptionGuard())
-        if state.step < config.offline_steps:
+        if updates.on_device and state.step < config.offline_steps:
             state = TrainState(state.step, compile_updates(updates, state.agents))
         phases: list[Phase] = [OfflinePhase(config.offline_steps, updates, dataset)]
         if config.online_steps:
@@ -206,8 +206,7 @@ def check_phase(runs: Runs, step: int, saved: Saved) -> None:
 
 def env_maker(config: CommonConfig) -> Callable[..., gymnasium.Env]:
     """Returns a picklable function that makes the config's environment; it takes the keywords of `make_env`."""
-    limit: dict[str, Any] = {"max_episode_steps": config.max_episode_steps} if config.max_episode_steps else {}
-    return functools.partial(make_env, config.env_name, **limit)
+    return functools.partial(make_env, config.env_name, max_episode_steps=config.max_episode_steps)
 
 
 def run_phases(
@@ -254,11 +253,12 @@ def print_result(run: RunDirectory, config: CommonConfig) -> None:
     print(f"finished: {run.path}")
     rows = read_csv(run.path / "eval.csv")
     if rows:
-        last, episodes = {name: values[-1] for name, values in rows.items()}, int(rows["episodes"][-1])
-        result = f"return {last['return_mean']:.4g}"
-        if np.isfinite(last["success_rate"]):
-            low, high = wilson_interval(last["success_rate"], episodes)
-            result = f"success {last['success_rate']:.2f} [{low:.2f}, {high:.2f}], {result}"
+        last = {name: values[-1] for name, values in rows.items()}
+        episodes = int(last.get("episodes", config.eval_episodes))  # Files of older versions may lack columns.
+        result, rate = f"return {last['return_mean']:.4g}", last.get("success_rate", np.nan)
+        if np.isfinite(rate):
+            low, high = wilson_interval(rate, episodes)
+            result = f"success {rate:.2f} [{low:.2f}, {high:.2f}], {result}"
         print(f"  result      {result} ({episodes} episodes)")
         print(f"  curve       {run.path / 'learning_curve.png'}")
     for video in sorted((run.path / "videos").glob("*")):
@@ -271,8 +271,8 @@ def print_result(run: RunDirectory, config: CommonConfig) -> None:
 def record_final_policy(runs: Runs, state: TrainState, index: int, guard: PreemptionGuard) -> None:
     """Records a run's video."""
     config, run = runs.config, runs.active[index]
-    size = {} if runs.task.kind == "gym" else {"width": 320, "height": 320}  # Others may not take these.
-    make = functools.partial(env_maker(config), render_mode="rgb_array", **size)
+    size = runs.task.video_size
+    make = functools.partial(env_maker(config), render_mode="rgb_array", width=size, height=size)
     policy, seed = evaluation_policy(run.spec.seed, state.agents, index, state.step)
     horizon, file = runs.agent_config.horizon_length, runs.video_path(run)
     limits: dict[str, Any] = {"timeout": config.env_timeout, "check": guard.check}

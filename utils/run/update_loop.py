@@ -189,8 +189,8 @@ class UpdateLoop:
         self.data = jax.device_put(data) if self.on_device else data
 
     def compile(self, agents: Any) -> Any:
-        """Compiles `run` for these agents, without an update; returns the agents, which are donated."""
-        return self.run(agents, 0, 0)[0] if self.on_device else agents
+        """Compiles `run` on the device for these agents, without an update; returns the agents, which are donated."""
+        return self.run(agents, 0, 0)[0]
 
     def run(self, agents: Any, step: int, num_updates: int, method: str = UPDATE) -> tuple[Any, Arrays]:
         """Runs updates step … step + num_updates − 1. The agents handed in are donated: use the returned ones.

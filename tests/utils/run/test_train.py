@@ -2,12 +2,14 @@
 
 import signal
 
+import ml_collections
 import pytest
 from tiny_runs import POINTMAZE, assert_same_run
 
 from utils.errors import UserError
 from utils.run.config import RunConfig
-from utils.run.train import train
+from utils.run.directory import RunDirectory, RunSpec
+from utils.run.train import print_result, train
 from utils.system.signals import Interrupted
 
 TINY = {"batch_size": 8, "actor_hidden_dims": (16, 16), "value_hidden_dims": (16, 16), "num_qs": 2, "flow_steps": 2}
@@ -59,6 +61,17 @@ def test_a_second_call_resumes_and_a_third_has_nothing_to_do(config, capsys):
     assert_same_run(whole.directory, broken.directory)
     assert train(config("broken")).directories == broken.directories
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [("return_mean", "length_mean"), ("episodes", "return_mean", "success_rate")])
+def test_the_end_of_a_run_is_printed_from_files_of_older_versions_too(columns, config, tmp_path, capsys):
+    run = RunDirectory(RunSpec(0, ml_collections.ConfigDict(), {}, tmp_path / "run"), {})
+    values = {"episodes": "1", "return_mean": "-3.5", "length_mean": "60", "success_rate": "1.0"}
+    rows = ["step", *columns], ["20", *(values[name] for name in columns)]
+    (run.path / "eval.csv").write_text("".join(f"{','.join(row)}\n" for row in rows))
+    print_result(run, config())
+    result = "success 1.00 [0.21, 1.00], return -3.5" if "success_rate" in columns else "return -3.5"
+    assert f"  result      {result} (1 episodes)\n" in capsys.readouterr().out
 
 
 def test_invalid_settings_are_errors_before_any_work(config, tmp_path):
