@@ -37,7 +37,7 @@ from utils.errors import UserError
 from utils.observations import blank
 from utils.output.animation import FORMATS
 from utils.output.intervals import wilson_interval
-from utils.output.loggers import ProgressBar, read_csv
+from utils.output.loggers import ProgressBar
 from utils.output.tables import csv_text, markdown_table
 from utils.rollout.evaluate import evaluation_errors, record_video
 from utils.rollout.evaluator import Evaluator
@@ -45,6 +45,7 @@ from utils.rollout.policy import agent_policy, decision_seconds
 from utils.rollout.video import VideoUnavailable
 from utils.rollout.worker_pool import DEFAULT_TIMEOUT
 from utils.run.acting_settings import acting_settings, with_settings
+from utils.run.evaluation_queue import success_reported
 from utils.run.loading import load_run
 from utils.system.cli import parse_arguments
 from utils.system.entry_point import run_main
@@ -87,7 +88,6 @@ flags.DEFINE_enum(
 )
 
 RESULTS = ("success_rate", "low", "high", "return_mean", "length_mean", "milliseconds_per_action")
-VIDEO_SIZE = 320  # pixels
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class Evaluation:
 
     def env_maker(self) -> Callable[..., gymnasium.Env]:
         """Returns a picklable function that makes the run's environment."""
-        limit = {"max_episode_steps": own} if (own := self.workers["max_episode_steps"]) else {}
-        return functools.partial(make_env, self.workers["env_name"], **limit)
+        workers = self.workers
+        return functools.partial(make_env, workers["env_name"], max_episode_steps=workers["max_episode_steps"])
 
     def video_path(self) -> Path:
         """Returns the file of the mp4."""
@@ -311,7 +311,7 @@ def evaluate(own: Evaluation, evaluator: Evaluator, progress: Callable[[int, int
     with evaluation_errors(f"the evaluation of {own.directory}"):
         result: Mapping[str, Any] = evaluator.evaluate(policy, own.episodes, reset_seed, progress)
     rate = result.get("success_rate")
-    if rate is None and np.isfinite(recorded_success(own.directory)).any():
+    if rate is None and success_reported(own.directory):
         rate = 0.0  # Environments may report success in solved episodes alone.
     low, high = (None, None) if rate is None else wilson_interval(rate, own.episodes)
     seconds = float(np.median(decision_seconds(tree_stack([own.agent]), own.observation)))
@@ -327,12 +327,6 @@ def evaluate(own: Evaluation, evaluator: Evaluator, progress: Callable[[int, int
         "length_mean": result["length_mean"],
         "milliseconds_per_action": 1000 * seconds / own.agent.config.horizon_length,
     }
-
-
-def recorded_success(directory: Path) -> Any:
-    """Returns the success rates in a run's eval.csv."""
-    path = directory / "eval.csv"
-    return read_csv(path).get("success_rate", np.nan) if path.exists() else np.nan
 
 
 def columns(own: Evaluation) -> list[str]:
@@ -369,8 +363,7 @@ def record(own: Evaluation, episodes: int) -> list[Path]:
     """Records an evaluation's first episodes; returns the files, none if nothing can be rendered."""
     path = own.video_path()
     paths = [path] if FLAGS.video_format == "mp4" else [path, path.with_suffix(f".{FLAGS.video_format}")]
-    # Environments of others need not take a size.
-    size = None if parse_task(own.flags_json["env_name"]).domain == "gym" else VIDEO_SIZE
+    size = parse_task(own.flags_json["env_name"]).video_size
     options: dict[str, Any] = {"size": size, "frame_skip": FLAGS.video_frame_skip}
     options |= {"seed": own.seed, "step": own.step, "env_timeout": own.workers["timeout"]}
     try:

@@ -229,9 +229,9 @@ def test_an_integer_may_be_as_small_as_its_default():
 
 def test_varied_values_never_share_a_directory(tmp_path):
     config = ml_collections.ConfigDict({"lam": 1.0})
-    lanes = make_run_specs(config, range(2), "agent.lam=0.2,0.12345678,0.12345679", tmp_path, "otql")
-    assert len({lane.directory for lane in lanes}) == 6
-    assert lanes[0].directory == tmp_path / "otql_lam=0.2" / "sd0"
+    specs = make_run_specs(config, range(2), "agent.lam=0.2,0.12345678,0.12345679", tmp_path, "otql")
+    assert len({spec.directory for spec in specs}) == 6
+    assert specs[0].directory == tmp_path / "otql_lam=0.2" / "sd0"
 
 
 def test_wrong_renderer(flags):

@@ -1,4 +1,4 @@
-"""Runs of main.py: what lanes share, where the data lie, other tasks, the online phase."""
+"""Runs of main.py: what runs share, where the data lie, other tasks, the online phase."""
 
 import re
 
@@ -25,27 +25,27 @@ from utils.output.loggers import read_csv
 from utils.run import checkpoints
 from utils.run.update_loop import UpdateLoop
 
-# Lanes
+# Several runs
 
 
 @pytest.fixture(scope="module")
-def lane_flags(pointmaze):
+def run_flags(pointmaze):
     return (*OTQL, f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", "--offline_steps=20", "--log_interval=10")
 
 
 @pytest.fixture(scope="module")
-def alone(lane_flags, tmp_path_factory):
-    """Runs of one lane: (seed, lam) → directory."""
+def alone(run_flags, tmp_path_factory):
+    """Single runs: (seed, lam) → directory."""
     directories = {}
     for seed, lam in [(0, 1.0), (1, 1.0), (0, 0.2)]:
         save_dir = tmp_path_factory.mktemp("alone")
-        run_main(*lane_flags, f"--save_dir={save_dir}", f"--seed={seed}", f"--agent.lam={lam}")
+        run_main(*run_flags, f"--save_dir={save_dir}", f"--seed={seed}", f"--agent.lam={lam}")
         directories[seed, lam] = run_dir(save_dir)
     return directories
 
 
-def test_seeds_side_by_side_equal_seeds_alone(alone, lane_flags, tmp_path):
-    run_main(*lane_flags, f"--save_dir={tmp_path}", "--num_seeds=2", "--agent.lam=1")
+def test_seeds_side_by_side_equal_seeds_alone(alone, run_flags, tmp_path):
+    run_main(*run_flags, f"--save_dir={tmp_path}", "--num_seeds=2", "--agent.lam=1")
     directories = run_dirs(tmp_path)
     assert [path.name for path in directories] == ["sd0", "sd1"]
     for seed, directory in enumerate(directories):
@@ -55,8 +55,8 @@ def test_seeds_side_by_side_equal_seeds_alone(alone, lane_flags, tmp_path):
         assert_close_csv(directories[0], alone[1, 1.0], rtol=1e-2)
 
 
-def test_varied_lanes_equal_runs_alone(alone, lane_flags, tmp_path):
-    run_main(*lane_flags, f"--save_dir={tmp_path}", "--vary=agent.lam=0.2,1")
+def test_varied_runs_equal_runs_alone(alone, run_flags, tmp_path):
+    run_main(*run_flags, f"--save_dir={tmp_path}", "--vary=agent.lam=0.2,1")
     directories = run_dirs(tmp_path)
     assert [path.parent.name for path in directories] == ["otql_lam=0.2", "otql_lam=1"]
     for directory, lam in zip(directories, (0.2, 1.0), strict=True):
@@ -65,15 +65,15 @@ def test_varied_lanes_equal_runs_alone(alone, lane_flags, tmp_path):
         assert_close_csv(directories[0], alone[0, 1.0], rtol=1e-2)
 
 
-def test_couplings_that_do_not_converge_are_warned_of_once(lane_flags, tmp_path):
+def test_couplings_that_do_not_converge_are_warned_of_once(run_flags, tmp_path):
     flags = ("--agent.max_iterations=1", "--agent.epsilon=0.01", "--num_seeds=2")
-    warnings = run_main(*lane_flags, *flags, f"--save_dir={tmp_path / 'capped'}").err.splitlines()
+    warnings = run_main(*run_flags, *flags, f"--save_dir={tmp_path / 'capped'}").err.splitlines()
     warnings = [line for line in warnings if "stopped at their cap" in line]
     assert len(warnings) == 2 and all(f"sd{seed}, step 10: 100%" in line for seed, line in enumerate(warnings))
     table = read_csv(run_dirs(tmp_path / "capped")[0] / "train.csv")
     assert table["coupling/capped"].tolist() == [1, 1]
     flags = ("--agent.max_iterations=100", "--agent.epsilon=2")
-    assert "stopped at their cap" not in run_main(*lane_flags, *flags, f"--save_dir={tmp_path / 'met'}").err
+    assert "stopped at their cap" not in run_main(*run_flags, *flags, f"--save_dir={tmp_path / 'met'}").err
 
 
 @pytest.fixture

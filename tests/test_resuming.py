@@ -148,8 +148,8 @@ def test_signal_during_an_overlapping_evaluation(at, unbroken, otql_flags, slow_
     assert_same_run(directory, unbroken)
 
 
-def test_only_lanes_that_lack_a_row_are_evaluated_again(unbroken, otql_flags, monkeypatch, tmp_path):
-    """Killed between the lanes' saves of a step at which the rows have just been written."""
+def test_only_runs_that_lack_a_row_are_evaluated_again(unbroken, otql_flags, monkeypatch, tmp_path):
+    """Killed between the runs' saves of a step at which the rows have just been written."""
     flags = (*otql_flags, f"--save_dir={tmp_path}", "--num_seeds=2", "--save_interval=0", "--offline_steps=1000")
     run_main(*flags)
     late = run_dirs(tmp_path)[1]

@@ -71,9 +71,9 @@ def load_dataset(
     if data is not None:
         if config.dataset or config.ogbench_dataset_dir:
             raise UserError("the config names a dataset, and arrays are given as well; give one of them")
-        raw, card = datasets.read_dataset(task, data, sparse, config.dataset_actions)
-        arrays = prepared(raw, task, horizon)
-        dataset = Dataset(arrays, describe(arrays, "arrays"), card)
+        dataset = make_dataset(
+            *datasets.read_dataset(task, data, sparse, config.dataset_actions), "arrays", task, horizon
+        )
         _show(dataset, "arrays", "in memory")
         return dataset
     if config.ogbench_dataset_dir:
@@ -88,18 +88,27 @@ def load_dataset(
         with_val=False,
         actions=config.dataset_actions,
     )
-    arrays = prepared(raw, task, horizon)
-    dataset = Dataset(arrays, describe(arrays, info.path.name), info.card)
+    dataset = make_dataset(raw, info.card, info.path.name, task, horizon)
     _show(dataset, str(info.path), info.origin)
     return dataset
 
 
-def prepared(raw: dict[str, np.ndarray], task: Task, horizon: int) -> dict[str, np.ndarray]:
-    """Returns arrays that windows of `horizon` steps can be sampled from.
+def make_dataset(raw: dict[str, np.ndarray], card: DataCard, name: str, task: Task, horizon: int) -> Dataset:
+    """Returns the dataset of arrays that were read.
+
+    Args:
+        raw, card: of `envs.datasets.read_dataset`. name: recorded as the file's. task: of the runs.
+        horizon: actions in a chunk.
 
     Raises:
-        UserError: no episode is that long.
+        UserError: no episode has that many steps.
     """
+    arrays = _prepare(raw, task, horizon)
+    return Dataset(arrays, describe(arrays, name), card)
+
+
+def _prepare(raw: dict[str, np.ndarray], task: Task, horizon: int) -> dict[str, np.ndarray]:
+    """Returns arrays that windows of `horizon` steps can be sampled from."""
     datasets.check_horizon(raw, horizon)
     return prepare(raw, terminates=task.terminates)
 
@@ -115,7 +124,7 @@ def _load_shards(config: RunConfig, task: Task, horizon: int, sparse: bool) -> D
         if cards and path not in cards:
             card.warn()
         cards[path] = card
-        return prepared(raw, task, horizon)
+        return _prepare(raw, task, horizon)
 
     rotation = ShardRotation(paths, load, config.dataset_replace_interval)
     record = describe(rotation.at(0), Path(config.ogbench_dataset_dir).name) | {"shards": len(paths)}

@@ -1,7 +1,6 @@
 """A run's directory: the settings that identify it (flags.json), its end (summary.json), its lock and checkpoints."""
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from utils.run.agent_config import check_config
 from utils.run.identity import difference, same_sources, sources
 from utils.run.provenance import provenance, resumed_provenance
 from utils.system import locks
-from utils.system.files import atomic_write_text, disk_errors, read_json
+from utils.system.files import disk_errors, read_json, write_json
 
 
 def run_root(save_dir: str | Path, group: str, env_name: str) -> Path:
@@ -188,8 +187,7 @@ class RunDirectory:
         settings = settings | {"dataset": record, "sources": sources(settings["flags"], record.get("file"))}
         if trains:
             settings["provenance"] = resumed_provenance(self.read_flags(), provenance(self.command))
-        text = json.dumps(settings, indent=2, sort_keys=True, default=list)
-        atomic_write_text(self.path / "flags.json", text + "\n")
+        write_json(self.path / "flags.json", settings)
 
     def read_flags(self) -> dict[str, Any]:
         """Returns the settings of the existing run, or nothing if there is none."""
@@ -225,7 +223,7 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as ended."""
-        atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+        write_json(self.path / "summary.json", summary)
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         if difference := settings_conflict(self.path, settings, self._defaults):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -182,7 +183,7 @@ class EvaluationQueue:
             row = {key: value for key, value in result.items() if isinstance(value, float)}
             if "success_rate" not in row:
                 # Environments may report success in solved episodes alone: no report then means that none was solved.
-                if np.isfinite(read_csv(run.path / "eval.csv").get("success_rate", np.nan)).any():
+                if success_reported(run.path):
                     row["success_rate"] = 0.0
                 else:
                     self.report_no_success()
@@ -201,3 +202,9 @@ class EvaluationQueue:
             self._reported = True
             keys = "neither info['success'] nor info['is_success']"
             print(f"{self._runs.config.env_name}: {keys} is reported: return and length only", flush=True)
+
+
+def success_reported(directory: Path) -> bool:
+    """True if a row of a run's eval.csv has a success rate."""
+    path = directory / "eval.csv"
+    return path.exists() and bool(np.isfinite(read_csv(path).get("success_rate", np.nan)).any())

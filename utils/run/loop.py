@@ -52,7 +52,7 @@ class TrainingLoop:
         phase = phases[0]
         try:
             for phase in phases:
-                if state.step == phase.end:
+                if state.step >= phase.end:
                     continue
                 with phase:
                     while state.step < phase.end:
@@ -62,7 +62,8 @@ class TrainingLoop:
             self._evaluations.drain()
         except (Interrupted, EnvironmentFailed):
             self._evaluations.cancel()
-            self._save(state, phase)
+            infinite = self._infinite(state.agents)
+            self._save(state, phase, [index for index in self._runs.alive if index not in infinite])
             raise
         return state
 
@@ -78,7 +79,7 @@ class TrainingLoop:
             overlap = self._runs.config.eval_overlap and state.step < self._runs.config.total_steps
             self._evaluations.submit(state.step, phase.actors(state), overlap)
         if save:
-            self._save(state, phase)
+            self._save(state, phase, self._runs.alive)
         self._guard.check()
 
     def _advance(self, state: TrainState, phase: Phase) -> TrainState:
@@ -98,10 +99,9 @@ class TrainingLoop:
             self._diverge(index, state.step, not_finite(row_of(info, index), tree_slice(state.agents, index)))
         return state
 
-    def _save(self, state: TrainState, phase: Phase) -> None:
-        """Writes a checkpoint of every run whose arrays are finite."""
-        infinite = self._infinite(state.agents)
-        for index in (index for index in self._runs.alive if index not in infinite):
+    def _save(self, state: TrainState, phase: Phase, indices: Sequence[int]) -> None:
+        """Writes a checkpoint of these runs, whose arrays are finite."""
+        for index in indices:
             run, agent = self._runs.active[index], jax.device_get(tree_slice(state.agents, index))
             entries = {"agent": to_state_dict(agent), "csv": self._logs.positions(index)}
             entries |= phase.state_dict(index) | self._evaluations.state_dict(index, state.step)

@@ -130,6 +130,7 @@ class OnlinePhase:
         self._horizon, self._observation = runs.agent_config.horizon_length, observation
         self._workers = min(len(runs.active), self.config.eval_workers or default_workers())
         self._make_env, self._runners = make_env, list[EnvRunner]()
+        self._keys = [stream_key(run.spec.seed, Stream.ACTING) for run in runs.active]
 
     def __enter__(self) -> "OnlinePhase":
         runs, action_dim = self._runs, self._updates.data["actions"].shape[1]
@@ -193,7 +194,7 @@ class OnlinePhase:
 
         It raises FloatingPointError if actions are not finite.
         """
-        key = stream_key(self._runs.active[index].spec.seed, Stream.ACTING)
+        key = self._keys[index]
 
         def policy(observation: Any, episode: int, step: int) -> Chunk:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)

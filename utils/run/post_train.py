@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from envs import datasets
 from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, parse_task
-from utils.data.batches import describe
 from utils.errors import Diverged, UserError
 from utils.output.loggers import ProgressBar
 from utils.random_streams import Stream, stream_key
 from utils.run.config import PostTrainConfig, RunConfig
-from utils.run.dataset import Dataset, prepared
+from utils.run.dataset import Dataset, make_dataset
 from utils.run.directory import run_root
 from utils.run.loading import load_base
 from utils.run.loop import OnCheckpoint
@@ -73,10 +72,10 @@ def load_demonstrations(config: PostTrainConfig, runs: Runs) -> tuple[Dataset, P
     raw, _, info = datasets.load_dataset(
         runs.task, dataset_path=path, sparse=runs.sparse, with_val=False, actions=config.dataset_actions
     )
-    arrays = prepared(raw, runs.task, runs.agent_config.horizon_length)
+    dataset = make_dataset(raw, info.card, path.name, runs.task, runs.agent_config.horizon_length)
     print(f"demonstrations: {info}")
     info.card.show()
-    return Dataset(arrays, describe(arrays, path.name), info.card), path
+    return dataset, path
 
 
 def find_demonstrations(config: PostTrainConfig, task: Task) -> Path:

@@ -87,7 +87,7 @@ class Runs:
         """
         if config.dataset:  # A task's module may lie beside it.
             find_modules_in(Path(config.dataset).expanduser().parent)
-        self.config, self.task, self._in_memory = config, task, in_memory
+        self.config, self.task = config, task
         plan = RunPlan.from_config(config, task)
         self.module, self.agent_config, self.sparse = plan.module, plan.agent_config, plan.sparse
         self.eval_episodes = 0 if task.kind == "robot" else config.eval_episodes
@@ -100,7 +100,7 @@ class Runs:
         try:
             for spec in plan.specs:
                 self.all.append(RunDirectory(spec, plan.settings(spec), defaults, config.command))
-            self._sort()
+            self._sort(in_memory)
         except BaseException:
             self.release()
             raise
@@ -111,7 +111,7 @@ class Runs:
             print(f"{Path(config.agent).stem} on {config.env_name}; {plan.preset}; sparse={self.sparse}")
             print("\n".join(f"  {key} = {value}" for key, value in sorted(self.agent_config.items())), flush=True)
 
-    def _sort(self) -> None:
+    def _sort(self, in_memory: bool) -> None:
         """Tells active runs from ended ones."""
         total = self.config.total_steps
         for run in self.all:
@@ -122,7 +122,7 @@ class Runs:
         self._divergences = [f"diverged before: {run.divergence()}" for run in diverged]
         self.active = [run for run in self.all if run not in self.finished + diverged]
         self.unconfirmed = [
-            run for run in self.finished + diverged if self._in_memory or not run.same_sources(run.settings["flags"])
+            run for run in self.finished + diverged if in_memory or not run.same_sources(run.settings["flags"])
         ]
         if not self.unconfirmed:
             self._report_ended()

@@ -80,8 +80,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file, atomically and durably; see `atomic_open`."""
-    atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    """Writes a JSON file, atomically and durably; see `atomic_open`. Sequences that JSON lacks become lists."""
+    atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True, default=list) + "\n")
 
 
 def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The fused loop: which batches an agent sees, and that neither placement, calls nor lanes change the numbers."""
+"""The fused loop: which batches an agent sees, and that neither placement, calls nor other runs change the numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def backend(request, monkeypatch):
 
 
 @pytest.mark.parametrize("placement", ["device", "host"])
-def test_lanes_equal_single_runs(data, small_agent, backend, placement):
+def test_stacked_runs_equal_single_runs(data, small_agent, backend, placement):
     """Two seeds and two λ side by side give what each gives alone (on a processor to the bit), and not the other's."""
     settings = [{"seed": 0, "lam": 0.5}, {"seed": 1, "lam": 3.0}, {"seed": 0, "lam": 3.0}]
     agents = [small_agent(**s) for s in settings]
