@@ -22,8 +22,8 @@ from agents.presets import presets as presets
 from utils.arrays import Info, Observations, Scalar
 from utils.data.batches import Batch, check_fields
 from utils.encoders import Encoder, augmented, encoded
-from utils.flow import euler, flow_matching_loss
-from utils.networks import CriticEnsemble, VectorField
+from utils.flow import SMALLEST_STEP, euler, flow_matching_loss, shortcut_loss
+from utils.networks import CriticEnsemble, GaussianSource, VectorField
 from utils.observations import Observation, state_of
 from utils.random_streams import Stream, stream_key
 
@@ -46,9 +46,16 @@ SETTINGS: Settings = {
     "value_hidden_dims": ((512, 512, 512, 512), "widths of the hidden layers of critics and values"),
     "flow_steps": (10, "NFE, Euler steps of the flow"),
     "best_of_n": (1, "N, candidates at acting and in the TD target"),
+    "noise_scale": (1.0, "factor on the deviation of the noise that the policy starts from"),
     "window_rule": ("pad", "windows with a true termination: 'pad' keeps them, 'drop' does not"),
     "encoder": ("impala_small", "of camera images, if the data have any; see utils/encoders.py"),
     "augment": (True, "random shifts of the images, as in FQL"),
+}
+# Of agents whose flow can start from a learned source, and learn steps of several sizes.
+FLOW_SETTINGS: Settings = {
+    "source": ("standard", "start of the flow: 'standard', N(0, I), or 'action', a normal fitted to a state's actions"),
+    "source_hidden_dims": ((128, 128), "widths of the hidden layers of a fitted source"),
+    "targets": ("velocity", "of the flow: 'velocity' (Eq. 1), or 'shortcut': steps of 1, 1/2 and 1/4 beside it"),
 }
 
 
@@ -84,8 +91,8 @@ class Agent(flax.struct.PyTreeNode):
     condition_stats: tuple[Leaf, Leaf]
     config: ml_collections.FrozenConfigDict = flax.struct.field(pytree_node=False)
 
-    # Network with a Polyak copy → the setting that holds its rate.
-    TARGETS = {"critic": "tau", "flow": "flow_tau"}
+    # Network with a Polyak copy, if the agent has it → the setting that holds its rate.
+    TARGETS = {"critic": "tau", "flow": "flow_tau", "source": "flow_tau"}
     # Networks that start from a pre-trained flow, if one is given. An annotation would make this a field.
     FLOWS = cast(tuple[str, ...], ("flow",))
     # Transforms gradients before they are scaled by lr.
@@ -96,8 +103,17 @@ class Agent(flax.struct.PyTreeNode):
         """Returns name → module of every network; `action_dim` is d, the width of a whole chunk."""
         return {
             "critic": CriticEnsemble(tuple(config.value_hidden_dims), config.num_qs),
-            "flow": VectorField(tuple(config.actor_hidden_dims), action_dim),
+            **cls.flow_networks(config, action_dim),
         }
+
+    @classmethod
+    def flow_networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
+        """Returns the flow and, if the settings name one, its learned source."""
+        shortcut = config.get("targets") == "shortcut"
+        networks: dict[str, Any] = {"flow": VectorField(tuple(config.actor_hidden_dims), action_dim, shortcut)}
+        if config.get("source", "standard") != "standard":
+            networks["source"] = GaussianSource(tuple(config.source_hidden_dims), action_dim)
+        return networks
 
     @classmethod
     def create(cls, key: PRNGKeyArray | int, example_batch: Batch, config: ml_collections.ConfigDict) -> "Agent":
@@ -121,7 +137,13 @@ class Agent(flax.struct.PyTreeNode):
         fixed = {"action_dim": actions.shape[-1], "algorithm": f"{cls.__module__}.{cls.__qualname__}"}
         static = ml_collections.FrozenConfigDict({k: v for k, v in config.items() if k not in hyper} | fixed)
         one = jax.tree.map(lambda x: x[:1], observations)
-        inputs = {"observations": one, "actions": actions[:1], "x": actions[:1], "t": actions[:1, :1]}
+        inputs = {
+            "observations": one,
+            "actions": actions[:1],
+            "x": actions[:1],
+            "t": actions[:1, :1],
+            "h": actions[:1, :1],
+        }
         params = {
             name: init_network(stream_key(key, Stream.INITIALISATION, i), module, inputs, static.encoder)
             for i, (name, module) in enumerate(cls.networks(static, static.action_dim).items())
@@ -131,7 +153,7 @@ class Agent(flax.struct.PyTreeNode):
         return cls(
             params=params,
             # Copies: a buffer that occurs twice cannot be donated.
-            targets=jax.tree.map(jnp.copy, {name: params[name] for name in cls.TARGETS}),
+            targets=jax.tree.map(jnp.copy, {name: params[name] for name in cls.TARGETS if name in params}),
             opt_state=cls.OPTIMISER.init(params),
             key=stream_key(key, Stream.UPDATE),
             step=jnp.zeros((), jnp.int32),
@@ -190,15 +212,18 @@ class Agent(flax.struct.PyTreeNode):
         directions, opt_state = self.OPTIMISER.update(grads, self.opt_state)
         params = jax.tree.map(lambda p, u: p - self.hyper["lr"] * u, self.params, directions)
         targets = {
-            name: optax.incremental_update(params[name], self.targets[name], self.hyper[rate])
-            for name, rate in self.TARGETS.items()
+            name: optax.incremental_update(params[name], average, self.hyper[self.TARGETS[name]])
+            for name, average in self.targets.items()
         }
         return self.replace(params=params, targets=targets, opt_state=opt_state, step=self.step + 1), info
 
-    def with_flow(self, params: Any) -> "Agent":
-        """Returns the agent with a pre-trained flow's parameters in its own flows and their averages (θ ← θ̄)."""
-        flows = dict.fromkeys(self.FLOWS, params)
-        averages = {name: params for name in self.FLOWS if name in self.TARGETS}
+    def with_flow(self, params: Any, source: Any = None) -> "Agent":
+        """Returns the agent with a pre-trained flow's parameters in its own flows and their averages (θ ← θ̄).
+
+        Likewise with those of the flow's source, if it has one; else the agent's own source begins at N(0, I).
+        """
+        flows = dict.fromkeys(self.FLOWS, params) | ({} if source is None else {"source": source})
+        averages = {name: flow for name, flow in flows.items() if name in self.targets}
         # Copies: a buffer that occurs twice cannot be donated.
         copied = jax.tree.map(jnp.copy, {"params": self.params | flows, "targets": self.targets | averages})
         return self.replace(**copied)
@@ -240,12 +265,21 @@ class Agent(flax.struct.PyTreeNode):
     def bc_loss(
         self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray, name: str = "flow"
     ) -> tuple[Scalar, Info]:
-        """Returns the flow-matching loss of `name` on data and independent noise (paper Eq. 1), and scalars to log."""
-        noise_key, time_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, batch["actions"].shape)
+        """Returns the loss of the flow `name` on data and independent noise (paper Eq. 1), and scalars to log."""
         weights = batch["valid"][:, None] * batch["action_mask"]
-        loss = self.flow_loss(params, batch["observations"], time_key, noise, batch["actions"], weights, name)
-        return loss, {f"{name}/loss": loss}
+        return self.weighted_bc_loss(params, batch, key, weights, name)
+
+    def weighted_bc_loss(
+        self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray, weights: Float[Array, "m d"], name: str = "flow"
+    ) -> tuple[Scalar, Info]:
+        """Returns `bc_loss` with a weight for each component; a learned source is fitted with the same weights."""
+        observations, actions = batch["observations"], batch["actions"]
+        noise_key, time_key = jax.random.split(key)
+        mean, deviation = self.source(observations)
+        noise = mean + deviation * jax.random.normal(noise_key, actions.shape)
+        loss = self.flow_loss(params, observations, time_key, noise, actions, weights, name)
+        source_loss, info = self.source_loss(params, observations, actions, weights)
+        return loss + source_loss, info | {f"{name}/loss": loss}
 
     def flow_loss(
         self,
@@ -257,12 +291,46 @@ class Agent(flax.struct.PyTreeNode):
         weights: Float[Array, "m d"],
         name: str = "flow",
     ) -> Scalar:
-        """Returns the flow-matching loss of the flow `name` on given pairs (z, a), with a weight for each component."""
+        """Returns the loss of the flow `name` on given pairs (z, a), with a weight for each component.
 
-        def velocity(x: Float[Array, "m d"], t: Float[Array, "m 1"]) -> Float[Array, "m d"]:
-            return self.apply(name, observations, x, t, params=params[name])
+        It is flow matching, or `shortcut_loss` where the setting `targets` says so.
+        """
 
+        def velocity(x: Float[Array, "m d"], *times: Float[Array, "m 1"]) -> Float[Array, "m d"]:
+            return self.apply(name, observations, x, *times, params=params[name])
+
+        def average(x: Float[Array, "n d"], *times: Float[Array, "n 1"]) -> Float[Array, "n d"]:
+            seen = jax.tree.map(lambda part: part[: len(x)], observations)
+            return self.apply(name, seen, x, *times, params=self.targets[name])
+
+        if self.config.get("targets") == "shortcut":
+            return shortcut_loss(velocity, average, key, noise, actions, weights)
         return flow_matching_loss(velocity, key, noise, actions, weights)
+
+    def source(self, observations: Observations) -> tuple[Float[Array, "*b d"], Float[Array, "*b d"]]:
+        """Returns mean and deviation of the policy's start: those of a learned source's average, or of N(0, I)."""
+        if "source" in self.params:
+            return self.apply("source", observations, params=self.targets["source"])
+        return self.standard_source(observations)
+
+    def standard_source(self, observations: Observations) -> tuple[Float[Array, "*b d"], Float[Array, "*b d"]]:
+        """Returns mean and deviation of N(0, I)."""
+        shape = (*observations.shape[:-1], self.config.action_dim)
+        return jnp.zeros(shape), jnp.ones(shape)
+
+    def source_loss(
+        self,
+        params: dict[str, Any],
+        observations: Observations,
+        samples: Float[Array, "m d"],
+        weights: Float[Array, "m d"],
+    ) -> tuple[Scalar | float, Info]:
+        """Returns the mean of −weight · log N(sample; m(s), σ(s)²), and scalars to log; 0 without a learned source."""
+        if "source" not in params:
+            return 0.0, {}
+        mean, deviation = self.apply("source", observations, params=params["source"])
+        loss = -jnp.mean(weights * jax.scipy.stats.norm.logpdf(samples, mean, deviation))
+        return loss, {"source/loss": loss, "source/std": deviation.mean()}
 
     def next_value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
         """Returns the value that the TD target bootstraps from: `pessimistic_q` at the actions of `sample_actions`."""
@@ -279,20 +347,24 @@ class Agent(flax.struct.PyTreeNode):
         """Returns Euler samples of v̄, the flow that acts, clipped to [−1, 1]."""
         params = self.acting_flow if params is None else params
         observations = self.encode("flow", observations, params)
-        actions = euler(
-            lambda x, t: self.apply("flow", observations, x, t, params=params), noise, self.config.flow_steps
-        )
+        shortcut, steps = self.config.get("targets") == "shortcut", self.config.flow_steps
+        h = (jnp.full((*noise.shape[:-1], 1), max(1 / steps, SMALLEST_STEP)),) if shortcut else ()
+        actions = euler(lambda x, t: self.apply("flow", observations, x, t, *h, params=params), noise, steps)
         return jnp.clip(actions, -1.0, 1.0)
 
     @property
     def nfe(self) -> int:
-        """Returns the number of network evaluations for one candidate action."""
-        return self.config.flow_steps
+        """Returns the number of network evaluations for one candidate action: those of the flow and its source."""
+        return self.config.flow_steps + ("source" in self.params)
+
+    def start_noise(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
+        """Draws noise from `source`, its deviation times `noise_scale`, for the policy to start from."""
+        mean, deviation = self.source(observations)
+        return mean + self.hyper["noise_scale"] * deviation * jax.random.normal(key, deviation.shape)
 
     def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
         """Samples one action for each observation, before best-of-N, in [−1, 1]."""
-        noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
-        return self.flow_actions(observations, noise)
+        return self.flow_actions(observations, self.start_noise(observations, key))
 
     def candidates(
         self, observations: Observations, key: PRNGKeyArray, n: int

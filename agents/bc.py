@@ -12,27 +12,24 @@ from jaxtyping import PRNGKeyArray
 
 from agents import base, presets
 from utils.arrays import Scalar
-from utils.networks import VectorField
 
 
 class Agent(base.Agent):
     """A flow that imitates the data; there is no critic."""
 
-    TARGETS = {"flow": "flow_tau"}
-
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
         """Returns name → module of every network."""
-        return {"flow": VectorField(tuple(config.actor_hidden_dims), action_dim)}
+        return cls.flow_networks(config, action_dim)
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
-        """Returns the flow-matching loss on the batch's actions, and scalars to log."""
+        """Returns the flow's loss on the batch's actions, and scalars to log."""
         return self.bc_loss(params, batch, key)
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    return base.get_config()
+    return base.get_config(base.FLOW_SETTINGS)
 
 
 PRESETS = presets.presets({})

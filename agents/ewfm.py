@@ -33,21 +33,21 @@ class Agent(otql.Agent):
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Returns the TD loss plus weighted flow matching from independent noise, and scalars to log."""
         cfg, valid = self.cfg, batch["valid"]
-        critic_key, value_key, noise_key, time_key = jax.random.split(key, 4)
+        critic_key, value_key, flow_key = jax.random.split(key, 3)
         critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
 
         advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
         probs = tilted_marginal(advantages, valid, cfg.lam, cfg.w_max)
         weights = (valid.sum() * probs)[:, None] * batch["action_mask"]  # w_j / w̄, which cannot overflow
-        noise = jax.random.normal(noise_key, batch["actions"].shape)
-        flow_loss = self.flow_loss(params, batch["observations"], time_key, noise, batch["actions"], weights)
-        info |= {"flow/loss": flow_loss, "advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
+        flow_loss, flow_info = self.weighted_bc_loss(params, batch, flow_key, weights)
+        info |= flow_info | {"advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         info |= {"weights/effective_sample_size": probs.sum() / (valid.size * jnp.sum(probs**2) + 1e-12)}
         return critic_loss + flow_loss, info
 
 
 # Setting → default, meaning.
 SETTINGS = {
+    **base.FLOW_SETTINGS,
     "lam": (1.0, "λ, temperature of the tilt"),
     "w_max": (20.0, "clamp on the weights exp(λ A)"),
     "value_samples": (2, "k, flow samples in V̂"),

@@ -36,7 +36,7 @@ class Agent(base.Agent):
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Returns the TD loss, the regression of V and weighted flow matching, and scalars to log."""
-        critic_key, noise_key, time_key = jax.random.split(key, 3)
+        critic_key, flow_key = jax.random.split(key)
         observations, actions, valid = (batch[k] for k in ("observations", "actions", "valid"))
         critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
 
@@ -48,15 +48,15 @@ class Agent(base.Agent):
         # Clamped inside exp, which cannot overflow then.
         weights = jnp.exp(jnp.minimum(self.hyper["inv_temp"] * advantages, jnp.log(W_MAX)))
         weights = (weights * valid)[:, None] * batch["action_mask"]
-        noise = jax.random.normal(noise_key, actions.shape)
-        flow_loss = self.flow_loss(params, observations, time_key, noise, actions, weights)
-        info |= {"flow/loss": flow_loss, "value/loss": value_loss, "value/v": values.mean()}
+        flow_loss, flow_info = self.weighted_bc_loss(params, batch, flow_key, weights)
+        info |= flow_info | {"value/loss": value_loss, "value/v": values.mean()}
         info |= {"advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         return critic_loss + value_loss + flow_loss, info
 
 
 # Setting → default, meaning.
 SETTINGS = {
+    **base.FLOW_SETTINGS,
     "inv_temp": (0.8, "τ_inv, inverse temperature of the weights"),
 }
 

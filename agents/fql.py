@@ -57,9 +57,8 @@ class OneStepMixin(base.Agent):
         return loss, {"one_step/distill_loss": loss}
 
     def one_step_actions(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
-        """Returns clip μ_ω(s, z), z ~ N(0, I)."""
-        noise = jax.random.normal(key, (*observations.shape[:-1], self.config.action_dim))
-        return jnp.clip(self.apply("one_step", observations, noise), -1.0, 1.0)
+        """Returns clip μ_ω(s, z), z ~ N(0, I), times `noise_scale`."""
+        return jnp.clip(self.apply("one_step", observations, self.start_noise(observations, key)), -1.0, 1.0)
 
 
 class Agent(OneStepMixin):

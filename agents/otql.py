@@ -9,6 +9,14 @@ itself where flow_tau is 1, as in the paper):
     coupling    z_i ~ N(0, I), c̄_i ~ Categorical(p) over the s_j;  Γ* ← entropic OT from (z, αc̄; 1/m) to (a, αs; p)
     flow        (z_i, a_j, s_j) ~ Γ*;  step on ‖v_θ(s_j, t a_j + (1−t) z_i, t) − (a_j − z_i)‖²
 
+Beyond the paper, off by default: the policy can start from a normal N(m(s), diag σ(s)²), a small network's, instead of
+N(0, I). A step on −log N(·; m(s_j), σ(s_j)²) of the drawn pairs fits it, and m̄, σ̄ is its Polyak copy:
+
+    source=noise    fits z_i. The plan pairs a state with some noise more than with other noise, so that training sees
+                    another start there than N(0, I); acting from the fitted start undoes this.
+    source=action   fits a_j. Pairs are drawn for z_i and (a_j − m̄(s_j)) / σ̄(s_j), and the flow starts at
+                    m̄(s_j) + σ̄(s_j) z_i. LeaP (arXiv 2606.17408) and CSFM (2602.05951) learn starts, without a tilt.
+
 TD target: Eq. 10; advantage: §3.2; marginal p: Eq. 5; plan Γ*: Eqs. 2 and 4 (utils/coupling.py); flow loss: Eq. 1.
 Where the paper is inconsistent or silent:
 
@@ -40,6 +48,7 @@ from utils.observations import Observation, state_of
 # In standard deviations. What hardly varies in the data can be hundreds of them away online, and a single such entry
 # keeps Sinkhorn from converging within its cap.
 CONDITION_BOUND = 5.0
+PAIRED = ("observations", "actions", "valid", "action_mask")  # Parts of a batch that a pair takes.
 
 
 class Agent(base.Agent):
@@ -53,21 +62,26 @@ class Agent(base.Agent):
 
         advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
         weights = tilted_weights(advantages, batch["valid"], cfg.lam, cfg.w_max)
+        # Where training starts; with `source` 'noise' acting starts elsewhere, where the plan's noise of a state is.
+        fitted = cfg.source == "action"
+        mean, deviation = self.source(batch["observations"]) if fitted else self.standard_source(batch["observations"])
         noise, index, diagnostics = couple(
             couple_key,
-            batch["actions"],
+            (batch["actions"] - mean) / deviation,
             self.conditions(batch["observations"]),
             weights,
             cfg,
             action_mask=batch["action_mask"],
         )
-        encoded = batch | {"observations": self.encode("flow", batch["observations"], params["flow"])}
-        pairs = {k: encoded[k][index] for k in ("observations", "actions", "valid", "action_mask")}
+        noise = mean[index] + deviation[index] * noise
+        pairs = jax.tree.map(lambda x: x[index], {k: batch[k] for k in PAIRED})
         kept = pairs["valid"][:, None] * pairs["action_mask"]
         flow_loss = self.flow_loss(params, pairs["observations"], time_key, noise, pairs["actions"], kept)
-        info |= {f"coupling/{k}": v for k, v in diagnostics.items()}
+        samples = pairs["actions"] if fitted else noise
+        source_loss, source_info = self.source_loss(params, pairs["observations"], samples, kept)
+        info |= {f"coupling/{k}": v for k, v in diagnostics.items()} | source_info
         info |= {"flow/loss": flow_loss, "advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
-        return critic_loss + flow_loss, info
+        return critic_loss + flow_loss + source_loss, info
 
     def conditions(self, observations: Observations) -> Float[Array, "*b c"]:
         """Returns the conditions of the coupling's cost, without gradient: observations standardised and bounded.
@@ -89,6 +103,11 @@ class Agent(base.Agent):
 
 # Setting → default, meaning.
 SETTINGS = {
+    **base.FLOW_SETTINGS,
+    "source": (
+        "standard",
+        "start of the flow: 'standard', N(0, I), or a normal fitted at each state to the 'noise' or 'action' of pairs",
+    ),
     "flow_steps": (2, "NFE, Euler steps of the flow"),
     "lam": (1.0, "λ, temperature of the tilt"),
     "w_max": (10.0, "clamp on the weights exp(λ A)"),

@@ -22,6 +22,7 @@ class Agent(base.Agent):
 
 # Setting → default, meaning.
 SETTINGS = {
+    **base.FLOW_SETTINGS,
     "best_of_n": (32, "N, candidates at acting and in the TD target"),
 }
 

@@ -151,10 +151,11 @@ class Agent(base.Agent):
     def propose(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
         """Samples one action for each observation, in [−1, 1]."""
         noise_key, steps_key = jax.random.split(key)
+        noise = self.start_noise(observations, noise_key)
         observations = self.encode("denoiser", observations, self.targets["denoiser"])
         return denoise(
             lambda x, t: self.apply("denoiser", observations, x, t, params=self.targets["denoiser"]),
-            jax.random.normal(noise_key, (*observations.shape[:-1], self.config.action_dim)),
+            noise,
             steps_key,
             self.config.flow_steps,
             self.config.sampler,

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from tiny_runs import OTQL, POINTMAZE, run_dir, run_main
+from tiny_runs import BC, OTQL, POINTMAZE, refused, run_dir, run_dirs, run_main
 
 from experiments import diagnose
 from utils.coupling import solve_plan
@@ -41,6 +42,48 @@ def test_the_agent_of_a_run_loads(directory):
     assert earlier.step == 2 and not np.array_equal(
         *(jax.tree.leaves(a.params)[0] for a in (earlier, agent))
     )  # fmt: skip
+
+
+def test_a_run_from_before_learned_sources_loads(directory, tmp_path):
+    """Settings that a record and a checkpoint lack are those of the paper: N(0, I), velocities, all of the noise."""
+    old = tmp_path / "old"
+    shutil.copytree(directory, old)
+    settings = json.loads((old / "flags.json").read_text())
+    for name in ("source", "source_hidden_dims", "targets", "noise_scale"):
+        del settings["config"][name]
+    (old / "flags.json").write_text(json.dumps(settings))
+    folder = old / "checkpoints"
+    state = checkpoints.load(checkpoints.path_of(folder, 4))
+    del state["agent"]["hyper"]["noise_scale"]
+    checkpoints.path_of(folder, 4).unlink()
+    checkpoints.save(folder, 4, state)
+    observations = jnp.ones((3, settings["observation_dim"]))
+    agents = [load_run(place)[0] for place in (directory, old)]
+    actions = [agent.sample_actions(observations, jax.random.PRNGKey(0)) for agent in agents]
+    np.testing.assert_array_equal(*actions)
+
+
+def test_a_base_with_a_source_needs_an_agent_with_it(pointmaze, tmp_path):
+    """--start_from brings flow and source; an agent that starts elsewhere, or learns other steps, is refused."""
+    flags = (f"--env_name={POINTMAZE}", f"--dataset={pointmaze}", "--offline_steps=2", "--agent.source_hidden_dims=6")
+    action, shortcut = "--agent.source=action", "--agent.targets=shortcut"
+    run_main(*BC, *flags, f"--save_dir={tmp_path / 'bc'}", action)
+    (base,) = run_dirs(tmp_path / "bc")
+    refusals = {
+        ("--agent.source=standard",): "source = action, the agent standard",
+        (action, "--agent.source_hidden_dims=7"): "source_hidden_dims",
+        (action, shortcut): "targets = velocity, the agent shortcut",
+    }
+    for own, message in refusals.items():
+        assert message in refused(*OTQL, *flags, f"--save_dir={tmp_path / 'no'}", f"--start_from={base}", *own)
+    run_main(
+        *OTQL, *flags, f"--save_dir={tmp_path / 'otql'}", f"--start_from={base}", action, "--agent.lr=1e-30",
+        "--agent.flow_tau=0",
+    )  # fmt: skip
+    (trained,) = run_dirs(tmp_path / "otql")
+    expected, found = load_run(base)[0].targets, load_run(trained)[0].targets
+    for name in ("flow", "source"):
+        jax.tree.map(np.testing.assert_array_equal, found[name], expected[name])
 
 
 def test_what_cannot_be_loaded(directory, tmp_path):

@@ -133,6 +133,21 @@ def test_base_is_trained_once_and_shared(short):
     assert_same_tree(rows["fql"], rows["qam"])
 
 
+def test_a_shortcut_agent_gets_a_shortcut_base(fork, tmp_path):
+    """The base that an agent trains for itself learns the same steps, and the agent's source begins at N(0, I)."""
+    flags = (*SHORT, *fork, "--agent.targets=shortcut", "--agent.source=action", "--agent.lr=1e-30")
+    run_online(*flags, "--agent=agents/otql.py")
+    base, own = sorted(run_dirs(tmp_path))
+    assert (base.parent.name, own.parent.name) == ("bc", "otql")
+    states = [checkpoints.load_latest(directory / "checkpoints")[1]["agent"] for directory in (base, own)]
+    assert_same_tree(states[0]["targets"]["flow"], states[1]["targets"]["flow"])
+    assert "source" not in states[0]["params"] and "source" in states[1]["params"]
+    agent = load_run(own)[0]
+    mean, deviation = agent.source(jnp.ones((3, load_run(own)[1]["observation_dim"])))
+    np.testing.assert_allclose(mean, 0, atol=1e-6)
+    np.testing.assert_allclose(deviation, 1, rtol=1e-5)
+
+
 def test_one_step_policy_is_distilled_from_the_base(base, demonstrations):
     """Distilling brings μ(s, z) to the base's samples from the same noise, and touches nothing else."""
     module = load_agent("agents/fql.py")

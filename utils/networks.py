@@ -1,5 +1,6 @@
 """Networks: MLP, critic ensemble and flow vector field (paper §D.1, Table 3), and those of the baselines."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,6 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from utils.arrays import Scalar
 
+SOURCE_FLOOR = 0.05  # Deviation; a component that never varies would otherwise send the likelihood to infinity.
+SOURCE_BIAS = math.log(math.expm1(1.0 - SOURCE_FLOOR))  # softplus(SOURCE_BIAS) = 1 − SOURCE_FLOOR.
+
 
 class MLP(nn.Module):
     """Dense → GELU (→ LayerNorm) per hidden layer, then a linear output layer.
@@ -18,11 +22,13 @@ class MLP(nn.Module):
         hidden_dims: widths of the hidden layers.
         output_dim: width of the output.
         layer_norm: True to normalise after each activation, as critics do and actors do not.
+        output_init: initialiser of the output layer's kernel.
     """
 
     hidden_dims: Sequence[int]
     output_dim: int
     layer_norm: bool = False
+    output_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b {self.output_dim}"]:
@@ -31,7 +37,7 @@ class MLP(nn.Module):
             x = nn.gelu(nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(x))
             if self.layer_norm:
                 x = nn.LayerNorm()(x)
-        return nn.Dense(self.output_dim, kernel_init=nn.initializers.xavier_uniform())(x)
+        return nn.Dense(self.output_dim, kernel_init=self.output_init)(x)
 
 
 class CriticEnsemble(nn.Module):
@@ -53,17 +59,40 @@ class CriticEnsemble(nn.Module):
 
 
 class VectorField(nn.Module):
-    """Flow velocity v(s, x, t); time enters as a raw scalar."""
+    """Flow velocity v(s, x, t), or v(s, x, t, h) of a step h if `step_input`; t and h enter as raw scalars."""
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+    step_input: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        observations: Float[Array, "*b o"],
+        x: Float[Array, "*b d"],
+        t: Float[Array, "*b 1"],
+        h: Float[Array, "*b 1"] | None = None,
+    ) -> Float[Array, "*b d"]:
+        """Maps observations, points x, times t and, if `step_input`, sizes h of the step to velocities."""
+        inputs = [observations, x, t]
+        if self.step_input:
+            assert h is not None
+            inputs.append(h)
+        return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate(inputs, axis=-1))
+
+
+class GaussianSource(nn.Module):
+    """Source of a flow at a state, N(m(s), diag σ(s)²); N(0, I) when it is initialised."""
 
     hidden_dims: Sequence[int]
     action_dim: int
 
     @nn.compact
-    def __call__(
-        self, observations: Float[Array, "*b o"], x: Float[Array, "*b d"], t: Float[Array, "*b 1"]
-    ) -> Float[Array, "*b d"]:
-        """Maps observations, points x and times t to velocities."""
-        return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([observations, x, t], axis=-1))
+    def __call__(self, observations: Float[Array, "*b o"]) -> tuple[Float[Array, "*b d"], Float[Array, "*b d"]]:
+        """Maps observations to mean and deviation; the deviation stays above SOURCE_FLOOR."""
+        outputs = MLP(self.hidden_dims, 2 * self.action_dim, output_init=nn.initializers.zeros)(observations)
+        mean, raw = jnp.split(outputs, 2, axis=-1)
+        return mean, SOURCE_FLOOR + jax.nn.softplus(raw + SOURCE_BIAS)
 
 
 class StateValue(nn.Module):

@@ -12,15 +12,14 @@ from agents import AGENTS, base, cgql
 from utils.errors import UserError
 from utils.run.acting_settings import acting_settings, with_settings
 
-FLOW = {"flow_steps", "best_of_n"}
+FLOW = {"flow_steps", "best_of_n", "noise_scale"}
 ACTING = dict.fromkeys(AGENTS, FLOW) | {
-    "bc": {"flow_steps"},  # It has no critic to rank by.
+    "bc": FLOW - {"best_of_n"},  # It has no critic to rank by.
     "cgql": FLOW | {"guidance_coef", "inv_temp"},
-    "dsrl": FLOW | {"noise_scale"},
     "fedit": FLOW | {"edit_scale"},
-    "fql": {"best_of_n"},  # One-step policies act.
+    "fql": FLOW - {"flow_steps"},  # One-step policies act.
     "qam_e": FLOW | {"edit_scale"},
-    "qam_f": {"best_of_n"},
+    "qam_f": FLOW - {"flow_steps"},
     "qsm": FLOW | {"sampler"},
 }
 

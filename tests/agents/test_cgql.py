@@ -71,7 +71,7 @@ def test_unguided_samples_are_those_of_bc(changes):
 
 def test_settings_are_published():
     """The flow that acts is a Polyak copy; τ is 10, and ω 0.1 but for three domains."""
-    assert cgql.Agent.TARGETS == {"critic": "tau", "flow": "flow_tau"}
+    assert cgql.Agent.TARGETS is base.Agent.TARGETS and base.Agent.TARGETS["flow"] == "flow_tau"
     assert cgql.get_config().flow_tau == cgql.get_config().tau == 0.005
     domains = {domain: own for domain, own in cgql.PRESETS.items() if "inv_temp" in own}
     assert {own["inv_temp"] for own in domains.values()} == {10.0}

@@ -10,7 +10,7 @@ import pytest
 from loss_checks import check_loss_and_gradient, flow_error, flow_sample, loss_and_gradient, one_step, td_loss
 from numpy_networks import as_float64, critic, make_agent, make_batch, mlp, velocity
 
-from agents import qam, qam_e, qam_f
+from agents import base, qam, qam_e, qam_f
 from utils.errors import UserError
 
 BATCH = make_batch()
@@ -168,7 +168,7 @@ def test_variants_have_the_networks_that_they_use():
         assert agent.nfe == evaluations
     with pytest.raises(UserError, match="exclude"):
         make_agent(qam, BATCH, fql_alpha=1.0, edit_scale=0.1)
-    assert qam.Agent.TARGETS == {"critic": "tau", "flow": "flow_tau", "slow": "tau"}
+    assert qam.Agent.TARGETS == base.Agent.TARGETS | {"slow": "tau"}
 
 
 def test_the_two_flows_start_apart():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from utils.flow import euler, flow_matching_loss
+from utils.flow import euler, flow_matching_loss, shortcut_loss
 
 
 @pytest.mark.check
@@ -79,3 +79,62 @@ def test_weight_zero_leaves_no_gradient():
 
     gradient = jax.grad(loss)(jnp.zeros((3, 2)))
     assert np.array_equal(np.asarray(gradient) == 0, np.asarray(weights) == 0)
+
+
+@pytest.mark.check
+def test_shortcut_loss_equals_numpy():
+    """A quarter of the rows learns a step h from two averaged half steps; the rest a − z at the smallest step."""
+    rng, size = np.random.default_rng(1), 4000
+    noise, actions = rng.normal(size=(2, size, 3)).astype(np.float32)
+    weights, seen = rng.integers(0, 3, (size, 3)).astype(np.float32), {}
+
+    def velocity(x, t, h):
+        seen.update(x=np.asarray(x), t=np.asarray(t), h=np.asarray(h))
+        return 2 * x - t + h
+
+    def average(x, t, h):
+        assert x.shape == (size // 4, 3)
+        return jnp.sin(x) + 3 * t - 2 * h
+
+    loss = shortcut_loss(velocity, average, jax.random.key(0), *map(jnp.asarray, (noise, actions, weights)))
+    x, t, h = seen["x"], seen["t"], seen["h"]
+    np.testing.assert_allclose(x, t * actions + (1 - t) * noise, atol=1e-6)
+    rows = np.arange(size) < size // 4
+    assert np.all(h[~rows] == 0.125)
+    values, counts = np.unique(h[rows], return_counts=True)
+    np.testing.assert_array_equal(values, [0.25, 0.5, 1.0])
+    assert np.abs(counts / 1000 - 1 / 3).max() < 0.05
+    for span in values:  # Starts of whole steps, all about as often.
+        starts, counts = np.unique(t[rows][h[rows] == span], return_counts=True)
+        np.testing.assert_array_equal(starts, np.arange(0, 1, span))
+        assert counts.min() > 0.7 * counts.max()
+    first = np.sin(x) + 3 * t - h
+    second = np.sin(x + h / 2 * first) + 3 * (t + h / 2) - h
+    target = np.where(rows[:, None], (first + second) / 2, actions - noise)
+    np.testing.assert_allclose(loss, np.mean(weights * (2 * x - t + h - target) ** 2), rtol=1e-5)
+
+
+def test_shortcut_targets_have_no_gradient():
+    """The averaged flow is a target, even where it is the trained flow itself."""
+    noise, actions = jax.random.normal(jax.random.key(0), (2, 8, 2))
+
+    def gradient(of_target):
+        def loss(offset):
+            average = (lambda x, t, h: x + offset) if of_target else (lambda x, t, h: x)
+            return shortcut_loss(lambda x, t, h: x + offset, average, jax.random.key(1), noise, actions, jnp.ones(8))
+
+        return jax.grad(loss)(0.0)
+
+    np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-6)
+
+
+def test_a_straight_flow_has_no_shortcut_error():
+    """Where v is a − z at every point and step, flow matching and self-consistency agree."""
+    noise, action = jax.random.normal(jax.random.key(0), (64, 2)), jnp.float32([0.3, -0.2])
+
+    def velocity(x, t, h):
+        return (action - x) / jnp.maximum(1 - t, 1e-6)
+
+    actions = jnp.tile(action, (64, 1))
+    loss = shortcut_loss(velocity, lambda x, t, h: velocity(x, t, h), jax.random.key(1), noise, actions, jnp.ones(64))
+    assert loss < 1e-6

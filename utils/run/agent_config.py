@@ -133,6 +133,8 @@ def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.Con
         if field in config and config[field] not in choices:
             hint = did_you_mean(str(config[field]), choices, f"--agent.{field}={{}}")
             raise UserError(f"--agent.{field}={config[field]}: use one of {', '.join(choices)} {whose}{hint}")
+    if config.get("source") == "noise" and config.get("coupling") != "ot":
+        raise UserError(f"--agent.source=noise: the noise of independent pairs is N(0, I) at every state {whose}")
 
 
 def _integers(value: Any) -> list[int]:
@@ -145,6 +147,8 @@ NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold", "inv_temp", "fql_alpha", "ed
 CHOICES = {
     "window_rule": ("pad", "drop"),
     "coupling": ("ot", "independent"),
+    "source": ("standard", "noise", "action"),
+    "targets": ("velocity", "shortcut"),
     "source_conditions": ("iid", "systematic", "resampled", "weighted"),
     "sampler": ("estimate", "ddpm"),
     "encoder": tuple(ENCODERS),

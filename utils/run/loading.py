@@ -41,12 +41,17 @@ def load_base(directory: Path, config: Any, chunk_dim: int, observation: Any) ->
     }
     if wanted["image_shape"]:
         wanted["encoder"] = config.encoder
-    had = settings["config"] | {key: settings.get(key) for key in ("chunk_dim", "observation_dim", "image_shape")}
+    wanted["targets"] = config.get("targets", "velocity")
+    if "source" in base.targets:  # Without one the base starts from N(0, I), where the agent's own source begins.
+        wanted["source"] = config.get("source", "standard")
+        wanted["source_hidden_dims"] = tuple(config.get("source_hidden_dims", ()))
+    had = {"targets": "velocity"} | settings["config"]
+    had |= {key: settings.get(key) for key in ("chunk_dim", "observation_dim", "image_shape")}
     for key, value in wanted.items():
         own = tuple(had[key]) if isinstance(value, tuple) else had[key]
         if own != value:
             raise UserError(f"the base in {directory} has {key} = {own}, the agent {value}; they must be equal")
-    crc = checksum(jax.tree.leaves(jax.device_get(base.acting_flow)))
+    crc = checksum(jax.tree.leaves(jax.device_get((base.acting_flow, base.targets.get("source")))))
     return base, {"agent": settings["agent"], "step": step, "nfe": int(base.nfe), "checksum": crc}
 
 
@@ -68,7 +73,7 @@ def warm_start(agents: Any, directory: Path, observation: Any) -> tuple[Any, dic
     other, origin = load_base(directory, agents.config, agents.config.action_dim, observation)
     count = len(agents.step)
     if other.config.algorithm != agents.config.algorithm:
-        return agents.with_flow(tree_stack([other.acting_flow] * count)), origin
+        return agents.with_flow(*tree_stack([(other.acting_flow, other.targets.get("source"))] * count)), origin
     learnt = {name: getattr(other, name) for name in ("params", "targets", "opt_state")}
     own = {name: getattr(tree_slice(agents, 0), name) for name in learnt}
     if jax.tree.map(lambda x: x.shape, learnt) != jax.tree.map(lambda x: x.shape, own):

@@ -56,8 +56,8 @@ def post_train(
         updates = UpdateLoop(runs.keys(), "device")
         updates.set_data(dataset.at(0))
         if not saved:
-            agents = distill(state.agents.with_flow(bases.acting_flow), updates, config.distill_steps)
-            state = TrainState(0, agents)
+            agents = state.agents.with_flow(bases.acting_flow, bases.targets.get("source"))
+            state = TrainState(0, distill(agents, updates, config.distill_steps))
         guard = stack.enter_context(PreemptionGuard())
         make, steps = env_maker(config), config.rollout_steps
         own = saved if state.step > 0 else ()
@@ -120,13 +120,20 @@ def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, 
         log_interval=-(-config.base_steps // 20),
         video_episodes=config.video_episodes,
         horizon_length=agent_config.horizon_length,
-        overrides={name: agent_config[name] for name in ("actor_hidden_dims", "encoder")},
+        overrides=flow_overrides(agent_config),
         command=config.command,
     )
     print("base: python main.py", " ".join(base.flag_list()), flush=True)
     with exclusive_lock(directory.with_name(f".{directory.name}.lock")):
         train(base)
     return directory
+
+
+def flow_overrides(agent_config: Any) -> dict[str, Any]:
+    """Returns the settings that a base must share with the agent that starts from its flow."""
+    shortcut = agent_config.get("targets") == "shortcut"
+    shared = {name: agent_config[name] for name in ("actor_hidden_dims", "encoder")}
+    return shared | ({"targets": "shortcut"} if shortcut else {})
 
 
 def distill(agents: Any, updates: UpdateLoop, num_updates: int) -> Any:
