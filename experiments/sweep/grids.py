@@ -61,6 +61,14 @@ CPU = ("--preset=cpu", "--eval_interval=6000", "--eval_episodes=25", "--log_inte
 ONLINE = ("--utd_ratio=2", "--eval_interval=2000")
 # Noisy demonstrations, so that the base policy fails at times from every initial state.
 NOISY = ("--base_group=laptop_microwave", "--demonstrations=10", "--expert_noise=8", *ONLINE)
+INDEPENDENT, ACTION, SHORTCUT = ("--agent.coupling=independent",), "--agent.source=action", "--agent.targets=shortcut"
+SOURCE_TASKS = (
+    "scene-play-singletask-task1-v0",
+    "cube-single-play-singletask-task2-v0",
+    "scene-play-singletask-task2-v0",
+    "pointmaze-medium-navigate-singletask-task1-v0",
+)
+SOURCE_FLAGS = ("--offline_steps=9000", *COLLECTED, *CPU, "--eval_interval=3000", "--save_interval=3000")
 
 GRIDS: dict[str, Grid] = {
     # Ten methods, 40 tasks; 12 seeds as in QAM's released data.
@@ -115,6 +123,30 @@ GRIDS: dict[str, Grid] = {
         ("scene-play-singletask-task1-v0",),
         seeds=3,
         flags=("--offline_steps=30000", *COLLECTED, *CPU),
+    ),
+    # docs/results/coupling_protocol.md.
+    "source": Grid(
+        ("otql",),
+        SOURCE_TASKS,
+        seeds=5,
+        flags=SOURCE_FLAGS,
+        settings={
+            "independent": INDEPENDENT,
+            "plan": (),
+            "action": (*INDEPENDENT, ACTION),
+            "action_plan": ("--agent.epsilon=0.1", ACTION),
+            "plan_noise": ("--agent.epsilon=0.1", "--agent.source=noise"),
+            "plan2": ("--agent.epsilon=2",),
+            "shortcut": (*INDEPENDENT, SHORTCUT),
+            "action_shortcut": (*INDEPENDENT, ACTION, SHORTCUT),
+        },
+    ),
+    "source_baselines": Grid(
+        ("qc", "bc", "ewfm"),
+        SOURCE_TASKS,
+        seeds=5,
+        flags=(*SOURCE_FLAGS, "--agent.flow_steps=2"),
+        settings={"standard": (), "action": (ACTION,)},
     ),
     "laptop_others": Grid(
         ("ewfm", "qc", "qam_f", "qam_e", "fawac", "fedit", "cgql", "qsm"),
