@@ -1,6 +1,6 @@
 """Algorithms, one file each; `base` has what they share, `presets` the published settings, `losses` shared losses."""
 
 AGENTS = (
-    *("bc", "cgql", "dsrl", "ewfm", "fawac", "fedit", "fql", "ifql"),
+    *("bc", "cgql", "dsrl", "ewfm", "fawac", "fedit", "fql", "gfp", "ifql"),
     *("otql", "qam", "qam_e", "qam_f", "qc", "qsm"),
 )

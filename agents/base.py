@@ -338,7 +338,10 @@ class Agent(flax.struct.PyTreeNode):
 
     def pessimistic_q(self, observations: Observations, actions: Float[Array, "*b d"]) -> Float[Array, "*b"]:
         """Returns mean_k Q̄_k(s, a) − ρ std_k Q̄_k(s, a) of the target critics, with the population deviation."""
-        qs = self.apply("critic", observations, actions, params=self.targets["critic"])
+        return self.pessimistic(self.apply("critic", observations, actions, params=self.targets["critic"]))
+
+    def pessimistic(self, qs: Float[Array, " K *b"]) -> Float[Array, "*b"]:
+        """Returns mean − ρ std over an ensemble."""
         return qs.mean(axis=0) - self.hyper["rho"] * qs.std(axis=0)
 
     def flow_actions(
@@ -354,8 +357,8 @@ class Agent(flax.struct.PyTreeNode):
 
     @property
     def nfe(self) -> int:
-        """Returns the number of network evaluations for one candidate action: those of the flow and its source."""
-        return self.config.flow_steps + ("source" in self.params)
+        """Returns the number of network evaluations for one candidate action, that of a learned source not counted."""
+        return self.config.flow_steps
 
     def start_noise(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:
         """Draws noise from `source`, its deviation times `noise_scale`, for the policy to start from."""

@@ -36,7 +36,7 @@ class OneStepMixin(base.Agent):
         self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray, alpha: Scalar
     ) -> tuple[Scalar, base.Info]:
         """Returns α · mean (μ_ω(s, z) − b)² − mean Q_φ(s, clip μ_ω(s, z)), and scalars to log."""
-        distill_loss, actions = self.distillation(params, batch, key)
+        distill_loss, actions, _ = self.distillation(params, batch, key)
         # At the critic's own parameters, not `params`: the gradient reaches the one-step policy alone.
         q = self.apply("critic", batch["observations"], jnp.clip(actions, -1.0, 1.0)).mean(axis=0)
         info = {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
@@ -44,16 +44,16 @@ class OneStepMixin(base.Agent):
 
     def distillation(
         self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray
-    ) -> tuple[Scalar, Float[Array, "m d"]]:
-        """Returns the mean of (μ_ω(s, z) − clip Euler(v̄, s, z))², z ~ N(0, I), and μ_ω(s, z)."""
+    ) -> tuple[Scalar, Float[Array, "m d"], Float[Array, "m d"]]:
+        """Returns the mean of (μ_ω(s, z) − b)², z ~ N(0, I), μ_ω(s, z), and b = clip Euler(v̄, s, z)."""
         noise = jax.random.normal(key, batch["actions"].shape)
         actions = self.apply("one_step", batch["observations"], noise, params=params["one_step"])
-        errors = jnp.square(actions - self.flow_actions(batch["observations"], noise))
-        return jnp.mean(batch["valid"][:, None] * errors), actions
+        samples = self.flow_actions(batch["observations"], noise)
+        return jnp.mean(batch["valid"][:, None] * jnp.square(actions - samples)), actions, samples
 
     def distill_loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Returns the distance of the one-step policy to its flow, and scalars to log."""
-        loss, _ = self.distillation(params, batch, key)
+        loss, *_ = self.distillation(params, batch, key)
         return loss, {"one_step/distill_loss": loss}
 
     def one_step_actions(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b d"]:

@@ -16,7 +16,23 @@ from utils.coupling import principal_components
 from utils.data import batches
 from utils.observations import Observation
 
-ALL = ["bc", "cgql", "dsrl", "ewfm", "fawac", "fedit", "fql", "ifql", "otql", "qam", "qam_e", "qam_f", "qc", "qsm"]
+ALL = [
+    "bc",
+    "cgql",
+    "dsrl",
+    "ewfm",
+    "fawac",
+    "fedit",
+    "fql",
+    "gfp",
+    "ifql",
+    "otql",
+    "qam",
+    "qam_e",
+    "qam_f",
+    "qc",
+    "qsm",
+]
 
 
 class Linear(nn.Module):

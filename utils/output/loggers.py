@@ -135,12 +135,14 @@ class ProgressBar:
         initial: updates done before the run was resumed, which the rate does not count.
         description: text before the bar.
         unit: of progress.
+        show: False to show nothing.
     """
 
-    def __init__(self, total: int, initial: int = 0, description: str = "", unit: str = " updates"):
+    def __init__(self, total: int, initial: int = 0, description: str = "", unit: str = " updates", show: bool = True):
         terminal = sys.stderr.isatty()
         interval = 0.5 if terminal else 30.0
         self._bar = tqdm(
+            disable=not show,
             total=total,
             initial=initial,
             desc=f"{description}: " if description else None,

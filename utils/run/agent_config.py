@@ -143,12 +143,14 @@ def _integers(value: Any) -> list[int]:
 
 
 POSITIVE = ("lr", "epsilon", "w_max", "noise_scale")
-NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold", "inv_temp", "fql_alpha", "edit_scale", "guidance_coef")
+NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold", "inv_temp", "fql_alpha", "edit_scale", "guidance_coef", "eta")
 CHOICES = {
     "window_rule": ("pad", "drop"),
     "coupling": ("ot", "independent"),
     "source": ("standard", "noise", "action"),
     "targets": ("velocity", "shortcut"),
+    "target_actions": ("policy", "both"),
+    "reference": ("policy", "min"),
     "source_conditions": ("iid", "systematic", "resampled", "weighted"),
     "sampler": ("estimate", "ddpm"),
     "encoder": tuple(ENCODERS),

@@ -78,6 +78,7 @@ class CommonConfig:
     wandb_entity: str | None = setting(None, "User or team in Weights & Biases; default: your own.")
     wandb_tags: str = setting("", "Tags in Weights & Biases, separated by commas.")
     wandb_name: str | None = setting(None, "Name in Weights & Biases; of several runs, each appends its own.")
+    progress: bool = setting(True, "Progress bars of training and evaluations.")
     tensorboard: bool = setting(False, "Also log to <run>/tensorboard, for TensorBoard.")
     horizon_length: int | None = setting(None, "Actions in a chunk; default: the preset's.", min=1)
     sparse: bool | None = setting(None, "Rewards -1 until solved, then 0; default: the preset's.")

@@ -161,7 +161,8 @@ class EvaluationQueue:
         """Returns the evaluator's result for each entry, None where actions are not finite."""
         results: list[Result | None] = []
         episodes = self._runs.eval_episodes
-        with ProgressBar(episodes * len(entries), description="evaluation", unit=" episodes") as bar:
+        show = self._runs.config.progress
+        with ProgressBar(episodes * len(entries), description="evaluation", unit=" episodes", show=show) as bar:
             for index, agents, own in entries:
                 spec = self._runs.active[index].spec
                 policy, seed = evaluation_policy(spec.seed, agents, own, step)

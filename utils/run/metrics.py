@@ -41,7 +41,7 @@ class MetricLoggers:
         self._wandb = [self._open_wandb(run) for run in runs.active]
         active = runs.active if runs.config.tensorboard else ()
         self._tensorboard = [TensorboardLogger(run.path / "tensorboard", step) for run in active]
-        self._bar = ProgressBar(runs.config.total_steps, initial=step)
+        self._bar = ProgressBar(runs.config.total_steps, initial=step, show=runs.config.progress)
         self._warned: set[int] = set()
         self._seconds, self._updates = 0.0, 0
 

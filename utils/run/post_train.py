@@ -57,7 +57,7 @@ def post_train(
         updates.set_data(dataset.at(0))
         if not saved:
             agents = state.agents.with_flow(bases.acting_flow, bases.targets.get("source"))
-            state = TrainState(0, distill(agents, updates, config.distill_steps))
+            state = TrainState(0, distill(agents, updates, config.distill_steps, config.progress))
         guard = stack.enter_context(PreemptionGuard())
         make, steps = env_maker(config), config.rollout_steps
         own = saved if state.step > 0 else ()
@@ -119,6 +119,7 @@ def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, 
         save_interval=quarter,
         log_interval=-(-config.base_steps // 20),
         video_episodes=config.video_episodes,
+        progress=config.progress,
         horizon_length=agent_config.horizon_length,
         overrides=flow_overrides(agent_config),
         command=config.command,
@@ -136,7 +137,7 @@ def flow_overrides(agent_config: Any) -> dict[str, Any]:
     return shared | ({"targets": "shortcut"} if shortcut else {})
 
 
-def distill(agents: Any, updates: UpdateLoop, num_updates: int) -> Any:
+def distill(agents: Any, updates: UpdateLoop, num_updates: int, progress: bool = True) -> Any:
     """Returns stacked agents whose one-step policies, if they have any, are fitted to their flow.
 
     Raises:
@@ -149,7 +150,7 @@ def distill(agents: Any, updates: UpdateLoop, num_updates: int) -> Any:
     keys = jax.vmap(lambda key: stream_key(key, Stream.DISTILLATION))
     student = jax.tree.map(jnp.copy, agents)
     student, loop = student.replace(key=keys(student.key)), updates.with_keys(keys(updates.keys))
-    with ProgressBar(num_updates, description="distillation") as bar:
+    with ProgressBar(num_updates, description="distillation", show=progress) as bar:
         for step in range(0, num_updates, UPDATES_PER_CALL):
             count = min(UPDATES_PER_CALL, num_updates - step)
             student, info = loop.run(student, step, count, "distill")

@@ -80,3 +80,10 @@ def test_invalid_settings_are_errors_before_any_work(config, tmp_path):
     with pytest.raises(UserError, match="--eval_episodes=-1: it must be at least 0"):
         train(config(eval_episodes=-1))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bars_can_be_left_out(progress, config, capfd):
+    """Without them stderr stays empty; the run is the same."""
+    train(config(progress=progress))
+    assert ("updates/s" in capfd.readouterr().err) == progress
