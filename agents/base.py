@@ -372,10 +372,15 @@ class Agent(flax.struct.PyTreeNode):
     def candidates(
         self, observations: Observations, key: PRNGKeyArray, n: int
     ) -> tuple[Float[Array, " {n} *b o"] | Observation, Float[Array, " {n} *b d"]]:
-        """Returns n proposals for each observation: repeated observations (images are not repeated), and actions."""
-        states = jnp.broadcast_to(state_of(observations), (n, *observations.shape))
-        observations = observations._replace(state=states) if isinstance(observations, Observation) else states
+        """Returns n proposals for each observation: repeated observations, and actions."""
+        observations = self.broadcast(observations, n)
         return observations, self.propose(observations, key)
+
+    @staticmethod
+    def broadcast(observations: Observations, n: int) -> Float[Array, " {n} *b o"] | Observation:
+        """Returns observations with n repeated states; images are not repeated."""
+        states = jnp.broadcast_to(state_of(observations), (n, *observations.shape))
+        return observations._replace(state=states) if isinstance(observations, Observation) else states
 
     def rank(self, qs: Float[Array, " K *b"]) -> Float[Array, "*b"]:
         """Returns the score that best-of-N maximises: the mean of the online critics' values."""

@@ -87,8 +87,8 @@ def principal_components(features: Float[Array, "m f"], count: int) -> Float[Arr
 
 
 def solve_plan(
-    noise: Float[Array, "m d"],
-    source_conditions: Float[Array, "m c"],
+    noise: Float[Array, "n d"],
+    source_conditions: Float[Array, "n c"],
     actions: Float[Array, "m d"],
     conditions: Float[Array, "m c"],
     probs: Float[Array, " m"],
@@ -97,9 +97,9 @@ def solve_plan(
     epsilon: Number,
     max_iterations: int,
     threshold: Number,
-    source_probs: Float[Array, " m"] | None = None,
+    source_probs: Float[Array, " n"] | None = None,
     action_mask: Float[Array, "m d"] | None = None,
-) -> tuple[Float[Array, "m m"], Info]:
+) -> tuple[Float[Array, "n m"], Info]:
     """Computes the entropic OT plan for C_ij = ‖z_i − a_j‖² + α² ‖c̄_i − c_j‖² (paper Eqs. 2, 4).
 
     Args:

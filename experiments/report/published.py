@@ -20,6 +20,8 @@ NAMES = {
     "fawac": "FAWAC",
     "fedit": "FEdit",
     "fql": "FQL",
+    "gfp": "GFP",
+    "optiflow": "OptiFlow",
     "ifql": "IFQL",
     "otql": "OTQL",
     "qam": "QAM",

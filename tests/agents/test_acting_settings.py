@@ -17,7 +17,7 @@ ACTING = dict.fromkeys(AGENTS, FLOW) | {
     "bc": FLOW - {"best_of_n"},  # It has no critic to rank by.
     "cgql": FLOW | {"guidance_coef", "inv_temp"},
     "fedit": FLOW | {"edit_scale"},
-    **dict.fromkeys(("fql", "gfp"), FLOW - {"flow_steps"}),  # One-step policies act.
+    **dict.fromkeys(("fql", "gfp", "optiflow"), FLOW - {"flow_steps"}),  # One-step policies act.
     "qam_e": FLOW | {"edit_scale"},
     "qam_f": FLOW - {"flow_steps"},
     "qsm": FLOW | {"sampler"},
