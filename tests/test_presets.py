@@ -2,7 +2,26 @@
 
 import pytest
 
-from agents import base, bc, cgql, dsrl, ewfm, fawac, fedit, fql, gfp, ifql, optiflow, otql, qam, qam_e, qam_f, qc, qsm
+from agents import (
+    base,
+    bc,
+    cgql,
+    dsrl,
+    ewfm,
+    fawac,
+    fedit,
+    fql,
+    gfp,
+    ifql,
+    lps,
+    optiflow,
+    otql,
+    qam,
+    qam_e,
+    qam_f,
+    qc,
+    qsm,
+)
 from envs.tasks import TABLE1_TASKS, parse_task
 from utils.errors import UserError
 from utils.run.agent_config import resolve_config
@@ -30,7 +49,7 @@ TABLE_4 = {
     "puzzle-3x3": (0.4, 10.0, 5, 2),
 }
 
-MODULES = [otql, bc, ewfm, fql, gfp, optiflow, qc, qam, qam_f, qam_e, dsrl, ifql, fawac, fedit, cgql, qsm]
+MODULES = [otql, bc, ewfm, fql, gfp, lps, optiflow, qc, qam, qam_f, qam_e, dsrl, ifql, fawac, fedit, cgql, qsm]
 # QAM's experiments (arXiv 2601.14234): FQL α, QAM τ, QAM-F τ and α, DSRL, FEdit, FAWAC τ, IFQL κ, CGQL's
 # coefficient, QSM τ and α.
 BASELINES = {

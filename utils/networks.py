@@ -118,6 +118,20 @@ class OneStepPolicy(nn.Module):
         return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([observations, x], axis=-1))
 
 
+class LatentActor(nn.Module):
+    """Deterministic latent ζ(s) on the sphere of radius √d."""
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations: Float[Array, "*b o"]) -> Float[Array, "*b d"]:
+        """Maps observations to latents."""
+        outputs = MLP(self.hidden_dims, self.action_dim)(observations)
+        norm = jnp.sqrt(jnp.sum(jnp.square(outputs), axis=-1, keepdims=True) + 1e-12)  # Its slope at 0 is finite.
+        return outputs * jnp.sqrt(self.action_dim) / norm
+
+
 class TanhGaussian(nn.Module):
     """Gaussian squashed by tanh, π(u | s) or, if `conditioned`, π(u | s, x)."""
 

@@ -21,6 +21,7 @@ NAMES = {
     "fedit": "FEdit",
     "fql": "FQL",
     "gfp": "GFP",
+    "lps": "LPS",
     "optiflow": "OptiFlow",
     "ifql": "IFQL",
     "otql": "OTQL",
