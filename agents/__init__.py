@@ -2,5 +2,5 @@
 
 AGENTS = (
     *("bc", "cgql", "dsrl", "ewfm", "fawac", "fedit", "fql", "gfp", "ifql"),
-    *("lps", "optiflow", "otql", "qam", "qam_e", "qam_f", "qc", "qsm"),
+    *("lps", "meanflowql", "optiflow", "otql", "qam", "qam_e", "qam_f", "qc", "qsm"),
 )

@@ -14,6 +14,7 @@ from agents import (
     gfp,
     ifql,
     lps,
+    meanflowql,
     optiflow,
     otql,
     qam,
@@ -49,7 +50,26 @@ TABLE_4 = {
     "puzzle-3x3": (0.4, 10.0, 5, 2),
 }
 
-MODULES = [otql, bc, ewfm, fql, gfp, lps, optiflow, qc, qam, qam_f, qam_e, dsrl, ifql, fawac, fedit, cgql, qsm]
+MODULES = [
+    otql,
+    bc,
+    ewfm,
+    fql,
+    gfp,
+    lps,
+    meanflowql,
+    optiflow,
+    qc,
+    qam,
+    qam_f,
+    qam_e,
+    dsrl,
+    ifql,
+    fawac,
+    fedit,
+    cgql,
+    qsm,
+]
 # QAM's experiments (arXiv 2601.14234): FQL α, QAM τ, QAM-F τ and α, DSRL, FEdit, FAWAC τ, IFQL κ, CGQL's
 # coefficient, QSM τ and α.
 BASELINES = {

@@ -64,6 +64,7 @@ class VectorField(nn.Module):
     hidden_dims: Sequence[int]
     action_dim: int
     step_input: bool = False
+    output_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
     def __call__(
@@ -78,7 +79,7 @@ class VectorField(nn.Module):
         if self.step_input:
             assert h is not None
             inputs.append(h)
-        return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate(inputs, axis=-1))
+        return MLP(self.hidden_dims, self.action_dim, output_init=self.output_init)(jnp.concatenate(inputs, axis=-1))
 
 
 class GaussianSource(nn.Module):

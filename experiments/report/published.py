@@ -22,6 +22,7 @@ NAMES = {
     "fql": "FQL",
     "gfp": "GFP",
     "lps": "LPS",
+    "meanflowql": "MeanFlowQL",
     "optiflow": "OptiFlow",
     "ifql": "IFQL",
     "otql": "OTQL",

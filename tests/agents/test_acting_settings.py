@@ -18,6 +18,7 @@ ACTING = dict.fromkeys(AGENTS, FLOW) | {
     "cgql": FLOW | {"guidance_coef", "inv_temp"},
     "fedit": FLOW | {"edit_scale"},
     **dict.fromkeys(("fql", "gfp", "optiflow"), FLOW - {"flow_steps"}),  # One-step policies act.
+    "meanflowql": FLOW - {"flow_steps"},
     "lps": {"best_of_n"},  # One step from a latent that is not drawn.
     "qam_e": FLOW | {"edit_scale"},
     "qam_f": FLOW - {"flow_steps"},
