@@ -4,12 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.stats import trim_mean
+from jaxtyping import Int
 
 from experiments.report import published
 from experiments.report.groups import Group, show_steps
-from utils.output.intervals import Statistic, scalar_bootstrap
+from utils.output.intervals import Statistic, iqm, scalar_bootstrap
 
 NONE, SINGLE_TASKS = "–", " (single seeds)"
 
@@ -173,12 +172,7 @@ def _domain_scores(tasks: list[dict[str, Group]]) -> dict[str, Score]:
 
 def _over_tasks(ends: Int[np.ndarray, " cuts"]) -> Statistic:
     """Returns the mean over tasks of the mean over runs as a statistic; `ends` splits runs into tasks."""
-    return lambda samples: np.mean([part.mean(axis=1) for part in np.split(samples, ends, axis=1)], axis=0)
-
-
-def iqm(samples: Float[np.ndarray, "*b runs"]) -> Float[np.ndarray, "*b"]:
-    """Returns the interquartile mean over the last axis: a quarter is cut off at each end."""
-    return np.asarray(trim_mean(samples, 0.25, axis=-1))
+    return lambda samples: np.mean([part.mean(axis=-1) for part in np.split(samples, ends, axis=-1)], axis=0)
 
 
 def aggregate_table(groups: list[Group]) -> Table:

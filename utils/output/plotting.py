@@ -48,6 +48,150 @@ STYLE: "dict[RcKeyType, Any]" = {
 }
 
 
+# Method → colour and marker, the same in all figures; colours that are legible on white and on dark pages.
+METHODS = {
+    "OTQL": ("#0077BB", "o"),
+    "FQL": ("#D55E00", "s"),
+    "QC": ("#009E73", "^"),
+    "IFQL": ("#CC79A7", "D"),
+    "QAM": ("#AA3377", "v"),
+    "DSRL": ("#B8860B", "P"),
+    "EWFM": ("#7B61C9", "X"),
+    "CGQL": ("#1B9AAA", "<"),
+    "BC": ("#9C6B3F", ">"),
+    "FEdit": ("#C0392B", "d"),
+    "FAWAC": ("#6B8E23", "p"),
+    "QSM": ("#5D6DBE", "h"),
+    "QAM-E": ("#E0559A", "H"),
+    "QAM-F": ("#8A4FA0", "8"),
+}
+# Colours of other methods, which their names select.
+OTHERS = ("#4C8B2B", "#B5651D", "#3D7EA6", "#A8577E", "#7A7A00", "#5E8C8A", "#8F5BD0", "#C2554D")
+MARKERS = "os^DvPX<>"
+INK, GREY, GRID = "#262626", "#8c8c8c", "#e6e6e6"
+MOST = 6  # Coloured lines of a panel; all others are grey.
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure.
+
+    Attributes:
+        png: for white pages, with the caption below it.
+        svg: an <svg> element for HTML pages, transparent, without the caption; text is in the page's colour.
+        caption: what it shows, with the number of seeds and of episodes.
+    """
+
+    png: bytes
+    svg: str
+    caption: str
+
+
+def method_styles(methods: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns name → colour and marker of its lines, whatever other methods there are.
+
+    Variants of one method have neighbouring hues and markers of their own.
+
+    Args:
+        methods: name → its method, such as 'OTQL (lam=2)' → 'OTQL'.
+    """
+    styles = {}
+    for method in dict.fromkeys(methods.values()):
+        code = zlib.crc32(method.encode())
+        colour, marker = METHODS.get(method, (OTHERS[code % len(OTHERS)], MARKERS[code % len(MARKERS)]))
+        variants = [name for name, own in methods.items() if own == method]
+        hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
+        for place, name in zip(np.linspace(-1, 1, len(variants)), variants, strict=True):
+            if len(variants) > 1:
+                shade = colorsys.hls_to_rgb((hue + 0.16 * place) % 1, light + 0.1 * place, saturation)
+                colour, marker = to_hex(shade), MARKERS[variants.index(name) % len(MARKERS)]
+            styles[name] = {"color": colour, "marker": marker}
+    return styles
+
+
+def coloured(scores: Mapping[str, float]) -> set[str]:
+    """Returns the names of the lines that are coloured: those of OTQL first, then those of the highest scores."""
+    order = sorted(scores, key=lambda name: (not name.startswith("OTQL"), -np.nan_to_num(scores[name], nan=-np.inf)))
+    return set(order[:MOST])
+
+
+def grey_style(style: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the style of a line that is not among the coloured ones."""
+    return {**style, "color": GREY, "linewidth": 0.7, "zorder": 1.5, "markersize": 2}
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Writes the name of each line beside its end, as near to it as names do not overlap; call it last.
+
+    Args:
+        ends: name, last x and y, and colour of each line.
+    """
+    if not ends:
+        return
+    figure = axes.figure
+    figure.draw_without_rendering()  # type: ignore[union-attr]  # The layout, which determines the height.
+    gap = 8.4 / 72 * figure.dpi / axes.bbox.height
+    points = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for _, x, y, _ in ends]))
+    order = np.argsort(points[:, 1], kind="stable")
+    steps = gap * np.arange(len(ends))
+    # Least squares under 'at least a gap apart' is isotonic regression on heights less their steps.
+    heights = np.clip(isotonic_regression(points[order, 1] - steps).x, 0, max(1 - steps[-1], 0)) + steps
+    for index, height in zip(order, heights, strict=True):
+        name, x, y, colour = ends[index]
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(1.06, height),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=7,
+            verticalalignment="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
+        )
+
+
+def height_for(names: int) -> float:
+    """Returns the height in inches of a panel whose lines have this number of names at their ends."""
+    return max(2.4, 0.9 + names * 8.6 / 72)
+
+
+def render(figure: Figure, caption: str) -> Drawing:
+    """Renders a figure in both formats; the same figure gives the same bytes. Call it inside its `rc_context`."""
+    svg = to_svg(figure)
+    lines = textwrap.wrap(caption, int(19 * figure.get_figwidth()))
+    figure.set_figheight(figure.get_figheight() + 0.15 * len(lines))
+    figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, horizontalalignment="left", color="#555555")
+    return Drawing(to_png(figure), svg, caption)
+
+
+def to_svg(figure: Figure) -> str:
+    """Returns the figure as an <svg> element of an HTML page, in whose colours text, axes and grid are drawn."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Several figures of one page must not share identifiers.
+    prefix = f"f{zlib.crc32(svg.encode()):08x}-"
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'xmlns(:xlink)?="[^"]*" ?', "", svg).replace("xlink:href", "href")
+    svg = re.sub(rf"{INK}|#000000", "currentColor", svg).replace(GRID, f"var(--grid, {GRID})")
+    width = 96 * figure.get_figwidth()
+    return re.sub(r'<svg [^>]*?width="[\d.]+pt" height="[\d.]+pt"', f'<svg style="width: {width:.0f}px"', svg, count=1).replace("<svg style", "<svg style", 1)
+
+
+def counted(counts: Mapping[str, int], unit: str) -> str:
+    """Returns the usual count, and the names that have another: '3 seeds (1: QC, BC)'."""
+    usual, _ = Counter(counts.values()).most_common(1)[0]
+    rest: dict[int, list[str]] = {}
+    for name, count in counts.items():
+        if count != usual:
+            rest.setdefault(count, []).append(name)
+    text = f"{usual} {unit}{'' if usual == 1 else 's'}"
+    return text + (f" ({'; '.join(f'{count}: {", ".join(names)}' for count, names in sorted(rest.items()))})" if rest else "")
+
+
 def to_png(figure: Figure) -> bytes:
     """Returns the figure as PNG, the same bytes for the same figure; call it inside the figure's `rc_context`."""
     png = io.BytesIO()
