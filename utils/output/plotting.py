@@ -1,7 +1,13 @@
 """Figures: the common style, and learning curves from the CSV files of runs."""
 
+import colorsys
 import io
-from collections.abc import Sequence
+import re
+import textwrap
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter
@@ -20,11 +27,13 @@ from utils.system.files import atomic_write_bytes
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-# One column of a two-column paper at its final size, at a resolution for print.
+INK, GREY, GRID = "#262626", "#8c8c8c", "#e6e6e6"
+# At twice the resolution of a screen; the smallest text is legible at half the size.
 STYLE: "dict[RcKeyType, Any]" = {
     "figure.figsize": (3.3, 2.3),
-    "figure.dpi": 300,
-    "savefig.dpi": 300,
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "otql",
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -32,22 +41,21 @@ STYLE: "dict[RcKeyType, Any]" = {
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
     "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
+    "grid.color": GRID,
     "grid.linewidth": 0.5,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.2,
-    "lines.markersize": 2.5,
+    "lines.markersize": 3,
     # Okabe and Ito's colours, distinct for colour-blind readers.
     "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]),
 }
-
-
 # Method → colour and marker, the same in all figures; colours that are legible on white and on dark pages.
 METHODS = {
     "OTQL": ("#0077BB", "o"),
@@ -68,7 +76,6 @@ METHODS = {
 # Colours of other methods, which their names select.
 OTHERS = ("#4C8B2B", "#B5651D", "#3D7EA6", "#A8577E", "#7A7A00", "#5E8C8A", "#8F5BD0", "#C2554D")
 MARKERS = "os^DvPX<>"
-INK, GREY, GRID = "#262626", "#8c8c8c", "#e6e6e6"
 MOST = 6  # Coloured lines of a panel; all others are grey.
 
 
@@ -128,6 +135,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> Non
     """
     if not ends:
         return
+    from scipy.optimize import isotonic_regression  # Importing it takes most of a second.
+
     figure = axes.figure
     figure.draw_without_rendering()  # type: ignore[union-attr]  # The layout, which determines the height.
     gap = 8.4 / 72 * figure.dpi / axes.bbox.height
@@ -147,7 +156,14 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> Non
             fontsize=7,
             verticalalignment="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.4,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
         )
 
 
@@ -178,7 +194,9 @@ def to_svg(figure: Figure) -> str:
     svg = re.sub(r'xmlns(:xlink)?="[^"]*" ?', "", svg).replace("xlink:href", "href")
     svg = re.sub(rf"{INK}|#000000", "currentColor", svg).replace(GRID, f"var(--grid, {GRID})")
     width = 96 * figure.get_figwidth()
-    return re.sub(r'<svg [^>]*?width="[\d.]+pt" height="[\d.]+pt"', f'<svg style="width: {width:.0f}px"', svg, count=1).replace("<svg style", "<svg style", 1)
+    return re.sub(
+        r'<svg [^>]*?width="[\d.]+pt" height="[\d.]+pt"', f'<svg style="width: {width:.0f}px"', svg, count=1
+    ).replace("<svg style", "<svg style", 1)
 
 
 def counted(counts: Mapping[str, int], unit: str) -> str:
@@ -188,8 +206,8 @@ def counted(counts: Mapping[str, int], unit: str) -> str:
     for name, count in counts.items():
         if count != usual:
             rest.setdefault(count, []).append(name)
-    text = f"{usual} {unit}{'' if usual == 1 else 's'}"
-    return text + (f" ({'; '.join(f'{count}: {", ".join(names)}' for count, names in sorted(rest.items()))})" if rest else "")
+    others = "; ".join(f"{count}: {', '.join(names)}" for count, names in sorted(rest.items()))
+    return f"{usual} {unit}{'' if usual == 1 else 's'}" + (f" ({others})" if rest else "")
 
 
 def to_png(figure: Figure) -> bytes:
@@ -237,7 +255,7 @@ def learning_curve(
     Args:
         run_dirs: directories with an eval.csv (columns step, success_rate, return_mean, optionally episodes).
         path: file to write.
-        labels: names in the legend, which two or more runs get; default: the names of the directories.
+        labels: names at the lines' ends, which two or more runs get; default: the names of the directories.
         title: of the figure.
         online_from: step at which online training starts, to be marked.
 
@@ -249,25 +267,42 @@ def learning_curve(
     tables = [read_csv(run_dir / "eval.csv") for run_dir in run_dirs]
     success = any(np.isfinite(table.get("success_rate", np.nan)).any() for table in tables)
     column = "success_rate" if success else "return_mean"
+    styles = method_styles({label: label for label in labels})
+    bright = coloured({label: float(len(labels) - place) for place, label in enumerate(labels)})
     # Without pyplot, the caller's backend and figures stay untouched.
     with matplotlib.rc_context(STYLE):
-        figure = Figure(layout="constrained")
+        figure = Figure(figsize=(3.6, height_for(len(tables)) - 0.1), layout="constrained")
         axes = figure.add_subplot()
+        ends, episodes = [], set()
         for label, table in zip(labels, tables, strict=True):
             shown = np.isfinite(table.get(column, np.empty(0)))
             if not shown.any():
                 continue
             steps, values = table["step"][shown], table[column][shown]
+            counts = table.get("episodes", np.empty(0))[shown] if "episodes" in table else np.empty(0)
+            episodes |= set(counts[np.isfinite(counts)].astype(int).tolist())
+            style = styles[label] if label in bright else grey_style(styles[label])
+            if len(tables) == 1:
+                style = {"marker": "o"}
             # Not clipped, so that markers at 0 and 1 are drawn whole.
-            axes.plot(steps, values, marker="o", label=label, clip_on=False, zorder=3)
-            if success and len(tables) == 1 and "episodes" in table:
-                axes.fill_between(steps, *wilson_interval(values, table["episodes"][shown]), alpha=0.2, linewidth=0)
+            (line,) = axes.plot(steps, values, **{"label": label, "clip_on": False, "zorder": 3, **style})
+            ends.append((label, float(steps[-1]), float(values[-1]), str(line.get_color())))
+            if success and len(tables) == 1 and len(counts):
+                axes.fill_between(steps, *wilson_interval(values, counts), alpha=0.2, linewidth=0)
         if online_from:
             mark_online(axes, online_from)
         label_axes(axes, success, "Training steps")
         if title:
             axes.set_title(title)
-        if len(tables) > 1 and axes.lines:
-            axes.legend()
-        png = to_png(figure)
+        if len(tables) > 1:
+            label_ends(axes, ends)
+        png = render(figure, _caption(len(tables), sorted(episodes), bool(axes.collections))).png
     atomic_write_bytes(path, png)
+
+
+def _caption(runs: int, episodes: list[int], band: bool) -> str:
+    """Returns the caption of learning curves of single runs."""
+    parts = ["One run (one seed)" if runs == 1 else f"{runs} runs, one seed each"]
+    parts += [f"{' or '.join(map(str, episodes))} episodes per evaluation"] if episodes else []
+    parts += ["band: 95 % Wilson interval of the success rate over episodes"] if band else []
+    return "; ".join(parts) + "."
