@@ -63,7 +63,7 @@ def draw_curves(env_name: str, groups: list[Group], palette: Palette) -> Drawing
         the figure, or None without evaluations.
     """
     drawn = [group for group in groups if len(group.curve()[0]) and _only_length(group.apart)]
-    drawn.sort(key=lambda group: bool(group.apart))
+    drawn.sort(key=lambda group: (bool(group.apart), group.label not in palette.bright))
     if not drawn:
         return None
     # The compared groups, which come first, determine the metric.

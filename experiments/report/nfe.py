@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from experiments.report.curves import Palette
@@ -21,7 +21,6 @@ from utils.errors import UserError
 from utils.output.intervals import mean_over_runs, scalar_bootstrap, wilson_interval
 from utils.output.plotting import (
     GREY,
-    INK,
     MOST,
     STYLE,
     Drawing,
@@ -163,6 +162,8 @@ def draw_nfe(env_name: str, points: list[Point], palette: Palette) -> Drawing | 
     order = sorted(lines, key=lambda key: (key[0] not in palette.bright, not key[0].startswith("OTQL"), -best[key]))
     counts = sorted({point.best_of_n for point in points})
     markers = {count: MARKERS[min(index, len(MARKERS) - 1)] for index, count in enumerate(counts)}
+    # Points with the same NFE stand beside each other.
+    beside = {nfe: [key for key in order if nfe in {p.nfe for p in lines[key]}] for nfe in {p.nfe for p in points}}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, height_for(len(lines))), layout="constrained")
         axes = figure.add_subplot()
@@ -171,25 +172,22 @@ def draw_nfe(env_name: str, points: list[Point], palette: Palette) -> Drawing | 
         for index, key in enumerate(order):
             style = palette.style(key[0]) if index < MOST else grey_style(palette.style(key[0]))
             name = f"{key[0]}, N {key[1]}" if len(counts) > 1 else key[0]
-            # Points with the same NFE stand beside each other.
-            nudge = 1.025 ** (index - (len(order) - 1) / 2)
-            ends.append((name, *_draw_line(axes, lines[key], nudge, style | {"marker": markers[key[1]]})))
+            places = [(beside[p.nfe].index(key) - (len(beside[p.nfe]) - 1) / 2) for p in lines[key]]
+            nfes = [p.nfe * 1.03**place for p, place in zip(lines[key], places, strict=True)]
+            ends.append((name, *_draw_line(axes, nfes, lines[key], style | {"marker": markers[key[1]]})))
         label_axes(axes, True, "NFE: network evaluations per candidate")
-        ticks = sorted({point.nfe for point in points})
+        nfe_values = sorted(beside)
+        ticks = [nfe for nfe, before in zip(nfe_values, [0, *nfe_values], strict=False) if nfe >= 1.2 * before]
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+        axes.set_xlim(nfe_values[0] / 1.3, nfe_values[-1] * 1.3)
         axes.set_title(env_name)
-        if len(counts) > 1:
-            look: dict[str, Any] = {"color": INK, "linestyle": "", "markersize": 4}
-            axes.legend(handles=[Line2D([], [], marker=markers[n], label=f"N {n}", **look) for n in counts], loc="best")
         label_ends(axes, ends)
         return render(figure, _caption(points, len(lines)))
 
 
-def _draw_line(axes: Any, points: list[Point], nudge: float, style: dict[str, Any]) -> tuple[float, float, str]:
+def _draw_line(axes: Axes, nfes: list[float], points: list[Point], style: dict[str, Any]) -> tuple[float, float, str]:
     """Draws a method's points for one N, filled if `experiments.evaluate` measured them; returns end and colour."""
-    nfes = np.array([point.nfe for point in points]) * nudge
     means = np.array([point.scores.mean() for point in points])
     order, size = style["zorder"], 3 if style["color"] == GREY else 4.5
     axes.plot(nfes, means, color=style["color"], linewidth=style.get("linewidth", 1.2), zorder=order)
@@ -197,7 +195,7 @@ def _draw_line(axes: Any, points: list[Point], nudge: float, style: dict[str, An
         nfes, *np.array([point.interval for point in points]).T, color=style["color"], linewidth=0.8, zorder=order
     )
     for x, y, point in zip(nfes, means, points, strict=True):
-        fill = {"markerfacecolor": "none"} if point.training else {}
+        fill: dict[str, Any] = {"markerfacecolor": "none"} if point.training else {}
         axes.plot(
             x, y, style["marker"], color=style["color"], markersize=size, clip_on=False, zorder=order + 0.1, **fill
         )
@@ -206,11 +204,12 @@ def _draw_line(axes: Any, points: list[Point], nudge: float, style: dict[str, An
 
 def _caption(points: list[Point], lines: int) -> str:
     """Returns the caption of the figure."""
-    seeds = counted({f"{p.label}, NFE {p.nfe}, N {p.best_of_n}": len(p.scores) for p in points}, "seed")
+    names = {point.label for point in points}
+    seeds = counted({name: min(len(p.scores) for p in points if p.label == name) for name in sorted(names)}, "seed")
     episodes = span((point.episodes for point in points), "episode")
     parts = [
         f"Mean over {seeds}; {episodes} per point and seed; bars: 95 % bootstrap interval over seeds, for a "
-        "single seed Wilson's over episodes. N: candidates, of which the critic's best is executed."
+        "single seed Wilson's over episodes. N: candidates, of which the critic's best is executed (a marker each)."
     ]
     if any(point.training for point in points):
         parts.append("Open markers: evaluations in training; filled: python -m experiments.evaluate after it.")

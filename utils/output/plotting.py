@@ -159,7 +159,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> Non
             arrowprops={
                 "arrowstyle": "-",
                 "color": colour,
-                "linewidth": 0.4,
+                "linewidth": 0.6,
+                "linestyle": ":",
                 "shrinkA": 1,
                 "shrinkB": 3,
                 "relpos": (0, 0.5),
@@ -195,18 +196,18 @@ def to_svg(figure: Figure) -> str:
     svg = re.sub(rf"{INK}|#000000", "currentColor", svg).replace(GRID, f"var(--grid, {GRID})")
     width = 96 * figure.get_figwidth()
     return re.sub(
-        r'<svg [^>]*?width="[\d.]+pt" height="[\d.]+pt"', f'<svg style="width: {width:.0f}px"', svg, count=1
+        r'<svg [^>]*?width="[\d.]+pt" height="[\d.]+pt"', f'<svg style="--width: {width:.0f}px"', svg, count=1
     ).replace("<svg style", "<svg style", 1)
 
 
 def counted(counts: Mapping[str, int], unit: str) -> str:
-    """Returns the usual count, and the names that have another: '3 seeds (1: QC, BC)'."""
+    """Returns the usual count, and the names that have another: '3 seeds (1 for QC, BC)'."""
     usual, _ = Counter(counts.values()).most_common(1)[0]
     rest: dict[int, list[str]] = {}
     for name, count in counts.items():
         if count != usual:
             rest.setdefault(count, []).append(name)
-    others = "; ".join(f"{count}: {', '.join(names)}" for count, names in sorted(rest.items()))
+    others = "; ".join(f"{count} for {', '.join(names)}" for count, names in sorted(rest.items()))
     return f"{usual} {unit}{'' if usual == 1 else 's'}" + (f" ({others})" if rest else "")
 
 
