@@ -221,9 +221,9 @@ def _draw_scores(
     colour = SCORES[index % len(SCORES)]
     # No interval where there is a single seed, whose spread is unknown.
     axes.errorbar(places, means, np.abs(ends.T - means), marker="o", capsize=2, linestyle=style, color=colour, zorder=3)
-    dots: dict[str, Any] = {"color": colour, "markersize": 4, "markeredgewidth": 0, "alpha": 0.5}
+    dots: dict[str, Any] = {"color": colour, "markersize": 2.5, "markeredgewidth": 0.6, "markerfacecolor": "none"}
     for place, point in zip(places, points, strict=True):
-        axes.plot([place] * len(point.group.scores), point.group.scores, ".", clip_on=False, **dots)
+        axes.plot([place + 0.12] * len(point.group.scores), point.group.scores, "o", clip_on=False, **dots)
     return " ".join(map(show, points[0].values[:-1])), float(places[-1]), float(means[-1]), colour
 
 
@@ -233,7 +233,7 @@ def _caption(points: Sequence[Point]) -> str:
     seeds = counted({" ".join(map(show, point.values)): len(point.group.runs) for point in points}, "seed")
     task = f"OTQL on {groups[0].env_name}. "
     bars = "" if all(len(group.runs) == 1 for group in groups) else " Bars: 95 % bootstrap interval over seeds."
-    return f"{task}Means over {seeds}, {episodes_of(groups)} per evaluation.{bars} Dots: seeds."
+    return f"{task}Means over {seeds}, {episodes_of(groups)} per evaluation.{bars} Open circles: seeds."
 
 
 def report(study: str, scale: str, directories: list[Path], output: Path) -> None:

@@ -23,7 +23,7 @@ class Aggregate:
     """The scores over which methods are aggregated.
 
     Attributes:
-        tasks: those that all compared methods have, with success rates.
+        tasks: those that all compared methods with success rates have.
         groups: method → its groups, one a task; empty without such tasks.
     """
 
@@ -33,12 +33,9 @@ class Aggregate:
     @classmethod
     def of(cls, groups: list[Group]) -> "Aggregate":
         """Returns the aggregate of the groups that are compared."""
-        labels, environments = list(labels_of(groups)), compared(groups)
-        tasks = [
-            name
-            for name, shown in sorted(environments.items())
-            if set(shown) == set(labels) and {g.condition.metric for g in shown.values()} == {"success_rate"}
-        ]
+        rated = [group for group in groups if group.condition.metric == "success_rate"]
+        labels, environments = list(labels_of(rated)), compared(rated)
+        tasks = [name for name, shown in sorted(environments.items()) if set(shown) == set(labels)]
         return cls(tasks, {label: [environments[name][label] for name in tasks] for label in labels if tasks})
 
     def strata(self, label: str) -> list[Float[np.ndarray, " seeds"]]:

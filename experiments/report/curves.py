@@ -25,6 +25,7 @@ from utils.output.plotting import (
     mark_online,
     method_styles,
     render,
+    width_for,
 )
 from utils.run.loading import online_from
 
@@ -71,7 +72,7 @@ def draw_curves(env_name: str, groups: list[Group], palette: Palette) -> Drawing
     drawn = [group for group in drawn if group.condition.metric == metric]
     curves = published.curves().get(env_name, {}) if metric == "success_rate" else {}
     with matplotlib.rc_context(STYLE):
-        size = (7.2 if curves else 4.6, height_for(max(len(drawn), len(curves))))
+        size = (7.2 if curves else 4.6) + width_for(map(line_name, drawn)), height_for(max(len(drawn), len(curves)))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, 2 if curves else 1, sharey=True, squeeze=False)[0]
         online = all(group.runs[0].rollout_steps is not None for group in drawn)
@@ -125,9 +126,8 @@ def _caption(groups: list[Group], metric: str, curves: bool) -> str:
     """Returns the caption of a task's learning curves."""
     seeds = counted({line_name(group): len(group.runs) for group in groups}, "seed")
     measure = "success rate" if metric == "success_rate" else "mean return"
-    parts = [
-        f"Mean {measure} over {seeds}; {episodes_of(groups)} per evaluation; band: 95 % bootstrap interval over seeds."
-    ]
+    band = "; band: 95 % bootstrap interval over seeds" if any(len(group.runs) > 1 for group in groups) else ""
+    parts = [f"Mean {measure} over {seeds}; {episodes_of(groups)} per evaluation{band}."]
     if len(groups) > MOST:
         parts.append(f"Grey, without band: all but OTQL and the best {MOST - 1} others.")
     if any(group.apart for group in groups):

@@ -30,6 +30,7 @@ from utils.output.plotting import (
     label_axes,
     label_ends,
     render,
+    width_for,
 )
 
 # Columns of evaluations.csv that are no settings.
@@ -165,7 +166,9 @@ def draw_nfe(env_name: str, points: list[Point], palette: Palette) -> Drawing | 
     # Points with the same NFE stand beside each other.
     beside = {nfe: [key for key in order if nfe in {p.nfe for p in lines[key]}] for nfe in {p.nfe for p in points}}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, height_for(len(lines))), layout="constrained")
+        figure = Figure(
+            figsize=(4.6 + width_for(label for label, _ in lines), height_for(len(lines))), layout="constrained"
+        )
         axes = figure.add_subplot()
         axes.set_xscale("log")
         ends = []

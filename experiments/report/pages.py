@@ -28,7 +28,7 @@ TEMPLATES = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Content:
-    """What a report shows.
+    """Content of a report.
 
     Attributes:
         title: heading.

@@ -6,7 +6,7 @@ import re
 import textwrap
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +171,11 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> Non
 def height_for(names: int) -> float:
     """Returns the height in inches of a panel whose lines have this number of names at their ends."""
     return max(2.4, 0.9 + names * 8.6 / 72)
+
+
+def width_for(names: Iterable[str]) -> float:
+    """Returns the inches that the longest name at a line's end takes beyond a usual one's."""
+    return 0.055 * max(0, max(map(len, names), default=0) - 10)
 
 
 def render(figure: Figure, caption: str) -> Drawing:

@@ -28,9 +28,7 @@ def test_wilson_interval_agrees_with_scipy():
 def by_hand(strata, statistic, resamples=4_000):
     """The stratified percentile bootstrap, one resample a loop."""
     generator = np.random.default_rng(7)
-    values = [
-        statistic(np.concatenate([generator.choice(own, len(own)) for own in strata])) for _ in range(resamples)
-    ]
+    values = [statistic(np.concatenate([generator.choice(own, len(own)) for own in strata])) for _ in range(resamples)]
     return np.quantile(values, [0.025, 0.975])
 
 
