@@ -72,9 +72,11 @@ METHODS = {
     "QSM": ("#5D6DBE", "h"),
     "QAM-E": ("#E0559A", "H"),
     "QAM-F": ("#8A4FA0", "8"),
+    "GFP": ("#4C8B2B", "*"),
+    "OptiFlow": ("#7A7A00", "s"),
 }
 # Colours of other methods, which their names select.
-OTHERS = ("#4C8B2B", "#B5651D", "#3D7EA6", "#A8577E", "#7A7A00", "#5E8C8A", "#8F5BD0", "#C2554D")
+OTHERS = ("#B5651D", "#3D7EA6", "#A8577E", "#5E8C8A", "#8F5BD0", "#C2554D")
 MARKERS = "os^DvPX<>"
 MOST = 6  # Coloured lines of a panel; all others are grey.
 

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from experiments.report import published
 from utils.errors import UserError
 from utils.output.loggers import CsvLogger
 from utils.output.plotting import (
@@ -36,6 +37,7 @@ def test_a_method_has_one_colour_whatever_others_there_are():
     )
     assert few["OTQL"] == many["OTQL"] and few["mine"] == many["mine"]
     looks = [tuple(many[name].values()) for name in METHODS]
+    assert set(METHODS) == set(published.NAMES.values())
     assert len({colour for colour, _ in looks}) == len(METHODS)
     # Variants of a method differ from each other; those of one method do not move the other methods' colours.
     names = {"OTQL (lam=1)": "OTQL", "OTQL (lam=2)": "OTQL", "OTQL (lam=4)": "OTQL", "FQL": "FQL"}
