@@ -29,14 +29,16 @@ import matplotlib
 import numpy as np
 from absl import flags
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from experiments.report.groups import Group, differences, group_runs
+from experiments.report.curves import episodes_of
+from experiments.report.groups import Group, differences, group_runs, span
 from experiments.report.runs import find_runs, show
 from experiments.sweep import command as sweep
 from experiments.sweep.grids import COLLECTED, CPU, NOISY, Grid
 from utils.errors import UserError
-from utils.output.plotting import STYLE, label_axes, to_png
+from utils.output.plotting import STYLE, counted, height_for, label_axes, label_ends, render
 from utils.output.tables import csv_text, markdown_table
 from utils.system.cli import define_flag, parse_arguments
 from utils.system.entry_point import run_main
@@ -57,6 +59,8 @@ LABELS = {
     **{"lam": "λ", "best_of_n": "N", "flow_steps": "NFE", "alpha": "α", "epsilon": "ε"},
     **{"value_samples": "k, value samples", "source_conditions": "source conditions"},
 }
+# Colours of the score's lines.
+SCORES = ("#0077BB", "#D55E00", "#009E73", "#CC79A7")
 # Scale → task, seeds and flags; settings that a study does not vary are the preset's.
 SCALES = {
     "laptop": Grid(
@@ -169,46 +173,67 @@ def curves_csv(study: str, scale: str, points: Sequence[Point]) -> str:
 
 
 def draw(study: str, points: Sequence[Point]) -> bytes:
-    """Draws learning curves (left) and the score over the setting (right) as PNG."""
+    """Draws learning curves, a panel for each value of the setting before the x axis, and the score (right) as PNG."""
     axis, choices = list(STUDIES[study].items())[-1]
     ticks = [value for value in choices if any(point.values[-1] == value for point in points)]
-    lines = list(dict.fromkeys(point.values[:-1] for point in points))
+    lines = {
+        line: [p for p in points if p.values[:-1] == line] for line in dict.fromkeys(p.values[:-1] for p in points)
+    }
     shades = dict(zip(ticks, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(ticks))), strict=True))
     styles = dict(zip(lines, ("-", "--", ":", "-."), strict=False))
+    online = points[0].group.runs[0].rollout_steps is not None
+    success = points[0].group.condition.metric == "success_rate"
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 2.8), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        # Each column of the legend has one value of the x axis.
-        for point in sorted(points, key=lambda point: ticks.index(point.values[-1])):
-            steps, values = point.group.curve()
-            name = " ".join([*map(show, point.values[:-1]), f"{LABELS.get(axis, axis)} {show(point.values[-1])}"])
-            style = {"color": shades[point.values[-1]], "linestyle": styles[point.values[:-1]]}
-            left.plot(steps, values.mean(axis=0), marker="o", label=name, clip_on=False, zorder=3, **style)
-        for line in lines:
-            _draw_scores(right, [p for p in points if p.values[:-1] == line], ticks, styles[line])
-        online = points[0].group.runs[0].rollout_steps is not None
-        success = points[0].group.condition.metric == "success_rate"
-        label_axes(left, success, "Environment steps" if online else "Updates")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(ticks))
+        figure = Figure(figsize=(3.4 + 2.5 * len(lines), height_for(len(ticks))), layout="constrained")
+        *panels, right = figure.subplots(1, len(lines) + 1, sharey=True)
+        for axes, (line, own) in zip(panels, lines.items(), strict=True):
+            label_axes(axes, success, "Environment steps" if online else "Updates")
+            axes.set_title(" ".join(map(show, line)) or points[0].group.env_name)
+            ends = []
+            for point in own:
+                steps, values = point.group.curve()
+                means, colour = values.mean(axis=0), to_hex(shades[point.values[-1]])
+                axes.plot(steps, means, styles[line], marker="o", color=colour, clip_on=False, zorder=3)
+                name = f"{LABELS.get(axis, axis)} {show(point.values[-1])}"
+                ends.append((name, float(steps[-1]), float(means[-1]), colour))
+            axes.set_xlim(left=0)
+            label_ends(axes, ends)
+        for axes in panels[1:]:
+            axes.set_ylabel("")
+        drawn = [
+            _draw_scores(right, own, ticks, styles[line], index) for index, (line, own) in enumerate(lines.items())
+        ]
         right.set_xticks(range(len(ticks)), list(map(show, ticks)))
         right.set_xlabel(LABELS.get(axis, axis))
+        right.set_title(f"Mean of the last {span([len(points[0].group.condition.steps)], 'evaluation')}")
         if len(lines) > 1:
-            right.legend()
-        return to_png(figure)
+            label_ends(right, drawn)
+        return render(figure, _caption(points)).png
 
 
-def _draw_scores(axes: Axes, points: Sequence[Point], ticks: list[Any], style: str) -> None:
-    """Draws one line over the setting: means, intervals, and a dot for each seed."""
+def _draw_scores(
+    axes: Axes, points: Sequence[Point], ticks: list[Any], style: str, index: int
+) -> tuple[str, float, float, str]:
+    """Draws one line over the setting: means, intervals, and a dot for each seed; returns name, end and colour."""
     places = [ticks.index(point.values[-1]) for point in points]
     means = np.array([point.group.mean for point in points])
     ends = np.array([point.group.interval or (point.group.mean,) * 2 for point in points])
-    label = " ".join(map(show, points[0].values[:-1]))
-    drawn = axes.errorbar(
-        places, means, np.abs(ends.T - means), marker="o", capsize=2, linestyle=style, label=label, zorder=3
-    )
-    dots: dict[str, Any] = {"color": drawn.lines[0].get_color(), "markersize": 3, "markeredgewidth": 0, "alpha": 0.5}
+    colour = SCORES[index % len(SCORES)]
+    # No interval where there is a single seed, whose spread is unknown.
+    axes.errorbar(places, means, np.abs(ends.T - means), marker="o", capsize=2, linestyle=style, color=colour, zorder=3)
+    dots: dict[str, Any] = {"color": colour, "markersize": 2.5, "markeredgewidth": 0.6, "markerfacecolor": "none"}
     for place, point in zip(places, points, strict=True):
-        axes.plot([place] * len(point.group.scores), point.group.scores, ".", clip_on=False, **dots)
+        axes.plot([place + 0.12] * len(point.group.scores), point.group.scores, "o", clip_on=False, **dots)
+    return " ".join(map(show, points[0].values[:-1])), float(places[-1]), float(means[-1]), colour
+
+
+def _caption(points: Sequence[Point]) -> str:
+    """Returns the caption of the figure."""
+    groups = [point.group for point in points]
+    seeds = counted({" ".join(map(show, point.values)): len(point.group.runs) for point in points}, "seed")
+    task = f"OTQL on {groups[0].env_name}. "
+    bars = "" if all(len(group.runs) == 1 for group in groups) else " Bars: 95 % bootstrap interval over seeds."
+    return f"{task}Means over {seeds}, {episodes_of(groups)} per evaluation.{bars} Open circles: seeds."
 
 
 def report(study: str, scale: str, directories: list[Path], output: Path) -> None:

@@ -2,9 +2,9 @@
 
     python -m experiments.report exp/debug [more directories]
 
-Writes report.md (also printed), report.html (one file with everything in it), curves/<environment>.png and
-evaluations.csv. Only finished runs that share data, rewards and number of updates are compared, and only seeds of the
-same settings are averaged; all others are listed with the reason.
+Writes report.md (also printed), report.html (one file with everything in it), aggregate.png, curves/<environment>.png,
+nfe/<environment>.png and evaluations.csv. Only finished runs that share data, rewards and number of updates are
+compared, and only seeds of the same settings are averaged; all others are listed with the reason.
 """
 
 import functools
@@ -17,11 +17,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments.report.curves import draw_curves, method_styles
+from experiments.report.aggregate import aggregate_table, draw_aggregate, task_ranks
+from experiments.report.curves import Palette, draw_curves
 from experiments.report.groups import Group, group_runs
-from experiments.report.pages import html_page, markdown
+from experiments.report.nfe import draw_nfe, find_points
+from experiments.report.pages import Content, describe, html_page, markdown
+from experiments.report.problems import failed_jobs, problems_table
 from experiments.report.runs import find_runs
-from experiments.report.tables import aggregate_table, labels_of, runs_table, success_table
+from experiments.report.tables import labels_of, runs_table, success_table
 from utils.errors import UserError
 from utils.output.tables import csv_text
 from utils.run.agent_files import load_agent
@@ -80,27 +83,51 @@ def write_report(directories: list[Path], output: Path, last: int, step: int | N
     """
     found, damaged = find_runs(directories, step)
     groups = group_runs(found, last)
-    names = dict.fromkeys([*labels_of(groups), *(group.method for group in groups)])
-    # The project's own method always has the first colour.
-    styles = method_styles(sorted(names, key=lambda name: not name.startswith("OTQL")))
-    figures = {}
-    for env_name in sorted({group.env_name for group in groups}):
-        if png := draw_curves(env_name, [group for group in groups if group.env_name == env_name], styles):
-            figures[env_name] = png
-    paths = {env_name: "curves/" + re.sub(r"[^\w.=+-]", "_", env_name) + ".png" for env_name in figures}
-    for env_name, path in paths.items():
-        atomic_write_bytes(output / path, figures[env_name])
-    tables = [success_table(groups, last), aggregate_table(groups), runs_table(groups, last)]
+    palette = make_palette(groups)
+    tasks = {
+        name: [group for group in groups if group.env_name == name] for name in sorted({g.env_name for g in groups})
+    }
+    curves = {name: drawing for name, own in tasks.items() if (drawing := draw_curves(name, own, palette))}
+    nfes = {}
+    for name, own in tasks.items():
+        points, lines = find_points(own)
+        damaged += lines
+        if drawing := draw_nfe(name, points, palette):
+            nfes[name] = drawing
     title = f"Report on {', '.join(map(str, directories[:3]))}"
     title += f" and {len(directories) - 3} more" if len(directories) > 3 else ""
-    text = markdown(title, tables, paths, damaged)
+    content = Content(
+        title=title,
+        lead=describe(groups, last),
+        aggregate=aggregate_table(groups),
+        success=success_table(groups, last).upright(),
+        runs=runs_table(groups, last),
+        problems=problems_table(groups, damaged, failed_jobs([*directories, output.parent])),
+        overview=draw_aggregate(groups, palette),
+        curves=curves,
+        nfes=nfes,
+        groups=groups,
+        last=last,
+    )
+    files = {"": {"aggregate.png": content.overview} if content.overview else {}}
+    for name in curves:
+        file = re.sub(r"[^\w.=+-]", "_", name)
+        files[name] = {f"curves/{file}.png": curves[name]} | ({f"nfe/{file}.png": nfes[name]} if name in nfes else {})
+    for path, drawing in (pair for own in files.values() for pair in own.items()):
+        atomic_write_bytes(output / path, drawing.png)
+    text = markdown(content, {name: list(own) for name, own in files.items()})
     atomic_write_text(output / "evaluations.csv", evaluations_csv(groups))
     atomic_write_text(output / "report.md", text)
-    page = html_page(title, tables, figures, groups, default_settings, damaged)
-    atomic_write_text(output / "report.html", page)
+    atomic_write_text(output / "report.html", html_page(content, default_settings))
     for line in damaged:
         print(f"left out: {line}", file=sys.stderr)
     return text
+
+
+def make_palette(groups: list[Group]) -> Palette:
+    """Returns the looks of the groups' methods: the best by rank are coloured."""
+    methods = labels_of(groups) | {group.label: group.algorithm for group in groups}
+    return Palette(methods, {label: -rank for label, rank in task_ranks(groups).items()})
 
 
 def main(argv: Sequence[str]) -> None:

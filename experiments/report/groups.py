@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -237,6 +237,13 @@ def show_steps(steps: int) -> str:
         if steps >= unit and steps % (unit // 10) == 0:
             return f"{steps / unit:g}{letter}"
     return f"{steps:,}"
+
+
+def span(values: Iterable[int], unit: str = "", show: Callable[[int], str] = str) -> str:
+    """Formats the least and the greatest of some counts: '3 seeds', '1 to 3 seeds'."""
+    ends = min(values := sorted(values)), max(values)
+    text = " to ".join(dict.fromkeys(map(show, ends)))
+    return f"{text} {unit}{'' if ends[1] == 1 else 's'}" if unit else text
 
 
 def show_data(data: str) -> str:

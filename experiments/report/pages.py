@@ -1,25 +1,22 @@
-"""A report as Markdown, and as an HTML page (page.html.j2) that needs no other file."""
+"""A report as Markdown, as LaTeX, and as an HTML page (page.html.j2) that needs no other file."""
 
-import base64
-import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from experiments.report.groups import Group, differences
-from experiments.report.runs import show
-from experiments.report.tables import NONE, Cell, Table
-from utils.output.tables import markdown_table
+from experiments.report import settings
+from experiments.report.groups import Group, show_data, show_steps, span
+from experiments.report.tables import Cell, Table, runs_table
+from utils.output.plotting import Drawing
+from utils.output.tables import latex_escape, latex_table, markdown_table
 
 MARKS = {"best": "**{}**", "close": "<ins>{}</ins>", "published": "*{}*"}
-CURVES_NOTE = (
-    "Mean over seeds with the 95 % bootstrap interval over seeds as a band (none for one seed). Dotted: runs that are "
-    "unfinished or of another length; runs of other data or settings are not drawn. Dashed: QAM's released curves of "
-    "the same task (4×512 networks, 12 seeds), beside the runs on a scale of their own where the runs are much shorter."
-)
+LATEX_MARKS = {"best": r"\textbf{{{}}}", "close": r"\underline{{{}}}", "published": r"\emph{{{}}}"}
+OPEN = 6  # With more tasks, their sections are closed at first.
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -29,29 +26,91 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def markdown(title: str, tables: list[Table], curves: dict[str, str], left_out: list[str]) -> str:
+@dataclass(frozen=True)
+class Content:
+    """Content of a report.
+
+    Attributes:
+        title: heading.
+        lead: what was compared, in a sentence or two.
+        aggregate, success, runs, problems: tables.
+        overview: figure of the aggregate, None without one.
+        curves, nfes: environment → figure.
+        groups: all groups of runs.
+        last: number of each run's last evaluations that are averaged.
+    """
+
+    title: str
+    lead: str
+    aggregate: Table
+    success: Table
+    runs: Table
+    problems: Table
+    overview: Drawing | None
+    curves: dict[str, Drawing]
+    nfes: dict[str, Drawing]
+    groups: list[Group]
+    last: int
+
+
+def describe(groups: list[Group], last: int) -> str:
+    """Returns what was compared, in a sentence or two."""
+    shown = [group for group in groups if not group.apart]
+    if not shown:
+        return "No runs can be compared yet; the reasons are below."
+    methods, tasks = {group.label for group in shown}, {group.env_name for group in shown}
+    seeds = span((len(group.runs) for group in shown), "seed")
+    length = span((group.condition.steps[-1] for group in shown), show=show_steps)
+    data = sorted({show_data(group.condition.data) for group in shown})
+    more = f" and {len(data) - 3} more" if len(data) > 3 else ""
+    online = any(group.runs[0].rollout_steps is not None for group in shown)
+    return (
+        f"{span([len(methods)], 'method')} on {span([len(tasks)], 'task')}, {seeds} each, "
+        f"{length} {'environment steps' if online else 'updates'}. A run's score is its mean over the last {last} "
+        f"evaluation{'s' * (last > 1)}. Data: {'; '.join(data[:3])}{more}."
+    )
+
+
+def markdown(content: Content, paths: dict[str, list[str]]) -> str:
     """Returns the report as Markdown.
 
     Args:
-        tables: the success table comes before the curves, all others after them.
-        curves: environment → path of its figure, relative to the report.
-        left_out: one line per damaged run.
+        paths: environment → paths of its figures, relative to the report; those of the aggregate under ''.
     """
-    parts = [f"# {_plain(title)}"]
-    if left_out:
-        parts.append("**Left out, damaged:**\n\n" + "\n".join(f"- {_plain(line)}" for line in left_out))
-    success, *others = map(_section, tables)
-    parts.append(success)
-    if curves:
-        figures = (f"![{_plain(name)}]({path})" for name, path in curves.items())
-        parts += ["## Learning curves", *figures, _plain(CURVES_NOTE)]
-    return "\n\n".join([*parts, *others]) + "\n"
+    parts = [f"# {_plain(content.title)}", _plain(content.lead)]
+    parts += [_section(content.success), _section(content.aggregate)]
+    if content.overview:
+        parts += [f"![Aggregate and performance profile]({path})" for path in paths[""]]
+    parts += ["## Learning curves"] if content.curves else []
+    for name in content.curves:
+        parts += [f"![{_plain(name)}]({path})" for path in paths[name]]
+    parts += [_section(content.runs), _section(content.problems)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _section(table: Table) -> str:
-    rows = [[_cell(cell) for cell in row] for row in table.rows]
-    body = [markdown_table([_plain(name) for name in table.header], rows)] if rows else []
+    body = [markdown_source(table)] if table.rows else []
     return "\n\n".join([f"## {_plain(table.title)}", *body, *map(_plain, table.notes)])
+
+
+def markdown_source(table: Table) -> str:
+    """Returns a table in Markdown."""
+    return markdown_table(
+        [_plain(name) for name in table.header], [[_cell(cell) for cell in row] for row in table.rows]
+    )
+
+
+def latex_source(table: Table) -> str:
+    """Returns a table in LaTeX, for the package booktabs."""
+    rows = [
+        [
+            (LATEX_MARKS.get(cell.mark, "{}").format(latex_escape(cell.text)) if cell.text else "")
+            + latex_escape(cell.rest)
+            for cell in row
+        ]
+        for row in table.rows
+    ]
+    return latex_table([latex_escape(name) for name in table.header], rows)
 
 
 def _cell(cell: Cell) -> str:
@@ -64,51 +123,25 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*<|&~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])", r"\\\g<0>", re.sub(r"\s", " ", text))
 
 
-def html_page(
-    title: str,
-    tables: list[Table],
-    curves: dict[str, bytes],
-    groups: list[Group],
-    defaults: Callable[[dict[str, Any]], dict[str, Any] | None],
-    left_out: list[str],
-) -> str:
+def html_page(content: Content, defaults: Callable[[dict[str, Any]], dict[str, Any] | None]) -> str:
     """Returns the report as one HTML file that contains its figures.
 
     Args:
-        tables, left_out: see `markdown`.
-        curves: environment → PNG.
         defaults: maps a run's settings to the defaults of its agent, or to None if they are unknown.
     """
+    tasks = []
+    for env_name in sorted({group.env_name for group in content.groups}):
+        groups = [group for group in content.groups if group.env_name == env_name]
+        figures = [figures[env_name] for figures in (content.curves, content.nfes) if env_name in figures]
+        tasks.append(
+            {
+                "name": env_name,
+                "figures": figures,
+                "runs": runs_table(groups, content.last).without("environment"),
+                "differing": settings.differing(groups).upright(),
+                "groups": [settings.of_group(group, defaults(group.runs[0].settings)) for group in groups],
+            }
+        )
     return TEMPLATES.get_template("page.html.j2").render(
-        title=title,
-        tables=tables,
-        figures={name: base64.b64encode(png).decode() for name, png in curves.items()},
-        curves_note=CURVES_NOTE,
-        settings=[_settings(group, defaults(group.runs[0].settings)) for group in groups],
-        left_out=left_out,
+        content=content, tasks=tasks, open=len(tasks) <= OPEN, latex=latex_source, markdown=markdown_source
     )
-
-
-def _settings(group: Group, defaults: dict[str, Any] | None) -> dict[str, Any]:
-    """Returns a group's settings for the page: those that differ from the defaults, and its runs' flags.json."""
-    first = group.runs[0].settings
-    changed, notes = Table("", ["setting", "here", "default"]), []
-    if defaults is None:
-        notes.append("The agent's defaults are not known here; all settings are below.")
-    else:
-        found = differences(first["config"], defaults)
-        changed.rows = [[Cell(name), Cell(show(own)), Cell(show(other))] for name, own, other in found]
-        notes += [] if found else ["All settings are the agent's defaults."]
-    flags, data = first["flags"], first.get("dataset")
-    notes += [
-        f"{first.get('preset') or 'preset not recorded'}; sparse={first.get('sparse')}",
-        f"data: {json.dumps(data, sort_keys=True) if data else NONE}",
-        f"{flags.get('offline_steps')} updates, evaluated every {flags.get('eval_interval')}",
-    ]
-    apart = f" ({group.apart[0].split(':')[0]})" if group.apart else ""
-    runs = [
-        (f"seed {run.seed}, all settings: {run.directory}", json.dumps(run.settings, indent=2, sort_keys=True))
-        for run in group.runs
-    ]
-    summary = f"{group.env_name}: {group.label}{apart}, {group.seeds}"
-    return {"summary": summary, "changed": changed, "notes": notes, "runs": runs}

@@ -1,11 +1,10 @@
-"""The tables of a report, as data: success beside published numbers, IQM over tasks, cost and notes."""
+"""The tables of a report, as data: success beside published numbers, cost and notes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.stats import trim_mean
+from jaxtyping import Int
 
 from experiments.report import published
 from experiments.report.groups import Group, show_steps
@@ -31,6 +30,20 @@ class Table:
     header: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def upright(self) -> "Table":
+        """Returns the table with rows and columns exchanged if it is wider than high, else itself."""
+        if len(self.header) <= max(len(self.rows) + 1, 6):
+            return self
+        columns = zip(*self.rows, strict=True)
+        header, *rows = [[Cell(name), *cells] for name, cells in zip(self.header, columns, strict=True)]
+        return Table(self.title, ["method", *(cell.text for cell in header[1:])], rows, self.notes)
+
+    def without(self, column: str) -> "Table":
+        """Returns the table without a column."""
+        index = self.header.index(column)
+        kept = [[*row[:index], *row[index + 1 :]] for row in self.rows]
+        return Table(self.title, [name for name in self.header if name != column], kept, self.notes)
 
 
 @dataclass(frozen=True)
@@ -173,49 +186,7 @@ def _domain_scores(tasks: list[dict[str, Group]]) -> dict[str, Score]:
 
 def _over_tasks(ends: Int[np.ndarray, " cuts"]) -> Statistic:
     """Returns the mean over tasks of the mean over runs as a statistic; `ends` splits runs into tasks."""
-    return lambda samples: np.mean([part.mean(axis=1) for part in np.split(samples, ends, axis=1)], axis=0)
-
-
-def iqm(samples: Float[np.ndarray, "*b runs"]) -> Float[np.ndarray, "*b"]:
-    """Returns the interquartile mean over the last axis: a quarter is cut off at each end."""
-    return np.asarray(trim_mean(samples, 0.25, axis=-1))
-
-
-def aggregate_table(groups: list[Group]) -> Table:
-    """Returns each method's IQM over runs × tasks, over the tasks that all compared methods have."""
-    environments = compared(groups)
-    labels = list(labels_of(groups))
-    success = {
-        name: shown
-        for name, shown in environments.items()
-        if {g.condition.metric for g in shown.values()} == {"success_rate"}
-    }
-    common = [name for name in sorted(success) if set(success[name]) == set(labels)]
-    table = Table("Aggregate over tasks", ["method", "IQM of success", "runs × tasks"])
-    if not common:
-        table.notes.append("There is no aggregate: no task has finished, comparable runs of all methods above.")
-        return table
-    scores = {}
-    for label in labels:
-        strata = [success[name][label].scores for name in common]
-        scores[label] = Score(float(iqm(np.concatenate(strata))), scalar_bootstrap(strata, iqm)), strata
-    cells = marked({label: score for label, (score, _) in scores.items()}, SINGLE_TASKS)
-    for label, (_, strata) in scores.items():
-        counts = " + ".join(str(len(stratum)) for stratum in strata)
-        if len({len(stratum) for stratum in strata}) == 1:
-            counts = f"{len(strata[0])} × {len(strata)}"
-        table.rows.append([Cell(label), cells[label], Cell(counts)])
-    left_out = sorted({group.env_name for group in groups} - set(common))
-    table.notes += [
-        "Interquartile mean (a quarter of the scores cut off at each end, rounded down) with its 95 % bootstrap "
-        "interval, seeds resampled within each task.",
-        f"Over the tasks that all these methods have ({len(common)}): {', '.join(common)}.",
-    ]
-    if any(" + " in row[2].text for row in table.rows):
-        table.notes.append("A task with more seeds has more weight.")
-    if left_out:
-        table.notes.append(f"Not in it: {', '.join(left_out)}.")
-    return table
+    return lambda samples: np.mean([part.mean(axis=-1) for part in np.split(samples, ends, axis=-1)], axis=0)
 
 
 def runs_table(groups: list[Group], last: int) -> Table:

@@ -3,9 +3,10 @@ import pytest
 from written_runs import DATA, SCENE, groups_of, row_of, write_run
 
 from experiments.report import published
+from experiments.report.aggregate import aggregate_table
 from experiments.report.groups import group_runs
 from experiments.report.runs import find_runs, update_rate
-from experiments.report.tables import Score, aggregate_table, marked, runs_table, success_table
+from experiments.report.tables import Score, marked, runs_table, success_table
 
 
 def test_score_is_the_mean_of_the_last_evaluations_and_then_of_the_seeds(tmp_path):

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.output.intervals import bootstrap, t_interval, wilson_interval
+from utils.output.intervals import (
+    bootstrap,
+    iqm,
+    mean_over_runs,
+    scalar_bootstrap,
+    t_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.check
@@ -18,20 +25,36 @@ def test_wilson_interval_agrees_with_scipy():
         np.testing.assert_allclose(wilson_interval(successes / episodes, episodes), expected, atol=1e-5)
 
 
-def test_bootstrap_agrees_with_scipy_and_resamples_within_tasks():
+def by_hand(strata, statistic, resamples=4_000):
+    """The stratified percentile bootstrap, one resample a loop."""
+    generator = np.random.default_rng(7)
+    values = [statistic(np.concatenate([generator.choice(own, len(own)) for own in strata])) for _ in range(resamples)]
+    return np.quantile(values, [0.025, 0.975])
+
+
+def middle_half(values):
+    cut = len(values) // 4
+    return np.mean(sorted(values)[cut : len(values) - cut])
+
+
+def test_bootstrap_agrees_with_one_by_hand_and_resamples_within_tasks():
     values = np.random.default_rng(3).normal(size=12)
-    expected = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
-    )
-    got = bootstrap([values], lambda x: x.mean(axis=1))
-    np.testing.assert_allclose(got, expected.confidence_interval, atol=0.02)
-    assert got == bootstrap([values], lambda x: x.mean(axis=1))
+    got = bootstrap([values], mean_over_runs)
+    np.testing.assert_allclose(got, by_hand([values], np.mean), atol=0.04)
+    assert got == bootstrap([values], mean_over_runs)
     # No spread within tasks: none in the interval, however far the tasks are apart.
-    np.testing.assert_allclose(bootstrap([np.zeros(3), np.ones(3)], lambda x: x.mean(axis=1)), [0.5, 0.5])
-    assert bootstrap([values, np.ones(1)], lambda x: x.mean(axis=1)) is None
-    lower, upper = bootstrap([np.stack([values, values + 1], axis=1)], lambda x: x.mean(axis=1))
+    np.testing.assert_allclose(bootstrap([np.zeros(3), np.ones(3)], mean_over_runs), [0.5, 0.5])
+    assert bootstrap([values, np.ones(1)], mean_over_runs) is None
+    lower, upper = bootstrap([np.stack([values, values + 1], axis=1)], mean_over_runs)
     np.testing.assert_allclose([lower[0], upper[0]], got)
     np.testing.assert_allclose([lower[1], upper[1]], np.array(got) + 1)
+
+
+def test_the_interval_of_an_iqm_agrees_with_one_by_hand():
+    generator = np.random.default_rng(5)
+    strata = [np.clip(generator.normal(centre, 0.1, size), 0, 1) for centre, size in ((0.2, 5), (0.6, 8), (0.9, 4))]
+    np.testing.assert_allclose(iqm(np.concatenate(strata)), middle_half(np.concatenate(strata)))
+    np.testing.assert_allclose(scalar_bootstrap(strata, iqm), by_hand(strata, middle_half), atol=0.02)
 
 
 def test_interval_is_students():
