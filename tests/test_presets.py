@@ -149,7 +149,7 @@ def test_resolved_settings_are_published(name, module):
     if module is otql:
         assert (config.lam, config.w_max, config.best_of_n, config.flow_steps) == TABLE_4[domain]
     else:
-        assert (config.best_of_n, config.flow_steps) == (32 if module in (qc, ifql) else 1, 10)
+        assert (config.best_of_n, config.flow_steps) == ({qc: 32, ifql: 32, meanflowql: 5}.get(module, 1), 10)
 
 
 @pytest.mark.check

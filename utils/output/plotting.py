@@ -74,6 +74,8 @@ METHODS = {
     "QAM-F": ("#8A4FA0", "8"),
     "GFP": ("#4C8B2B", "*"),
     "OptiFlow": ("#7A7A00", "s"),
+    "LPS": ("#2E6F9E", "^"),
+    "MeanFlowQL": ("#B03A6B", "D"),
 }
 # Colours of other methods, which their names select.
 OTHERS = ("#B5651D", "#3D7EA6", "#A8577E", "#5E8C8A", "#8F5BD0", "#C2554D")
