@@ -2,8 +2,9 @@
 
     make quickstart
 
-Collects play data with OGBench's oracles (no download), trains both agents, and prints their success
-rates. Rerun the same command to resume after an interruption.
+Collects play data with OGBench's oracles (no download), trains both agents, prints their success rates, and says what
+to look at and what to run next. BC gets as many updates as OTQL; more do not help it (docs/results/laptop.md). Rerun
+the same command to resume after an interruption.
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("env_name", "scene-play-singletask-task1-v0", "OGBench task.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "First seed of both agents.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("num_seeds", 1, "Number of seeds of both agents.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("offline_steps", 32_000, "Updates per agent.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("dataset_episodes", 200, "Episodes of play to collect.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("offline_steps", 6_000, "Updates per agent.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("dataset_episodes", 80, "Episodes of play to collect.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Directory of datasets.", flag_values=FLAGS)
 flags.DEFINE_string("save_dir", "exp", "Directory of runs.", flag_values=FLAGS)
 
@@ -44,9 +45,9 @@ def main(argv: Sequence[str]) -> None:
             seed=FLAGS.seed,
             num_seeds=FLAGS.num_seeds,
             offline_steps=FLAGS.offline_steps,
-            log_interval=1000,
+            log_interval=500,
             eval_interval=-(-FLAGS.offline_steps // 3),
-            save_interval=5000,
+            save_interval=2000,
             dataset_source="collect",
             dataset_episodes=FLAGS.dataset_episodes,
             dataset_dir=FLAGS.dataset_dir,
@@ -69,6 +70,11 @@ def main(argv: Sequence[str]) -> None:
     print(f"curves: {group / 'learning_curve.png'}")
     for video in sorted(group.glob("otql/*/videos/*.mp4")):
         print(f"video: {video}")
+    first = group / "otql" / f"sd{FLAGS.seed}"
+    print("next:")
+    print(f"  python -m experiments.evaluate {first} --nfe=1,2,3,10    # the same policy in more and fewer Euler steps")
+    print(f"  python -m experiments.evaluate {first} --video_grid=9    # a film of nine episodes")
+    print(f"  python main.py --agent=agents/fql.py --env_name={FLAGS.env_name} --preset=cpu    # another agent")
 
 
 if __name__ == "__main__":
