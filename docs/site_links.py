@@ -44,4 +44,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return text
         return f"{image}[{text}]({posixpath.relpath(own, here or '.')}{hash_}{anchor})"
 
-    return LINK.sub(replace, markdown)
+    # GitHub needs three spaces to continue an item of a list, Python-Markdown four.
+    return LINK.sub(replace, re.sub(r"(?m)^ {3}(?=\S)", " " * 4, markdown))
