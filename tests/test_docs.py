@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tiny_runs import POINTMAZE, TINY, run_main
 
+from agents import AGENTS
 from envs.tasks import parse_task
 from experiments.sweep import command as sweep
 from utils.output.loggers import read_csv
@@ -207,6 +208,12 @@ def test_the_grid_of_the_docs_is_one(tmp_path):
     (tmp_path / "lam.py").write_text(source)
     name, grid = sweep.load_grid(str(tmp_path / "lam.py"))
     assert name == "lam" and grid.seeds == 3 and len(grid.settings) == 2
+
+
+@pytest.mark.check
+def test_every_agent_is_in_the_tables():
+    for page in (README, ROOT / "docs" / "train.md"):
+        assert [name for name in AGENTS if f"agents/{name}.py" not in page.read_text()] == [], page
 
 
 @pytest.mark.check
