@@ -4,7 +4,7 @@ BIN = .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %)
 RUN ?=
 
-.PHONY: setup quickstart check lint types test test-real mutants faults golden
+.PHONY: setup quickstart check lint types test test-real docs mutants faults golden
 
 setup: .venv/ready
 
@@ -12,7 +12,7 @@ setup: .venv/ready
 .venv/ready: CONSTRAINTS ?= constraints.txt
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) -e '.[dev]'
+	$(BIN)/python $(PIP) -e '.[dev,docs]'
 	# Only its model of the arm is used; what it depends on is neither needed nor compatible with the newest MuJoCo.
 	$(BIN)/python $(PIP) --no-deps gym-hil
 	touch $@
@@ -27,6 +27,10 @@ test: .venv/ready
 # The robot bridge: LeRobot, torch and JAX side by side, which LeRobot's versions allow and `constraints.txt` does not.
 test-real: real/.venv/ready
 	real/.venv/bin/python -m pytest -q -x --durations=10 real/tests
+
+# The documentation as a site: build/site/index.html. Any warning is an error.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Faults planted one at a time, each of which must make its tests fall: make mutants RUN='coupling --jobs=2'
 mutants: .venv/ready

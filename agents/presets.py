@@ -11,7 +11,7 @@ Sources of the numbers in DOMAINS ("paper" is the OTQL paper):
 
 An agent adds its own settings in its file, with their source, by `presets`. A domain that an agent has no settings for
 takes those of its nearest relative, NEAREST. CPU suits runs of 10⁴ updates on a laptop; its rates, and what agents add
-to it, were chosen on scene task 1 (README, *Laptop scale*).
+to it, were chosen on scene task 1 (docs/results/appendix.md, *Laptop settings*).
 """
 
 from typing import Any
