@@ -29,6 +29,7 @@ from envs.npz import Arrays, check_flags, check_images, check_width, read_npz
 from envs.ogbench import specs
 from envs.ogbench.download import download
 from envs.ogbench.specs import DEFAULT_DATASET_DIR
+from envs.suspicions import suspicions
 from envs.tasks import VISUAL, Task, action_bounds, make_env
 from utils.errors import UserError
 from utils.rollout.worker_pool import DEFAULT_TIMEOUT, START_SECONDS
@@ -195,7 +196,7 @@ def read_dataset(
     dataset["actions"] = np.clip(dataset["actions"], -ACTION_LIMIT, ACTION_LIMIT)
     dataset["terminals"][-1] = 1.0  # No row follows the last one.
     # OGBench's are known to be sparse: the card shows if nothing is solved.
-    rewards = check_rewards(path, dataset) if task.dataset is None else []
+    signs = [*check_rewards(path, dataset), *suspicions(path, dataset)] if task.dataset is None else []
     rescaled = bounds is not None and not ((bounds[0] == -1).all() and (bounds[1] == 1).all())
     card = make_card(
         dataset,
@@ -206,7 +207,7 @@ def read_dataset(
         units=file.units,
         bounds=ranges(*bounds) if bounds and rescaled else "",
         **extra,
-        warnings=(*file.warnings, *rewards, *check_actions(path, dataset)),
+        warnings=(*file.warnings, *signs, *check_actions(path, dataset)),
     )
     return dataset, card
 

@@ -1,8 +1,8 @@
 """Datasets of Minari as this project's tasks: episodes to arrays, and the environment that they were recorded in.
 
 Minari stores T + 1 observations and T actions, rewards, terminations and truncations an episode. So every step is a
-transition. A termination is one here, with no bootstrap, wherever in an episode it is; a truncation, and an episode that
-ends without either, is a time limit.
+transition. A termination is one here, with no bootstrap, wherever in an episode it is. A truncation is a time limit, as
+is the end of an episode without either.
 """
 
 import dataclasses

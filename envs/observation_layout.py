@@ -1,8 +1,8 @@
 """Observation spaces of other libraries, laid out as networks take them: one vector, and the images of all cameras.
 
-A space is a Box, or a Dict of them, possibly nested. Boxes of uint8 that are images ([h, w], [h, w, 1] or [h, w, 3] with
-sides of at least 32 pixels, as Minari tells images from other numbers, or [C, h, w, 3]) become cameras, in the order of
-their names; grey images are repeated in three channels. All other numbers are joined in one vector, in the order of
+A space is a Box, or a Dict of them, possibly nested. Boxes of uint8 that are images become cameras, in the order of
+their names: [h, w], [h, w, 1] or [h, w, 3] with sides of at least 32 pixels, as Minari tells images from other numbers,
+or [C, h, w, 3]. Grey images are repeated in three channels. All other numbers are joined in one vector, in the order of
 their names: 'achieved_goal' before 'desired_goal' before 'observation'.
 """
 
