@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -55,7 +55,7 @@ def draw(arrays: Arrays, card: DataCard, path: Path, title: str) -> None:
     atomic_write_bytes(path, png)
 
 
-def _histogram(axes: Axes, values: Float[np.ndarray, " n"], label: str, count: str, log: bool = False) -> None:
+def _histogram(axes: Axes, values: Real[np.ndarray, " n"], label: str, count: str, log: bool = False) -> None:
     """Draws the distribution of numbers."""
     low, high = float(values.min()), float(values.max())
     if low == high:  # A bar in the middle of the axis.
@@ -82,7 +82,9 @@ def _ranges(axes: Axes, rows: Float[np.ndarray, "n d"], label: str) -> None:
     axes.set_ylabel("min, 5 %, median, 95 %, max", fontsize=6)
 
 
-def _sums(axes: Axes, rewards: Float[np.ndarray, " N"], first: np.ndarray, last: np.ndarray) -> None:
+def _sums(
+    axes: Axes, rewards: Float[np.ndarray, " N"], first: Int[np.ndarray, " E"], last: Int[np.ndarray, " E"]
+) -> None:
     """Draws the sum of rewards over the steps of some episodes."""
     for episode in np.unique(np.linspace(0, len(first) - 1, min(len(first), _EPISODES)).astype(int)):
         sums = np.cumsum(rewards[first[episode] : last[episode]])

@@ -90,7 +90,8 @@ def _placeholders(path: Path, dataset: Arrays, followed: Bool[np.ndarray, " N"])
 
 def _still(path: Path, dataset: Arrays, followed: Bool[np.ndarray, " N"]) -> list[str]:
     """Finds observations that do not change."""
-    rows = np.flatnonzero(followed)[:_CHECKED]
+    # The observation after a termination may be a repeated one.
+    rows = np.flatnonzero(followed & (dataset["masks"] > 0))[:_CHECKED]
     states, acts = dataset["observations"], (dataset["actions"][rows] != 0).any(axis=1)
     if not states.shape[1] or acts.sum() < _FEW:
         return []
