@@ -41,7 +41,7 @@ def test_rewards_of_a_dataset():
 
 
 def test_rewards_online():
-    replay = ReplayBuffer(1, 4, 1, np.zeros(3, np.float32), 1)
+    replay = ReplayBuffer(1, 4, 2, np.zeros(3, np.float32), 1)
     for scaled, expected in ((Affine(0.5, 3.0), [3.5, 4.0]), (IDENTITY, [1.0, 2.0])):
         runner = EnvRunner(replay, 0, lambda episode: episode, scaled=scaled)
         dialogue = runner.begin()
