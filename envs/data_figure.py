@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from envs.data_card import DataCard
 from envs.npz import Arrays
@@ -64,7 +64,7 @@ def _histogram(axes: Axes, values: Real[np.ndarray, " n"], label: str, count: st
     if log:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.set_xlabel(label)
     axes.set_ylabel(count)
 
@@ -77,7 +77,7 @@ def _ranges(axes: Axes, rows: Float[np.ndarray, "n d"], label: str) -> None:
     axes.vlines(shown, fifth, most, color="#0072B2", linewidth=max(1.0, min(6.0, 90 / len(shown))))
     axes.plot(shown, middle, "_", color="white", markersize=5)
     axes.set_xlim(-1, rows.shape[1])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.set_xlabel(label)
     axes.set_ylabel("min, 5 %, median, 95 %, max", fontsize=6)
 
