@@ -229,7 +229,7 @@ def _read_minari(task: Task, source: Any, units: str) -> tuple[GymFile, Bounds, 
 
     if source != minari_store.data_folder(task.name):
         raise UserError(f"{task.name} names its dataset; leave out other files, or give --env_name=gym:<id> with them")
-    data = read_minari(task.name)
+    data = read_minari(task.name, scaled=units == "scaled")
     layout, units = data.layout, "raw" if units == "auto" else units
     width, images = data.arrays["actions"].shape[1], layout.image_shape
     file = parse_arrays(data.path, data.arrays, layout.width, width, images, data.bounds, units)

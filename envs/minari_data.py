@@ -70,8 +70,11 @@ def open_dataset(env_name: str) -> Any:
         ) from error
 
 
-def read_minari(env_name: str) -> MinariData:
+def read_minari(env_name: str, scaled: bool = False) -> MinariData:
     """Reads all episodes of a dataset.
+
+    Args:
+        env_name: 'minari:<id>'. scaled: whether its actions are in [-1, 1], whatever its action space is.
 
     Raises:
         UserError: it is not found or invalid, or its spaces cannot be trained on.
@@ -99,7 +102,8 @@ def read_minari(env_name: str) -> MinariData:
     if within := int(ended.sum() - ended[last].sum()):
         problems.append(f"{within} steps of {name} mark an end inside an episode, which is split there")
     arrays["timeouts"][last] = 1 - arrays["terminals"][last]
-    arrays["actions"], clipped = clip_to(arrays["actions"], bounds)
+    box = (-np.ones_like(bounds[0]), np.ones_like(bounds[1])) if scaled else bounds
+    arrays["actions"], clipped = clip_to(arrays["actions"], box)
     if clipped:
         problems.append(f"{clipped} of {len(ended)} actions of {name} are beyond the action space, and are clipped")
     return MinariData(path, arrays, layout, bounds, problems)

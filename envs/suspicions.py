@@ -57,12 +57,12 @@ def _single_steps(path: Path, lengths: Int[np.ndarray, " E"]) -> list[str]:
 
 def _repeated(path: Path, dataset: Arrays, first: Int[np.ndarray, " E"], last: Int[np.ndarray, " E"]) -> list[str]:
     """Finds episodes that are in the file more than once."""
-    columns = [dataset[name] for name in ("actions", "observations", "images") if name in dataset]
+    names = ("actions", "observations" if dataset["observations"].shape[1] else "images")
+    columns = [dataset[name] for name in names]
     keys = Counter[tuple[int, ...]]()
     for begin, end in zip(first.tolist(), last.tolist(), strict=True):
         if end > begin:
-            parts = (np.ascontiguousarray(column[begin:end]) for column in columns)
-            keys[(end - begin, *(zlib.crc32(part.tobytes()) for part in parts))] += 1
+            keys[(end - begin, *(zlib.crc32(np.ascontiguousarray(rows[begin:end]).data) for rows in columns))] += 1
     copies = sum(count - 1 for (length, *_), count in keys.items() if length > 1)
     return [f"{copies} episodes of {path} are copies of others in it; remove them"] if copies else []
 
@@ -72,15 +72,14 @@ def _placeholders(path: Path, dataset: Arrays, followed: Bool[np.ndarray, " N"])
     lines = []
     columns = {"rewards": dataset["rewards"][followed][:, None], "observations": dataset["observations"]}
     for name, rows in columns.items():
-        sizes = np.abs(rows)
-        usual = np.quantile(sizes, 0.99, axis=0) if sizes.size else np.zeros(0)
-        far = (
-            np.flatnonzero((usual > 0) & (sizes.max(axis=0) > _PLACEHOLDER * usual)) if sizes.size else np.zeros(0, int)
-        )
-        if far.size:
+        if not rows.size:
+            continue
+        sample = rows[:: -(-len(rows) // _CHECKED)]
+        usual, largest = np.quantile(np.abs(sample), 0.99, axis=0), np.maximum(rows.max(axis=0), -rows.min(axis=0))
+        if (far := np.flatnonzero((usual > 0) & (largest > _PLACEHOLDER * usual))).size:
             column = int(far[0])
             where = f" (column {column})" if name == "observations" else ""
-            row = int(sizes[:, column].argmax())
+            row = int(np.abs(rows[:, column]).argmax())
             lines.append(
                 f"'{name}' of {path}{where} are {rows[row, column]:.4g} once, and 99 % of them within "
                 f"{usual[column]:.4g}: does it stand for a missing value? leave out such episodes"

@@ -13,6 +13,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from tiny_runs import BC, OTQL, assert_same_run, call, interrupted, refused, run_dir, run_main
 
+import online_main
 from envs import minari_store
 from envs.datasets import load_dataset, sized_env
 from envs.tasks import make_env, parse_task
@@ -318,6 +319,23 @@ def test_a_run_resumes_after_a_signal(tmp_path, interrupt_at):
     interrupted(*flags, f"--save_dir={tmp_path}/cut")
     run_main(*flags, f"--save_dir={tmp_path}/cut")
     assert_same_run(run_dir(tmp_path / "whole"), run_dir(tmp_path / "cut"))
+
+
+def test_online_training_in_the_recovered_environment(tmp_path):
+    collect("goal/test-v0")
+    flags = ("--env_name=minari:goal/test-v0", f"--save_dir={tmp_path}", "--offline_steps=2", "--online_steps=26")
+    run_main(*OTQL, *flags, "--horizon_length=1", "--start_training=24", "--eval_episodes=0")
+    table = read_csv(run_dir(tmp_path) / "online.csv")
+    assert len(table["length"]) == 2 and set(table["success"]) <= {0, 1}
+    line = refused("--env_name=minari:goal/test-v0", f"--save_dir={tmp_path}/b", program=online_main)
+    assert "main.py --online_steps=… trains on Minari's dataset" in line
+
+
+def test_units_that_are_given_win():
+    episode = (states(0, 1, 2), (1.0, 2.0), [False, True], [False, False])
+    buffers("narrow/test-v0", [episode], action_space=Box(-0.25, 0.25, (1,), np.float32))
+    dataset, _, info = load_dataset(parse_task("minari:narrow/test-v0"), actions="scaled")
+    assert dataset["actions"][0, 0] == 0.5 and not any("clipped" in warning for warning in info.card.warnings)
 
 
 def test_a_finished_run_notices_other_episodes(tmp_path):

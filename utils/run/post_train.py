@@ -85,6 +85,11 @@ def find_demonstrations(config: PostTrainConfig, task: Task) -> Path:
     Raises:
         UserError: no expert can make them.
     """
+    if task.kind == "minari":
+        raise UserError(
+            f"{task.name}: demonstrations of this program are a file; main.py --online_steps=… trains on Minari's "
+            "dataset and then online"
+        )
     if config.dataset:
         return Path(config.dataset).expanduser()
     if task.name not in NAMES:
