@@ -160,6 +160,12 @@ def _collector(env_id: str, limit: int | None, data_format: str) -> gymnasium.En
     """Returns the environment within Minari's DataCollector; images are stored without loss."""
     library = minari_store.import_minari()
     env = _made(env_id, limit)
+    spec = env.unwrapped.spec
+    if spec is not None and callable(entry := spec.entry_point):
+        # Minari stores the name that the environment is recovered by.
+        spec.entry_point = f"{entry.__module__}:{getattr(entry, '__qualname__', '')}"
+        if "<" in spec.entry_point:
+            raise UserError(f"'gym:{env_id}' is registered by a function without a name; give 'module:Class' instead")
     try:
         return Checked(library.DataCollector(env, data_format=data_format, jpeg_encoding=False))
     except (ImportError, OSError, ValueError) as error:

@@ -104,6 +104,20 @@ def test_every_step_is_a_transition(data_format):
     assert card.observed == ""
 
 
+def test_a_mujoco_task():
+    """Falls of the hopper are terminations; actions in [-1, 1] are not rescaled."""
+    rows = collect("hopper/test-v0", "Hopper-v5", 4, make={"max_episode_steps": 30})
+    dataset, card = load("hopper/test-v0")
+    ends = np.flatnonzero([terminated or truncated for *_, terminated, truncated in rows])
+    fell = [rows[end][4] for end in ends]
+    last = np.flatnonzero(dataset["terminals"])
+    np.testing.assert_array_equal(dataset["masks"][last - 1] == 0, fell)
+    assert card.ends["truly terminated"] == sum(fell) > 0 and card.bounds == ""
+    followed = dataset["terminals"] == 0
+    np.testing.assert_allclose(dataset["actions"][followed], [action for _, action, *_ in rows], atol=2e-5)
+    assert make_env("minari:hopper/test-v0").reset(seed=0)[0].shape == (11,)
+
+
 def test_terminations_and_truncations_are_minaris():
     zeros = [False] * 3
     buffers(

@@ -1,5 +1,6 @@
 """Recording: the same episodes in a file and in Minari's store, by random and by scripted policies."""
 
+import gymnasium
 import numpy as np
 import pytest
 import spot_env  # registers Spot-v0
@@ -9,7 +10,7 @@ import envs.record
 from envs import record as module
 from envs.datasets import load_dataset
 from envs.record import record
-from envs.tasks import parse_task
+from envs.tasks import make_env, parse_task
 
 PENDULUM = ("--env_name=gym:Pendulum-v1", "--max_episode_steps=9")
 
@@ -85,6 +86,21 @@ def test_images_are_recorded(tmp_path):
     env.reset(seed=int(np.random.SeedSequence([0, 0]).generate_state(2)[0]))
     np.testing.assert_array_equal(dataset["images"][0, 0], env.image)
     assert info.card.episodes == 2
+
+
+def test_an_environment_that_is_registered_by_its_class(tmp_path):
+    """Is stored by the name of the class, by which it is recovered; one without a name cannot be."""
+    pytest.importorskip("minari", reason="Minari is an optional dependency: pip install '.[minari]'")
+    record("gym:Spot-v0", output="minari:spot/test-v0", episodes=2)
+    record("gym:Spot-v0", output=str(tmp_path / "a.npz"), episodes=2)
+    dataset, same = load_dataset(parse_task("minari:spot/test-v0"))[0], read(tmp_path / "a.npz", "gym:Spot-v0")[0]
+    np.testing.assert_array_equal(dataset["images"], same["images"])  # Without the loss of JPEG.
+    np.testing.assert_allclose(dataset["actions"], same["actions"], atol=1e-6)
+    observation, _ = make_env("minari:spot/test-v0").reset(seed=0)
+    assert observation.images.shape == (1, 64, 64, 3)
+    gymnasium.register("Nameless-v0", entry_point=lambda **_: spot_env.Spot())
+    line = stopped("--env_name=gym:Nameless-v0", "--output=minari:spot/b-v0")
+    assert "registered by a function without a name" in line
 
 
 def test_the_command_says_what_comes_next(tmp_path):
