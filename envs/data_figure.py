@@ -60,8 +60,10 @@ def _histogram(axes: Axes, values: Real[np.ndarray, " n"], label: str, count: st
     low, high = float(values.min()), float(values.max())
     if low == high:  # A bar in the middle of the axis.
         low, high = low - max(1.0, abs(low) / 2), high + max(1.0, abs(high) / 2)
-    axes.hist(values, bins=int(np.clip(2 * len(values) ** 0.5, 11, 41)), range=(low, high), log=log)
+    bins = int(np.clip(2 * len(values) ** 0.5, 11, 41)) | 1  # Odd, so that one has the middle of the axis.
+    axes.hist(values, bins=bins, range=(low, high), log=log)
     if log:
+        axes.set_ylim(bottom=0.8)
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
