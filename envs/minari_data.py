@@ -66,7 +66,7 @@ def open_dataset(env_name: str) -> Any:
         return _told(lambda: library.load_dataset(name))
     except Exception as error:
         raise UserError(
-            f"cannot read Minari's dataset {name}: {_reason(error)}; delete it (minari delete {name}) and get it again"
+            f"cannot read Minari's dataset {name}: {_reason(error)}; get it again: minari download --force {name}"
         ) from error
 
 
@@ -123,7 +123,7 @@ def _episodes(dataset: Any, name: str) -> Any:
         raise
     except Exception as error:
         raise UserError(
-            f"cannot read the episodes of {name}: {_reason(error)}; delete it (minari delete {name}) and get it again"
+            f"cannot read the episodes of {name}: {_reason(error)}; get it again: minari download --force {name}"
         ) from error
 
 

@@ -64,7 +64,7 @@ def _repeated(path: Path, dataset: Arrays, first: Int[np.ndarray, " E"], last: I
         if end > begin:
             keys[(end - begin, *(zlib.crc32(np.ascontiguousarray(rows[begin:end]).data) for rows in columns))] += 1
     copies = sum(count - 1 for (length, *_), count in keys.items() if length > 1)
-    return [f"{copies} episodes of {path} are copies of others in it; remove them"] if copies else []
+    return [f"{copies} episodes of {path} are copies of others in it; keep one of each"] if copies else []
 
 
 def _placeholders(path: Path, dataset: Arrays, followed: Bool[np.ndarray, " N"]) -> list[str]:
