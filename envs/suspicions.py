@@ -81,8 +81,8 @@ def _placeholders(path: Path, dataset: Arrays, followed: Bool[np.ndarray, " N"])
             where = f" (column {column})" if name == "observations" else ""
             row = int(np.abs(rows[:, column]).argmax())
             lines.append(
-                f"'{name}' of {path}{where} are {rows[row, column]:.4g} once, and 99 % of them within "
-                f"{usual[column]:.4g}: does it stand for a missing value? leave out such episodes"
+                f"'{name}' of {path}{where} reach {rows[row, column]:.4g}, and 99 % are within {usual[column]:.4g}: "
+                "does it stand for a missing value? leave out such episodes"
             )
     return lines
 

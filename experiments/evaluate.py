@@ -334,7 +334,7 @@ def evaluate(own: Evaluation, evaluator: Evaluator, progress: Callable[[int, int
 
 def columns(own: Evaluation) -> list[str]:
     """Returns the columns of a run's evaluations.csv."""
-    scored = (SCORE,) if reference_scores(own.flags_json["env_name"]) else ()
+    scored = [SCORE] * bool(reference_scores(own.flags_json["env_name"]))
     return ["step", "seed", "episodes", *own.acting, *RESULTS, *scored]
 
 

@@ -177,7 +177,7 @@ FAULTS = {
     raw_actions: (2, "give --env_name=gym:<id>, if they are in the environment's units"),
     missing_reading: (2, "'observations' in"),
     largest_double: (2, "too large for float32 arithmetic"),
-    placeholder: (0, "(column 1) are -1e+05 once"),
+    placeholder: (0, "(column 1) reach -1e+05"),
     reward_placeholder: (0, "'rewards' of"),
     time_limits_as_terminations: (0, "fault: 6 of 6 episodes of"),
     repeated_episode: (0, "fault: 1 episodes of"),

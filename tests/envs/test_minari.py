@@ -1,6 +1,7 @@
 """Datasets that Minari itself has written, by its DataCollector and from buffers, in both of its stores."""
 
 import copy
+import csv
 import json
 import sys
 import warnings
@@ -13,6 +14,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from tiny_runs import BC, OTQL, assert_same_run, call, interrupted, refused, run_dir, run_main
 
+import experiments.evaluate
 import online_main
 from envs import minari_store
 from envs.datasets import load_dataset, sized_env
@@ -198,6 +200,10 @@ def test_reference_scores_normalise_returns(tmp_path):
     score = (table["return_mean"][-1] + 3) / 8
     assert table["normalized_score"][-1] == pytest.approx(score) and f"normalised score {score:.3f}" in outcome.out
     assert "success" in outcome.out  # The environment reports it.
+    again = run_main(str(run_dir(tmp_path)), "--episodes=1", program=experiments.evaluate)
+    (row,) = csv.DictReader((run_dir(tmp_path) / "evaluations.csv").open())
+    assert float(row["normalized_score"]) == pytest.approx((float(row["return_mean"]) + 3) / 8)
+    assert f"(score {float(row['normalized_score']):.3f})" in again.out
     collect("goal/unscored-v0")
     assert minari_store.reference_scores("minari:goal/unscored-v0") is None
     assert minari_store.reference_scores("gym:Pendulum-v1") is None
