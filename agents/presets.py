@@ -9,6 +9,10 @@ Sources of the numbers in DOMAINS ("paper" is the OTQL paper):
     robot                    paper Table 7, which states neither chunks nor networks: those of the online tasks
     all other domains        not in the paper: the settings of the nearest domain that is
 
+Tasks of a user (gym:, minari:) have no entry, so that the defaults of agents/base.py apply to them: single actions, as
+in results on D4RL, whose control is fast; γ = 0.99 and ρ = 0.5, as most domains of Table 3 have; rewards as they are.
+Nothing was tuned on such data.
+
 An agent adds its own settings in its file, with their source, by `presets`. A domain that an agent has no settings for
 takes those of its nearest relative, NEAREST. CPU suits runs of 10⁴ updates on a laptop; its rates, and what agents add
 to it, were chosen on scene task 1 (docs/results/appendix.md, *Laptop settings*).

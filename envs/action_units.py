@@ -102,6 +102,13 @@ def _check_within(
         )
 
 
+def clip_to(actions: Real[np.ndarray, "N A"], bounds: Bounds) -> tuple[Real[np.ndarray, "N A"], int]:
+    """Returns actions clipped to the bounds, and how many were beyond them by more than rounding."""
+    low, high = (np.asarray(bound, np.float64) for bound in bounds)
+    excess = np.maximum(low - actions, actions - high) / ((high - low) / 2)
+    return np.clip(actions, low, high), int((excess > _TOLERANCE).any(axis=1).sum())
+
+
 def ranges(low: Real[np.ndarray, " A"], high: Real[np.ndarray, " A"]) -> str:
     """Returns '[low, high]' of each dimension, or once if all agree."""
     pairs = [f"[{one:.4g}, {other:.4g}]" for one, other in zip(low, high, strict=True)]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from envs.action_units import ranges
+from envs.minari_store import normalized_score
 from envs.npz import Arrays
 
 _OF_SUCCESS = ((-1.0, 0.0), (0.0, 1.0))  # Sparse rewards, each without and with success.
@@ -31,6 +32,8 @@ class DataCard:
         units: of the file's actions, 'scaled' or 'raw'.
         bounds: text of the environment's action bounds if it is rescaled, else ''.
         warnings: possible faults, one line each.
+        observed: parts of the observations in their order, where a dataset names several.
+        reference: returns that are scored as 0 and 1, where a dataset has them.
     """
 
     episodes: int
@@ -46,6 +49,8 @@ class DataCard:
     units: str
     bounds: str
     warnings: tuple[str, ...] = ()
+    observed: str = ""
+    reference: tuple[float, float] | None = None
 
     def lines(self) -> list[str]:
         """Returns the aligned lines of the card."""
@@ -60,6 +65,11 @@ class DataCard:
             "actions": f"{len(self.action_low)} in {ranges(self.action_low, self.action_high)}",
             "ends": ", ".join(f"{count} {kind}" for kind, count in self.ends.items() if count),
         }
+        if self.reference:
+            rows["score"] = "min {:.3f}, mean {:.3f}, max {:.3f}".format(*self.scores())
+            rows["score"] += " (0: return {:.4g}, 1: return {:.4g})".format(*self.reference)
+        if self.observed:
+            rows["observed"] = self.observed
         if self.bounds:
             told = "raw, rescaled the same way" if self.units == "raw" else "already scaled"
             rows["bounds"] = f"{self.bounds} in the environment, rescaled to [-1, 1]; actions of the file are {told}"
@@ -67,6 +77,11 @@ class DataCard:
             lost = f" (sum of their rewards {self.unused_reward:.4g})" if self.unused_reward else ""
             rows["unused"] = f"{self.unused} transitions: no next observation recorded{lost}"
         return [f"  {name:9}{text}" for name, text in rows.items()]
+
+    def scores(self) -> list[float]:
+        """Returns minimum, mean and maximum of the normalised score; needs `reference`."""
+        assert self.reference
+        return [normalized_score(self.reference, value) for value in self.returns]
 
     def show(self) -> None:
         """Prints the card to stdout and its warnings to stderr."""

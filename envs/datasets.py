@@ -1,4 +1,4 @@
-"""Datasets in the compact layout, from OGBench's files, a download, or a collection.
+"""Datasets in the compact layout, from OGBench's files, a download, a collection, or Minari.
 
 Compact layout: rows are states in time order.
     observations [N, o] f32, actions [N, a] f32 in (-1, 1), rewards [N] f32, masks [N] f32 (0: no bootstrap),
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.action_units import ranges, to_unit
+from envs import minari_store
+from envs.action_units import Bounds, ranges, to_unit
 from envs.collect import collect
 from envs.data_card import DataCard, make_card
 from envs.data_checks import check_actions, check_precision, check_rewards
@@ -28,6 +29,7 @@ from envs.npz import Arrays, check_flags, check_images, check_width, read_npz
 from envs.ogbench import specs
 from envs.ogbench.download import download
 from envs.ogbench.specs import DEFAULT_DATASET_DIR
+from envs.suspicions import suspicions
 from envs.tasks import VISUAL, Task, action_bounds, make_env
 from utils.errors import UserError
 from utils.rollout.worker_pool import DEFAULT_TIMEOUT, START_SECONDS
@@ -84,7 +86,7 @@ def load_dataset(
             or the server. 'collect': the collected file of the given size, from the directory or collected now.
         dataset_dir: directory of the files.
         dataset_path: a file to use instead of these; needed for 'gym:' tasks. Its validation set is '<file>-val.npz'
-            if that exists.
+            if that exists. 'minari:' tasks name their dataset themselves.
         sparse: set nonzero rewards to -1.
         collect_episodes: number of training episodes to collect (default: as in OGBench's dataset).
         seed: of the collection, NOT of the run: each seed gives another dataset.
@@ -100,7 +102,11 @@ def load_dataset(
     """
     if source not in SOURCES:
         raise UserError(f"unknown dataset source '{source}'; use one of {', '.join(SOURCES)}")
-    if dataset_path is not None:
+    if task.kind == "minari":
+        if dataset_path is not None:
+            raise UserError(f"{task.name} names its dataset; leave out --dataset, or give --env_name=gym:<id> with it")
+        path, origin = minari_store.data_folder(task.name), "Minari"
+    elif dataset_path is not None:
         path, origin = Path(dataset_path).expanduser(), "file given"
     elif task.dataset is None:
         raise UserError(f"'{task.name}' has no dataset of its own; give one with --dataset=<file.npz>")
@@ -109,7 +115,7 @@ def load_dataset(
             task.dataset, source, Path(dataset_dir).expanduser(), collect_episodes, seed, workers
         )
     train, card = read_dataset(task, path, sparse, actions)
-    val = load_validation(task, path, sparse, card.units) if with_val else None
+    val = load_validation(task, path, sparse, card.units) if with_val and task.kind != "minari" else None
     info = DatasetInfo(path, origin, card.episodes, card.transitions, val is not None, card)
     return train, val, info
 
@@ -154,7 +160,8 @@ def read_dataset(
 
     Args:
         task: from `parse_task`.
-        source: the file, or the arrays of `dataset_from_arrays`, for gym: and robot: tasks.
+        source: the file, or the arrays of `dataset_from_arrays`, for gym: and robot: tasks; for a minari: task the
+            dataset's folder in Minari's local store.
         sparse: see `load_dataset`.
         actions: units of the file's actions, one of UNITS (envs/action_units.py).
 
@@ -167,12 +174,14 @@ def read_dataset(
     else:
         path = Path(source).expanduser()
         read = functools.partial(read_gym_file, path)
-    bounds = None
+    bounds, extra = None, dict[str, Any]()
     if task.kind == "robot":
         file = read(units=actions)
+    elif task.kind == "minari":
+        file, bounds, extra = _read_minari(task, source, actions)
     else:
         # OGBench's rewards are functions of the physical state: computing them needs no rendering.
-        env = _sized_env(task.name) if task.kind == "gym" else _labelling_env(task.name.removeprefix(VISUAL))
+        env = sized_env(task.name) if task.kind == "gym" else _labelling_env(task.name.removeprefix(VISUAL))
         bounds = action_bounds(env)
         if task.kind == "gym":
             width, image_shape = observed_shapes(env)
@@ -187,7 +196,7 @@ def read_dataset(
     dataset["actions"] = np.clip(dataset["actions"], -ACTION_LIMIT, ACTION_LIMIT)
     dataset["terminals"][-1] = 1.0  # No row follows the last one.
     # OGBench's are known to be sparse: the card shows if nothing is solved.
-    rewards = check_rewards(path, dataset) if task.dataset is None else []
+    signs = [*check_rewards(path, dataset), *suspicions(path, dataset)] if task.dataset is None else []
     rescaled = bounds is not None and not ((bounds[0] == -1).all() and (bounds[1] == 1).all())
     card = make_card(
         dataset,
@@ -197,7 +206,8 @@ def read_dataset(
         unused_reward=file.unused_reward,
         units=file.units,
         bounds=ranges(*bounds) if bounds and rescaled else "",
-        warnings=(*file.warnings, *rewards, *check_actions(path, dataset)),
+        **extra,
+        warnings=(*file.warnings, *signs, *check_actions(path, dataset)),
     )
     return dataset, card
 
@@ -213,8 +223,25 @@ def load_validation(task: Task, train_path: str | Path, sparse: bool = False, ac
     return load_file(task, path, sparse, actions) if path.exists() else None
 
 
+def _read_minari(task: Task, source: Any, units: str) -> tuple[GymFile, Bounds, dict[str, Any]]:
+    """Reads a dataset of Minari; returns its content, the bounds of its actions, and what its card adds."""
+    from envs.minari_data import read_minari
+
+    if source != minari_store.data_folder(task.name):
+        raise UserError(f"{task.name} names its dataset; leave out other files, or give --env_name=gym:<id> with them")
+    data = read_minari(task.name, scaled=units == "scaled")
+    layout, units = data.layout, "raw" if units == "auto" else units
+    width, images = data.arrays["actions"].shape[1], layout.image_shape
+    file = parse_arrays(data.path, data.arrays, layout.width, width, images, data.bounds, units)
+    about = {
+        "observed": "" if layout.plain else layout.describe(),
+        "reference": minari_store.reference_scores(task.name),
+    }
+    return dataclasses.replace(file, warnings=[*data.warnings, *file.warnings]), data.bounds, about
+
+
 @functools.lru_cache(maxsize=2)
-def _sized_env(env_name: str) -> Any:
+def sized_env(env_name: str) -> Any:
     """Returns the task's environment, for its spaces.
 
     Raises:

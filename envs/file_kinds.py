@@ -4,10 +4,7 @@ import zipfile
 from pathlib import Path
 
 _SAVE = "np.savez('data.npz', observations=..., actions=..., rewards=..., terminals=...)"
-_MINARI = (
-    "stack its episodes' observations[:-1], observations[1:] as next_observations, actions, rewards, terminations and "
-    "truncations, and save them by these names with np.savez"
-)
+_MINARI = "put it into Minari's local store (~/.minari/datasets/<id>), and give --env_name=minari:<id>"
 _MAGIC = {
     b"\x89HDF\r\n\x1a\n": ("HDF5", f"read its arrays with h5py (file['observations'][:], ...) and save them: {_SAVE}"),
     b"PAR1": ("parquet", f"read its columns with pandas.read_parquet and save them as arrays: {_SAVE}"),
@@ -63,8 +60,8 @@ def other_kind(path: Path) -> str | None:
 
 def _folder(path: Path) -> str:
     """Returns the kind of a folder, and advice."""
-    if any((path / place).is_file() for place in ("main_data.hdf5", "data/main_data.hdf5")):
-        return f"a Minari dataset; load it with minari, {_MINARI}"
+    if any((path / place).is_file() for place in ("main_data.hdf5", "data/main_data.hdf5", "data/metadata.json")):
+        return f"a Minari dataset; {_MINARI}"
     if (path / "meta/info.json").is_file():
         return f"a LeRobotDataset; import it: python -m real.import_rollouts {path} --output=data.npz"
     if any(path.glob("*.npz")):
@@ -75,7 +72,7 @@ def _folder(path: Path) -> str:
 def _by_content(path: Path, head: bytes) -> tuple[str, str] | None:
     """Returns kind and advice, from the first bytes of a file."""
     if path.name == "main_data.hdf5":
-        return "a Minari dataset (HDF5)", f"load it with minari, {_MINARI}"
+        return "a Minari dataset (HDF5)", _MINARI
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind

@@ -1,9 +1,9 @@
 """A dataset of any gymnasium environment, turned into the compact layout of envs/datasets.py.
 
-The file (.npz) holds, with one row per step, `observations` [N, o], `actions` [N, a] in [-1, 1] or in the environment's
-units (envs/action_units.py), `rewards` [N] and `terminals` [N], and may hold `masks` [N], `timeouts` [N] and
-`next_observations` [N, o]. With cameras it also has `images` [N, C, h, w, 3], uint8, and `next_images` where it has
-`next_observations`; if only images are observed, it has no `observations`.
+The file (.npz, or HDF5 as D4RL's) holds, with one row per step, `observations` [N, o], `actions` [N, a] in [-1, 1] or
+in the environment's units (envs/action_units.py), `rewards` [N] and `terminals` [N], and may hold `masks` [N],
+`timeouts` [N] and `next_observations` [N, o]. With cameras it also has `images` [N, C, h, w, 3], uint8, and
+`next_images` where it has `next_observations`; if only images are observed, it has no `observations`.
 
 `masks` is 0 where the value after the step is 0: a true termination. It is 1 - `terminals` unless given. Two
 conventions:
@@ -29,6 +29,7 @@ from jaxtyping import Bool
 
 from envs.action_units import Bounds, to_unit
 from envs.data_checks import check_jumps, check_masks, check_precision, check_successors
+from envs.hdf5 import is_hdf5, read_hdf5
 from envs.npz import Arrays, check_flags, check_images, check_rows, check_width, npz_names, read_npz
 from utils.errors import UserError
 
@@ -97,10 +98,11 @@ def read_gym_file(
     observed = ("observations",) * (observation_width != 0) + ("images",) * (image_shape is not None)
     optional = ("images",) * (observation_width is None)
     following = tuple(f"next_{name}" for name in observed + optional)
-    arrays = read_npz(path, observed + _REQUIRED, optional + _OPTIONAL + following)
-    return parse_arrays(
-        path, arrays, observation_width, action_width, image_shape, bounds, units, ogbench="qpos" in npz_names(path)
-    )
+    names = observed + _REQUIRED, optional + _OPTIONAL + following
+    like = observation_width, action_width, image_shape, bounds, units
+    if is_hdf5(path):
+        return parse_arrays(path, read_hdf5(path, *names), *like)
+    return parse_arrays(path, read_npz(path, *names), *like, ogbench="qpos" in npz_names(path))
 
 
 def dataset_from_arrays(

@@ -105,8 +105,16 @@ def _load(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 def _check_memory(path: Path, file: np.lib.npyio.NpzFile, name: str) -> None:
     """Checks that an array fits in memory before it is read: the system would kill the process."""
     assert file.zip is not None  # It is open.
-    size, free = file.zip.getinfo(f"{name}.npy").file_size, free_memory()
-    if size > free:
+    check_size(path, name, file.zip.getinfo(f"{name}.npy").file_size)
+
+
+def check_size(path: Path, name: str, size: int) -> None:
+    """Checks that an array of `size` bytes fits in memory.
+
+    Raises:
+        UserError: it does not.
+    """
+    if size > (free := free_memory()):
         raise UserError(
             f"'{name}' in {path} takes {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free; "
             "split the file into shards (--ogbench_dataset_dir), or use a machine with more"

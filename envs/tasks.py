@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from envs import minari_store
 from utils.errors import UserError, failure
 from utils.system.rendering import mujoco_errors, set_rendering_backend
 
@@ -54,11 +55,11 @@ class Task:
 
     Attributes:
         name: as given, such as 'cube-double-play-singletask-task2-v0' or 'gym:Pendulum-v1'.
-        domain: key of the presets, such as 'cube-double', 'OpenMicrowave' or 'robot'; 'gym' for any other environment.
-            The prefix for images does not change it.
-        kind: 'manipulation', 'pointmaze', 'locomotion', 'gym' or 'robot', which has no environment.
-        env_id: gymnasium's id, such as 'cube-double-singletask-task2-v0'.
-        dataset: OGBench's dataset, such as 'cube-double-play-v0'; None for 'gym' and 'robot'.
+        domain: key of the presets, such as 'cube-double', 'OpenMicrowave' or 'robot'; 'gym' for any other environment,
+            'minari' for any dataset of Minari. The prefix for images does not change it.
+        kind: 'manipulation', 'pointmaze', 'locomotion', 'gym', 'minari' or 'robot', which has no environment.
+        env_id: gymnasium's id, such as 'cube-double-singletask-task2-v0', or Minari's of the dataset.
+        dataset: OGBench's dataset, such as 'cube-double-play-v0'; None for 'gym', 'minari' and 'robot'.
         rendered: whether its observations are images that MuJoCo renders.
     """
 
@@ -77,7 +78,7 @@ class Task:
     @property
     def video_size(self) -> int | None:
         """Width and height of a video's images in pixels; None for any other environment, which may not take a size."""
-        return None if self.kind == "gym" else 320
+        return None if self.kind in ("gym", "minari") else 320
 
 
 def task_names() -> list[str]:
@@ -97,7 +98,7 @@ def parse_task(env_name: str) -> Task:
     Args:
         env_name: OGBench's name with dataset type and 'singletask' (without a number: OGBench's default task of the
             domain) or one of PANDA_TASKS, each with 'visual-' before it for images; 'gym:' and the id of any gymnasium
-            environment; or 'robot:' and any name.
+            environment; 'minari:' and the id of a dataset of Minari; or 'robot:' and any name.
 
     Raises:
         UserError: unknown or goal-conditioned name; the message suggests names.
@@ -106,6 +107,8 @@ def parse_task(env_name: str) -> Task:
         if env_name == "gym:":
             raise UserError("'gym:' needs the id of an environment, for example gym:Pendulum-v1")
         return Task(env_name, "gym", "gym", env_name.removeprefix("gym:"), None)
+    if minari_store.is_minari(env_name):
+        return Task(env_name, "minari", "minari", minari_store.dataset_id(env_name), None)
     if env_name.startswith("robot:"):
         if not re.fullmatch(r"[\w.-]+", env_name.removeprefix("robot:")):
             raise UserError("'robot:' needs a name of letters, digits, '_', '-' and '.', for example robot:pick_cube")
@@ -155,7 +158,8 @@ def make_env(
 
     OGBench's episodes are functions of `reset(seed=...)` and the actions. Actions are in [-1, 1] in every dimension:
     gymnasium environments with other finite bounds are rescaled. Observations are vectors or, with images,
-    `Observation`s (utils/observations.py): OGBench's without a state, the Panda tasks' with that of the arm.
+    `Observation`s (utils/observations.py): OGBench's without a state, the Panda tasks' with that of the arm. The
+    environment of a dataset of Minari gives its observations joined (envs/observation_layout.py).
 
     Args:
         env_name: see `parse_task`.
@@ -179,6 +183,11 @@ def make_env(
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     if task.rendered:
         set_rendering_backend()
+    if task.kind == "minari":
+        from envs.minari_data import make_minari_env
+
+        with mujoco_errors():
+            return make_minari_env(env_name, kwargs)
     if task.kind == "gym":
         with mujoco_errors():
             return _make_gym_env(task, kwargs)
@@ -203,7 +212,7 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
     choose_renderer()
     import gymnasium
 
-    from envs.wrappers import Cameras, Checked, UnitActions, action_box, with_images
+    from envs.wrappers import Cameras, Checked, action_box, in_unit_box, with_images
 
     what = f"cannot make the gymnasium environment '{task.env_id}'"
     try:
@@ -223,9 +232,8 @@ def _make_gym_env(task: Task, kwargs: dict[str, Any]) -> "gymnasium.Env":
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             images = ", or have uint8 images (envs/wrappers.py)" if label == "observations" else ""
             raise UserError(f"'{task.name}' has {label} in {space}; it must be a Box with one axis{images}")
-    actions = action_box(env)
-    check_action_space(task.name, actions)
-    return env if (actions.low == -1).all() and (actions.high == 1).all() else UnitActions(env)
+    check_action_space(task.name, action_box(env))
+    return in_unit_box(env)
 
 
 def check_action_space(name: str, space: "gymnasium.spaces.Box") -> None:

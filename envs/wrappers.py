@@ -56,6 +56,12 @@ class UnitActions(gymnasium.wrappers.RescaleAction):
         self.own_bounds = space.low, space.high
 
 
+def in_unit_box(env: gymnasium.Env) -> gymnasium.Env:
+    """Returns the environment, rescaled if its actions are not in [-1, 1] in every dimension."""
+    actions = action_box(env)
+    return env if (actions.low == -1).all() and (actions.high == 1).all() else UnitActions(env)
+
+
 def with_images(env: gymnasium.Env) -> gymnasium.Env:
     """Returns the environment, wrapped to give `Observation`s if it has images.
 

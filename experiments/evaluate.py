@@ -31,6 +31,7 @@ import gymnasium
 import numpy as np
 from absl import flags
 
+from envs.minari_store import normalized_score, reference_scores
 from envs.tasks import make_env, parse_task
 from experiments.report.runs import find_runs, show
 from utils.errors import UserError
@@ -88,6 +89,7 @@ flags.DEFINE_enum(
 )
 
 RESULTS = ("success_rate", "low", "high", "return_mean", "length_mean", "milliseconds_per_action")
+SCORE = "normalized_score"  # of datasets of Minari that have reference scores
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,7 @@ def evaluate(own: Evaluation, evaluator: Evaluator, progress: Callable[[int, int
         rate = 0.0  # Environments may report success in solved episodes alone.
     low, high = (None, None) if rate is None else wilson_interval(rate, own.episodes)
     seconds = float(np.median(decision_seconds(tree_stack([own.agent]), own.observation)))
+    reference = reference_scores(own.flags_json["env_name"])
     return {
         "step": own.step,
         "seed": own.seed,
@@ -326,12 +329,13 @@ def evaluate(own: Evaluation, evaluator: Evaluator, progress: Callable[[int, int
         "return_mean": result["return_mean"],
         "length_mean": result["length_mean"],
         "milliseconds_per_action": 1000 * seconds / own.agent.config.horizon_length,
-    }
+    } | ({SCORE: normalized_score(reference, result["return_mean"])} if reference else {})
 
 
 def columns(own: Evaluation) -> list[str]:
     """Returns the columns of a run's evaluations.csv."""
-    return ["step", "seed", "episodes", *own.acting, *RESULTS]
+    scored = [SCORE] * bool(reference_scores(own.flags_json["env_name"]))
+    return ["step", "seed", "episodes", *own.acting, *RESULTS, *scored]
 
 
 def check_columns(own: Evaluation) -> None:
@@ -384,7 +388,8 @@ def table(evaluations: Sequence[Evaluation], rows: Sequence[Mapping[str, Any]]) 
         if row["success_rate"] is not None:
             success = f"{row['success_rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         milliseconds = row["milliseconds_per_action"] * own.agent.config.horizon_length
-        numbers = f"{row['return_mean']:.4g}", f"{row['length_mean']:.1f}", f"{milliseconds:.2f}"
+        score = f" (score {row[SCORE]:.3f})" if SCORE in row else ""
+        numbers = f"{row['return_mean']:.4g}{score}", f"{row['length_mean']:.1f}", f"{milliseconds:.2f}"
         varied = [show(own.settings.get(name)) for name in more]
         shown = os.path.relpath(own.directory) if own.directory.is_relative_to(Path.cwd()) else str(own.directory)
         nfe, candidates = str(own.agent.nfe), str(own.agent.config.best_of_n)

@@ -45,7 +45,7 @@ for name, (low, high) in BOUNDS.items():
 
 @pytest.fixture(autouse=True)
 def fresh_environment():
-    datasets._sized_env.cache_clear()
+    datasets.sized_env.cache_clear()
 
 
 def write(path, actions, rewards=None):

@@ -49,7 +49,7 @@ def refusal(path) -> str:
     ("names", "content", "said"),
     [
         (("a.hdf5", "a.h5", "a.npz", "a"), HDF5, ("it is HDF5;", "h5py", "np.savez('data.npz', observations=...")),
-        (("main_data.hdf5",), HDF5, ("a Minari dataset (HDF5)", "load it with minari", "terminations")),
+        (("main_data.hdf5",), HDF5, ("a Minari dataset (HDF5)", "--env_name=minari:<id>")),
         (("a.h5", "a.HDF5"), b"\x00\x01 cut short", ("HDF5 by name, and damaged",)),
         (("a.pkl", "a.npz", "a"), pickle.dumps(ARRAYS), ("it is a pickle;", "np.savez")),
         (("a.pkl",), pickle.dumps(ARRAYS, protocol=0), ("a pickle by name",)),
@@ -83,7 +83,7 @@ def test_other_kinds(names, content, said, tmp_path):
 
 def test_folders_and_pipes(tmp_path):
     for place, said in {
-        "minari/data/main_data.hdf5": "it is a Minari dataset; load it with minari",
+        "minari/data/main_data.hdf5": "it is a Minari dataset; put it into Minari's local store",
         "lerobot/meta/info.json": "it is a LeRobotDataset; import it: python -m real.import_rollouts",
         "shards/a.npz": "name one of its .npz files (shards of one dataset: --ogbench_dataset_dir)",
         "other/a.txt": "it is a folder; name an .npz file",

@@ -36,7 +36,7 @@ def test_differences_are_of_pairs_and_tasks_weigh_alike(groups):
     cube, scene, mean = table(captured.out)
     assert scene[:4] == [TASKS[0], "3", "0.77", "0.47"] and scene[4].startswith("+0.30 [")
     assert cube[:4] == [TASKS[1], "2", "0.30", "0.35"] and cube[4].startswith("-0.05 [")
-    assert mean[0] == "mean" and mean[1] == "3+2" and mean[4].startswith("+0.12 [")
+    assert mean[0] == "mean" and mean[1] == "2+3" and mean[4].startswith("+0.12 [")
     assert f"without a partner: {TASKS[1]} seed 2" in captured.err
     rng, pairs = np.random.default_rng(5), (np.array([0.3, 0.1, 0.5]), np.array([0.1, -0.2]))
     draws = np.mean([rng.choice(own, (40_000, len(own))).mean(axis=1) for own in pairs], axis=0)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from utils.data.replay_buffer import ReplayBuffer
+from utils.data.rewards import IDENTITY, Affine
 from utils.observations import columns, map_parts
 from utils.rollout.worker_pool import Request, Steps
 
@@ -28,7 +29,14 @@ class EnvRunner:
     repeats the episode's actions.
     """
 
-    def __init__(self, replay: ReplayBuffer, run: int, seed_of: Callable[[int], int], sparse: bool = False):
+    def __init__(
+        self,
+        replay: ReplayBuffer,
+        run: int,
+        seed_of: Callable[[int], int],
+        sparse: bool = False,
+        scaled: Affine = IDENTITY,
+    ):
         """Initialises a runner, whose first episode `begin` starts.
 
         Args:
@@ -36,8 +44,10 @@ class EnvRunner:
             run: index on its run axis.
             seed_of: number of the episode → seed of its reset.
             sparse: True to replace each reward that is not 0 by −1.
+            scaled: what rewards are then stored as; returns stay those of the environment.
         """
         self._replay, self._run, self._seed_of, self._sparse = replay, run, seed_of, sparse
+        self._scaled = scaled
         self.episode, self.row, self.transitions, self.first_row = 0, 0, 0, 0
         self.reports = False  # True once an episode has reported its success
         self._width = replay.arrays["actions"].shape[-1]
@@ -152,7 +162,7 @@ class EnvRunner:
         for reward in rewards:
             self._return += reward
         self._length += len(rewards)
-        return rewards
+        return [self._scaled(reward) for reward in rewards]
 
     def _write(
         self, visited: Any, actions: Float[np.ndarray, "n A"], rewards: list, masks: list, ended: bool, terminated: bool

@@ -53,7 +53,7 @@ class CommonConfig:
     )
     env_name: str = setting(
         "scene-play-singletask-task1-v0",
-        "OGBench single task, Panda task, either with visual-; gym:<id>; robot:<name>.",
+        "OGBench single task, Panda task, either with visual-; gym:<id>; minari:<dataset>, or :list; robot:<name>.",
     )
     preset: str = setting(
         "paper", "paper: published settings of the domain; cpu: small networks, short runs; none: the agent's defaults."
@@ -82,7 +82,9 @@ class CommonConfig:
     tensorboard: bool = setting(False, "Also log to <run>/tensorboard, for TensorBoard.")
     horizon_length: int | None = setting(None, "Actions in a chunk; default: the preset's.", min=1)
     sparse: bool | None = setting(None, "Rewards -1 until solved, then 0; default: the preset's.")
-    dataset: str | None = setting(None, "An .npz file to use as the dataset; needed for gym: and robot: tasks.")
+    reward_scale: float = setting(1.0, "Agents are trained on scale · reward + shift; returns stay the environment's.")
+    reward_shift: float = setting(0.0, "See --reward_scale; -1 turns rewards 0 and 1 into -1 and 0.")
+    dataset: str | None = setting(None, "An .npz or HDF5 file of the data; needed for gym: and robot: tasks.")
     dataset_actions: str = setting("auto", "Units of its actions; scaled: to [-1, 1].", choices=UNITS)
     dataset_dir: str = setting(DEFAULT_DATASET_DIR, "Where datasets are.")
     online_steps: int = setting(0, "Environment steps of online training, after the updates on the dataset.", min=0)
@@ -145,6 +147,11 @@ class CommonConfig:
         if both := {"horizon_length", "sparse"} & self.overrides.keys() & self.chosen().keys():
             name = min(both)
             raise UserError(f"--{name} and --agent.{name} are one setting; give one of them")
+        for name in ("reward_scale", "reward_shift"):
+            if not np.isfinite(getattr(self, name)):
+                raise UserError(f"--{name}={getattr(self, name)}: it must be a finite number")
+        if not self.reward_scale > 0:
+            raise UserError(f"--reward_scale={self.reward_scale}: it must be greater than 0")
         if self.tensorboard and not find_spec("tensorboardX"):
             raise UserError("--tensorboard needs tensorboardX; install it with: pip install tensorboardX")
 

@@ -9,9 +9,10 @@ from envs import datasets
 from envs.data_card import DataCard
 from envs.tasks import Task
 from utils.data.batches import describe, first_observation, prepare
+from utils.data.rewards import Affine
 from utils.data.shards import ShardRotation
 from utils.errors import UserError
-from utils.run.config import RunConfig
+from utils.run.config import CommonConfig, RunConfig
 from utils.run.identity import content
 
 
@@ -71,11 +72,12 @@ def load_dataset(
     if data is not None:
         if config.dataset or config.ogbench_dataset_dir:
             raise UserError("the config names a dataset, and arrays are given as well; give one of them")
-        dataset = make_dataset(
-            *datasets.read_dataset(task, data, sparse, config.dataset_actions), "arrays", task, horizon
-        )
+        raw, card = datasets.read_dataset(task, data, sparse, config.dataset_actions)
+        dataset = make_dataset(raw, card, "arrays", task, horizon, rewards_of(config))
         _show(dataset, "arrays", "in memory")
         return dataset
+    if task.kind == "minari" and (config.eval_episodes or config.online_steps or config.video_episodes):
+        datasets.sized_env(task.name)  # Before training, which may end in an evaluation that fails.
     if config.ogbench_dataset_dir:
         return _load_shards(config, task, horizon, sparse)
     raw, _, info = datasets.load_dataset(
@@ -88,29 +90,39 @@ def load_dataset(
         with_val=False,
         actions=config.dataset_actions,
     )
-    dataset = make_dataset(raw, info.card, info.path.name, task, horizon)
+    name = task.env_id if task.kind == "minari" else info.path.name
+    dataset = make_dataset(raw, info.card, name, task, horizon, rewards_of(config))
     _show(dataset, str(info.path), info.origin)
     return dataset
 
 
-def make_dataset(raw: dict[str, np.ndarray], card: DataCard, name: str, task: Task, horizon: int) -> Dataset:
+def rewards_of(config: CommonConfig) -> Affine:
+    """Returns the rewards that agents are trained on, as a function of the task's."""
+    return Affine(config.reward_scale, config.reward_shift)
+
+
+def make_dataset(
+    raw: dict[str, np.ndarray], card: DataCard, name: str, task: Task, horizon: int, rewards: Affine
+) -> Dataset:
     """Returns the dataset of arrays that were read.
 
     Args:
         raw, card: of `envs.datasets.read_dataset`. name: recorded as the file's. task: of the runs.
-        horizon: actions in a chunk.
+        horizon: actions in a chunk. rewards: of `rewards_of`.
 
     Raises:
         UserError: no episode has that many steps.
     """
-    arrays = _prepare(raw, task, horizon)
+    arrays = _prepare(raw, task, horizon, rewards)
     return Dataset(arrays, describe(arrays, name), card)
 
 
-def _prepare(raw: dict[str, np.ndarray], task: Task, horizon: int) -> dict[str, np.ndarray]:
-    """Returns arrays that windows of `horizon` steps can be sampled from."""
+def _prepare(raw: dict[str, np.ndarray], task: Task, horizon: int, rewards: Affine) -> dict[str, np.ndarray]:
+    """Returns arrays that windows of `horizon` steps can be sampled from, with rewards scaled and shifted."""
     datasets.check_horizon(raw, horizon)
-    return prepare(raw, terminates=task.terminates)
+    followed = raw["terminals"] == 0  # Rows with an action, and so a reward.
+    scaled = np.where(followed, rewards(raw["rewards"]), raw["rewards"]).astype(np.float32)
+    return prepare(raw | {"rewards": scaled}, terminates=task.terminates)
 
 
 def _load_shards(config: RunConfig, task: Task, horizon: int, sparse: bool) -> Dataset:
@@ -124,7 +136,7 @@ def _load_shards(config: RunConfig, task: Task, horizon: int, sparse: bool) -> D
         if cards and path not in cards:
             card.warn()
         cards[path] = card
-        return _prepare(raw, task, horizon)
+        return _prepare(raw, task, horizon, rewards_of(config))
 
     rotation = ShardRotation(paths, load, config.dataset_replace_interval)
     record = describe(rotation.at(0), Path(config.ogbench_dataset_dir).name) | {"shards": len(paths)}

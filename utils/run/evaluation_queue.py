@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.serialization import to_state_dict
 
+from envs.minari_store import normalized_score, reference_scores
 from utils.output.loggers import ProgressBar, read_csv
 from utils.output.plotting import learning_curve
 from utils.rollout.evaluator import Evaluator, Result
@@ -49,6 +50,7 @@ class EvaluationQueue:
         self._evaluator, self._runs, self._logs, self._check_signals = evaluator, runs, logs, check_signals
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._cancelled = self._reported = False
+        self._reference = reference_scores(runs.task.name)
         evaluator.check = self._check
         self._last = [-1] * len(runs.active)  # Step of each run's last evaluation, submitted or pending.
         self._step = 0
@@ -188,6 +190,8 @@ class EvaluationQueue:
                     row["success_rate"] = 0.0
                 else:
                     self.report_no_success()
+            if self._reference:
+                row["normalized_score"] = normalized_score(self._reference, row["return_mean"])
             self._logs.write(index, "eval", step, {"episodes": self._runs.eval_episodes} | row)
             figure, title = run.path / "learning_curve.png", self._runs.config.env_name
             learning_curve(run.path, figure, title=title, online_from=online_from(run.settings))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from absl import flags
 
+from envs.minari_store import LISTING, listing
 from utils.errors import UserError
 from utils.run.agent_files import load_agent
 from utils.run.agent_help import settings_help
@@ -36,7 +37,7 @@ def parse_flags(argv: Sequence[str], cls: type[Config]) -> Config:
 
     Raises:
         UserError: an unknown flag, a value that does not fit, or a stray argument.
-        SystemExit: with code 0, after --help or --agent.help was answered.
+        SystemExit: with code 0, after --help, --agent.help or --env_name=minari:list was answered.
     """
     values = define_flags(cls)
     arguments = [argument for argument in argv if argument not in {*HELP, "--agent.help"}]
@@ -47,6 +48,9 @@ def parse_flags(argv: Sequence[str], cls: type[Config]) -> Config:
     config = cls(**given, overrides=overrides, command=shlex.join(argv))
     if len(arguments) < len(argv):
         print(settings_help(config.agent, config.env_name, config.preset))
+        sys.exit(0)
+    if config.env_name == LISTING:
+        print(listing())
         sys.exit(0)
     config.validate()
     return config

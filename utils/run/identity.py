@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from envs.minari_store import content as minari_content
+from envs.minari_store import is_minari
 from utils.errors import UserError
 
 # A run may be resumed with other intervals, workers and videos, but not with other values of these.
@@ -21,7 +23,7 @@ ACTING = {
     **dict.fromkeys(("base_steps", "base_seed"), "not base_checkpoint"),
     **dict.fromkeys(("demonstrations", "expert_noise"), "not dataset"),
     "dataset_replace_interval": "ogbench_dataset_dir",
-    **dict.fromkeys(("eval_episodes", "max_episode_steps"), "env_name"),
+    **dict.fromkeys(("eval_episodes", "max_episode_steps", "reward_scale", "reward_shift"), "env_name"),
 }
 
 RENAMED = {"tremor": "expert_noise"}  # flags of older records
@@ -115,6 +117,8 @@ def sources(flags: Mapping[str, Any], file: str | None) -> dict[str, Any]:
         from envs.datasets import list_shards
 
         found["shards"] = [content(path) for path in list_shards(flags["ogbench_dataset_dir"])]
+    elif is_minari(flags.get("env_name", "")):
+        found["file"] = minari_content(flags["env_name"])
     else:
         directory = Path(flags["dataset_dir"]).expanduser()
         names = ("dataset_source", "dataset_episodes")

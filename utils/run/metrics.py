@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from envs.minari_store import reference_scores
 from utils.output.loggers import CsvLogger, ProgressBar, TensorboardLogger, WandbLogger
 from utils.run.directory import RunDirectory
 from utils.run.runs import Runs
@@ -33,9 +34,12 @@ class MetricLoggers:
         self, runs: Runs, positions: Sequence[Mapping[str, int]], step: int, on_metrics: OnMetrics | None = None
     ):
         files = (*FILES, "online") if runs.config.online_steps else FILES
+        columns = dict(COLUMNS)
+        if reference_scores(runs.task.name):
+            columns["eval"] = (*COLUMNS["eval"], "normalized_score")
         self._runs, self._on_metrics = runs, on_metrics
         self._csv = [
-            {name: CsvLogger(run.path / f"{name}.csv", known.get(name), COLUMNS.get(name)) for name in files}
+            {name: CsvLogger(run.path / f"{name}.csv", known.get(name), columns.get(name)) for name in files}
             for run, known in zip(runs.active, positions or [{}] * len(runs.active), strict=True)
         ]
         self._wandb = [self._open_wandb(run) for run in runs.active]

@@ -18,7 +18,7 @@ from utils.rollout.env_runner import Chunk, EnvRunner, Outcome
 from utils.rollout.evaluator import default_workers
 from utils.rollout.policy import act
 from utils.rollout.worker_pool import WorkerError, WorkerPool, converse, environment_failed
-from utils.run.dataset import Dataset
+from utils.run.dataset import Dataset, rewards_of
 from utils.run.runs import Runs
 from utils.run.update_loop import UpdateLoop
 from utils.system.signals import PreemptionGuard
@@ -178,7 +178,7 @@ class OnlinePhase:
         """Starts a run's first episode, or restores the episode of its checkpoint."""
         run = self._runs.active[index]
         seed_of = functools.partial(stream_seed, run.spec.seed, Stream.RESET)
-        runner = EnvRunner(self._replay, index, seed_of, self._runs.sparse)
+        runner = EnvRunner(self._replay, index, seed_of, self._runs.sparse, rewards_of(self.config))
         if not self._saved:
             return (yield from runner.begin())
         runner, same = yield from runner.restore(self._saved[index]["explorer"])

@@ -14,7 +14,7 @@ from utils.errors import Diverged, UserError
 from utils.output.loggers import ProgressBar
 from utils.random_streams import Stream, stream_key
 from utils.run.config import PostTrainConfig, RunConfig
-from utils.run.dataset import Dataset, make_dataset
+from utils.run.dataset import Dataset, make_dataset, rewards_of
 from utils.run.directory import run_root
 from utils.run.loading import load_base
 from utils.run.loop import OnCheckpoint
@@ -72,7 +72,8 @@ def load_demonstrations(config: PostTrainConfig, runs: Runs) -> tuple[Dataset, P
     raw, _, info = datasets.load_dataset(
         runs.task, dataset_path=path, sparse=runs.sparse, with_val=False, actions=config.dataset_actions
     )
-    dataset = make_dataset(raw, info.card, path.name, runs.task, runs.agent_config.horizon_length)
+    horizon = runs.agent_config.horizon_length
+    dataset = make_dataset(raw, info.card, path.name, runs.task, horizon, rewards_of(config))
     print(f"demonstrations: {info}")
     info.card.show()
     return dataset, path
@@ -84,6 +85,11 @@ def find_demonstrations(config: PostTrainConfig, task: Task) -> Path:
     Raises:
         UserError: no expert can make them.
     """
+    if task.kind == "minari":
+        raise UserError(
+            f"{task.name}: demonstrations of this program are a file; main.py --online_steps=… trains on Minari's "
+            "dataset and then online"
+        )
     if config.dataset:
         return Path(config.dataset).expanduser()
     if task.name not in NAMES:

@@ -259,6 +259,8 @@ def print_result(run: RunDirectory, config: CommonConfig) -> None:
         if np.isfinite(rate):
             low, high = wilson_interval(rate, episodes)
             result = f"success {rate:.2f} [{low:.2f}, {high:.2f}], {result}"
+        if np.isfinite(score := last.get("normalized_score", np.nan)):
+            result += f", normalised score {score:.3f}"
         print(f"  result      {result} ({episodes} episodes)")
         print(f"  curve       {run.path / 'learning_curve.png'}")
     for video in sorted((run.path / "videos").glob("*")):
