@@ -160,7 +160,7 @@ def test_only_what_acts_is_exported(export):
 
 def test_fewer_steps_and_candidates_on_the_command_line(export):
     """NFE and N may be changed after the export: as if the agent had been made so."""
-    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.configs import PreTrainedConfig
 
     directory = export(make_agent("otql", 0, 2, flow_steps=10, best_of_n=5))
     for nfe, n in itertools.product((1, 3), (1, 2)):
