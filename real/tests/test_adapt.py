@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,18 +31,26 @@ from utils.system.signals import run_program
 NETWORKS = ("--agent.actor_hidden_dims=(8,8)", "--agent.value_hidden_dims=(8,8)", "--agent.batch_size=8")
 
 
+@pytest.fixture(autouse=True)
+def defaults() -> Iterator[None]:
+    """Flags of one call are not those of the next."""
+    yield
+    for name in adapt.FLAGS:
+        adapt.FLAGS[name].unparse()
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     """An adaptation of one round of two rollouts, and one at the end."""
     return [
-        *(sys.executable, "-m", "real.adapt", "--name=pick", f"--demos={tmp_path / 'demos'}", *NETWORKS, "--fps=100"),
+        *(sys.executable, "-m", "real.adapt", "--name=pick", f"--demos={tmp_path / 'demos'}", *NETWORKS, "--fps=10"),
         *(
             f"--output_dir={tmp_path / 'out'}",
             "--robot=--robot.type=otql_sim --robot.max_steps=24 --robot.seed={round}",
         ),
         *(f"--rollout={Path(sys.executable).with_name('otql-rollout')}", "--rollouts=2", "--total_rollouts=2"),
         *("--final_rollouts=1", "--base_steps=3", "--round_steps=2"),
-        *("--episode_time_s=60", "--state_norm=none", "--action_norm=none"),
+        *("--rollout_flags=--fps=1000", "--episode_time_s=60", "--state_norm=none", "--action_norm=none"),
     ]
 
 
@@ -72,7 +81,7 @@ def test_person_and_program_take_turns(command: list[str], tmp_path: Path, monke
     settings = load_run(root / "runs" / "round1" / "robot_pick" / "otql" / "sd0")[1]
     assert settings["dataset"]["start"]["agent"] == "bc" and settings["dataset"]["start"]["step"] == 3
     config = json.loads((root / "policies" / "round1" / "config.json").read_text())
-    assert config["fps"] == 100 and config["robot_type"] == "otql_sim" and len(config["state_names"]) == 36
+    assert config["fps"] == 10 and config["robot_type"] == "otql_sim" and len(config["state_names"]) == 36
 
     assert "--round_steps=2, not 3" in refused(*command[3:], "--round_steps=3", program=adapt)
 

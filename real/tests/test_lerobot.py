@@ -33,12 +33,9 @@ NORMALISATION = Normalisation({"STATE": "MEAN_STD", "ENV": "IDENTITY", "ACTION":
 
 @pytest.fixture(autouse=True, scope="module")
 def plugins():
-    """As LeRobot's programs begin: the policy is found by the name of its distribution."""
-    PreTrainedConfig._choice_registry.pop("otql", None)
-    for name in [name for name in sys.modules if name.startswith("lerobot_policy_otql")]:
-        del sys.modules[name]
+    """As LeRobot's programs begin: policies are found by the name of their distribution."""
     register_third_party_plugins()
-    assert "otql" in PreTrainedConfig.get_known_choices()
+    assert {"otql", "smolvla_otql"} <= PreTrainedConfig.get_known_choices().keys()
 
 
 def dataset_meta(features: dict[str, int] = FEATURES, action_dim: int = ACTION_DIM) -> SimpleNamespace:

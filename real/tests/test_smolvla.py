@@ -1,6 +1,7 @@
 """SmolVLA trained by OTQL: pieces against an independent computation, and lerobot-train where the answer is known."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -172,16 +173,16 @@ def test_a_joint_that_rests_has_no_scale(vlm: Path) -> None:
     torch.testing.assert_close(state[0, :3], torch.tensor([10.0, -0.5, 2.0]))
 
 
-def two_modes(root: Path, shown: int = 2) -> None:
+def two_modes(root: Path) -> None:
     """Episodes from one observation: 9 go to +0.8 and succeed in 4 steps, 6 to −0.8 and fail in 9."""
     vector = {"dtype": "float32", "names": None}
     image = {"dtype": "image", "shape": (SIDE, SIDE, 3), "names": ["height", "width", "channels"]}
-    features = {"observation.state": vector | {"shape": (1,)}, "action": vector | {"shape": (ACTION_DIM,)}}
+    features = {"observation.state": vector | {"shape": (2,)}, "action": vector | {"shape": (ACTION_DIM,)}}
     features |= {"observation.images.front": image, "next.reward": vector | {"shape": (1,)}}
     dataset = LeRobotDataset.create("local/modes", 10, features, root=root, use_videos=False)
     for value, length, success in [(0.8, 4, True)] * 9 + [(-0.8, 9, False)] * 6:
         for step in range(length):
-            frame = {"observation.state": np.zeros(1, np.float32), "action": np.full(ACTION_DIM, value, np.float32)}
+            frame = {"observation.state": np.zeros(2, np.float32), "action": np.full(ACTION_DIM, value, np.float32)}
             frame |= {"observation.images.front": np.full((SIDE, SIDE, 3), 128, np.uint8), "task": "go"}
             frame |= {"next.reward": np.array([0 if success and step == length - 1 else -1], np.float32)}
             dataset.add_frame(frame)
@@ -194,16 +195,17 @@ def train(root: Path, output: Path, *arguments: str) -> None:
     command = [
         *(str(BIN / "lerobot-train"), f"--dataset.repo_id=local/{root.name}", f"--dataset.root={root}"),
         *(f"--output_dir={output}", "--batch_size=32", "--num_workers=0", "--log_freq=20", "--wandb.enable=false"),
-        *("--eval_freq=0", "--env_eval_freq=0", *arguments),
+        *("--env_eval_freq=0", "--dataset.video_backend=pyav", *arguments),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=output.parent)
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=output.parent, env=threads)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def share_of_the_rewarded(policy: SmolVLAPolicy) -> tuple[float, float]:
     """Share of samples that go the rewarded way, and the mean of their first action, normalised."""
     batch = {
-        "observation.state": torch.zeros(256, 1),
+        "observation.state": torch.zeros(256, 2),
         "observation.images.front": torch.full((256, 3, SIDE, SIDE), 128 / 255),
         "observation.language.tokens": torch.tensor([[74, 82, 189]]).expand(256, -1),
         "observation.language.attention_mask": torch.ones(256, 3, dtype=torch.bool),
@@ -230,10 +232,10 @@ def test_lerobot_train_goes_to_the_rewarded_mode(vlm: Path, tmp_path: Path) -> N
     own = ["--policy.critic_lr=3e-3", "--policy.target_tau=0.05", "--policy.critic_dims=[16,16]"]
     train(
         *(tmp_path / "modes", tmp_path / "otql", "--policy.type=smolvla_otql", f"--policy.pretrained_path={sft}"),
-        *(*settings, *rates, *own, "--steps=40", "--save_freq=20"),
+        *(*settings, *rates, *own, "--steps=30", "--save_freq=30"),
     )
-    halfway = tmp_path / "otql/checkpoints/000040/pretrained_model/train_config.json"
-    train(tmp_path / "modes", tmp_path / "otql", f"--config_path={halfway}", "--resume=true", "--steps=80")
+    halfway = tmp_path / "otql/checkpoints/000030/pretrained_model/train_config.json"
+    train(tmp_path / "modes", tmp_path / "otql", f"--config_path={halfway}", "--resume=true", "--steps=60")
     policy = SmolVLAOtqlPolicy.from_pretrained(tmp_path / "otql/checkpoints/last/pretrained_model")
     share, mean = share_of_the_rewarded(policy)
-    assert share > 0.9 and mean > 0.7
+    assert share > 0.9 and mean == pytest.approx(0.96 / 0.784, abs=0.25)  # 0.8, as it is normalised.

@@ -12,7 +12,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.utils.feature_utils import build_dataset_frame, hw_to_dataset_features
 
 from lerobot_env_otql.robot import OtqlSim, OtqlSimConfig
-from lerobot_env_otql.tasks import ACTIONS, DESCRIPTIONS, expert, fail
+from lerobot_env_otql.tasks import ACTIONS, DESCRIPTIONS, FPS, expert, fail
 
 
 @dataclass
@@ -24,7 +24,6 @@ class Settings:
         episodes: number of demonstrations.
         robot: the task, its seed and cameras.
         expert_noise: scale of the noise on the expert's hand; 1 is a practised person's.
-        fps: frames a second that the dataset states; rollouts have the same.
         video: whether images are kept as videos, not as files.
     """
 
@@ -32,7 +31,6 @@ class Settings:
     episodes: int = 10
     robot: OtqlSimConfig = field(default_factory=OtqlSimConfig)
     expert_noise: float = 1.0
-    fps: int = 100
     video: bool = True
 
 
@@ -41,15 +39,15 @@ def main(cfg: Settings) -> None:
     """Writes the demonstrations."""
     if cfg.root.exists():
         fail(f"{cfg.root} exists; give another --root")
-    if not cfg.expert_noise >= 0 or cfg.episodes < 1 or cfg.fps < 1:
-        fail("--expert_noise must be at least 0, --episodes and --fps at least 1")
+    if not cfg.expert_noise >= 0 or cfg.episodes < 1:
+        fail("--expert_noise must be at least 0 and --episodes at least 1")
     robot = OtqlSim(cfg.robot)
     features = hw_to_dataset_features(robot.observation_features, "observation", cfg.video)
     features |= hw_to_dataset_features(robot.action_features, "action")
     features["next.success"] = {"dtype": "bool", "shape": (1,), "names": None}
     features["next.reward"] = {"dtype": "float32", "shape": (1,), "names": None}
     dataset = LeRobotDataset.create(
-        f"local/{cfg.root.name}", cfg.fps, features, cfg.root, robot.name, cfg.video, image_writer_threads=4
+        f"local/{cfg.root.name}", FPS, features, cfg.root, robot.name, cfg.video, image_writer_threads=4
     )
     robot.connect()
     while dataset.num_episodes < cfg.episodes:

@@ -8,7 +8,7 @@ import numpy as np
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs import EnvConfig
 
-from lerobot_env_otql.tasks import ACTIONS, ARM, CAMERAS, DESCRIPTIONS, STATES, check, make
+from lerobot_env_otql.tasks import ACTIONS, ARM, CAMERAS, DESCRIPTIONS, FPS, STATES, check, make
 
 
 class PandaTask(gymnasium.Wrapper):
@@ -61,7 +61,7 @@ class OtqlEnv(EnvConfig):
     """
 
     task: str = "OpenMicrowave-v0"
-    fps: int = 10
+    fps: int = FPS
     max_steps: int | None = None
     image_size: int = 0
 

@@ -1,8 +1,9 @@
 """`--robot.type=otql_sim`: the tasks of envs/panda as a robot, to try everything without hardware.
 
-It has no clock: an action is 0.1 s of simulated time; `--fps` only sets the rate of actions. It ends an episode itself,
-when the task is solved or the step limit is reached, and knows its success, so otql-rollout asks for nothing. In other
-programs of LeRobot the next episode starts with the first observation after the end.
+It has no clock: an action is 0.1 s of simulated time, so a dataset has 10 frames a second (`--dataset.fps`); `--fps` is
+how fast it is driven. It ends an episode when the task is solved or the step limit is reached, and knows its success,
+so otql-rollout asks for nothing. In other programs of LeRobot the next episode starts with the first observation after
+the end.
 """
 
 import collections

@@ -33,6 +33,7 @@ STATES = {
     "OpenMicrowave-v0": [*ARM, "door.pos", "door.vel", *_OVEN],
 }
 ACTIONS = [*_axes("hand", "vel"), "gripper.pos"]
+FPS = 10  # An action is 0.1 s of simulated time.
 CAMERAS = ("front", "wrist")  # in the order of envs.panda.arm
 DESCRIPTIONS = {"ArrangeBoxes-v0": "arrange the boxes", "OpenMicrowave-v0": "open the microwave"}
 

@@ -128,7 +128,7 @@ class SmolVLAOtqlPolicy(SmolVLAPolicy):
         pairs |= {key: batch[key][index] for key in (ACTION, "action_is_pad")}
         flow_loss, _ = super().forward(pairs, noise=noise, time=time)
         about |= {"flow_loss": flow_loss, "critic_loss": critic_loss, "q": qs.mean(), "advantage_std": advantages.std()}
-        return flow_loss + critic_loss, {name: float(value) for name, value in about.items()}
+        return flow_loss + critic_loss, {name: float(value.detach()) for name, value in about.items()}
 
     def _noise(self, count: int) -> Tensor:
         """Draws noise [count, chunk, max_action_dim]."""
