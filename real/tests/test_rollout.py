@@ -189,7 +189,10 @@ def test_mistakes(tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch, 
     write_recording(resumed, fps=100, joints=JOINTS)
     for arguments, message in [
         (flags(policy, tmp_path / "a", "otql_test_arm"), "success is asked for at the terminal, and there is none"),
-        (flags(policy, tmp_path / "b", "otql_test_arm", fps=30), "frames a second differ: --fps has 30"),
+        (
+            flags(policy, tmp_path / "b", "otql_test_arm", fps=30),
+            "frames a second differ: --dataset.fps has 30, --fps has 30, the policy's data has 100",
+        ),
         (
             flags(policy, tmp_path / "c", "otql_test_arm", "--robot.first=other.pos"),
             "was trained with the states joint.pos, gripper.pos; the robot has other.pos",

@@ -78,6 +78,7 @@ class OtqlStrategy(EpisodicStrategy):
         with VideoEncodingManager(dataset):
             end = dataset.num_episodes + cfg.dataset.num_episodes
             while dataset.num_episodes < end and not self._stopped(ctx):
+                self._key, self._events["exit_early"] = "", False  # Before keys are asked for.
                 if self._judges:
                     self._robot.reset(dataset.num_episodes)
                 else:
@@ -103,7 +104,6 @@ class OtqlStrategy(EpisodicStrategy):
     def _record(self, ctx: RolloutContext) -> None:
         """Lets the policy act until its time is over, a key ends the episode, or the robot does."""
         cfg = ctx.runtime.cfg
-        self._key, self._events["exit_early"] = "", False
         self._engine.reset()
         self._interpolator.reset()
         self._engine.resume()
