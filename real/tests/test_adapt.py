@@ -34,9 +34,10 @@ NETWORKS = ("--agent.actor_hidden_dims=(8,8)", "--agent.value_hidden_dims=(8,8)"
 @pytest.fixture(autouse=True)
 def defaults() -> Iterator[None]:
     """Flags of one call are not those of the next."""
+    values = adapt.FLAGS
     yield
-    for name in adapt.FLAGS:
-        adapt.FLAGS[name].unparse()
+    for name in values:
+        values[name].unparse()
 
 
 @pytest.fixture

@@ -89,11 +89,12 @@ class Person:
         return bool(data)
 
 
-def test_a_person_labels_episodes(tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_labels_episodes(tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
     """Ends them by a key or after their time, repeats one, resets the scene, and stops in the last one."""
     root, policy = tmp_path / "r", joint_policy(export)
     command = flags(policy, root, "otql_test_arm", "--dataset.episode_time_s=1", episodes=5)
     person = Person([str(BIN / "otql-rollout"), *command])
+    request.addfinalizer(person.process.kill)
     person.wait("Episode 0")
     time.sleep(0.3)
     person.press("y")

@@ -15,6 +15,7 @@ and `next.reward`, 0 there and -1 in any other frame. A robot with an attribute 
 then True or False) and a method `reset(episode)` judges and resets itself, and nothing is asked.
 """
 
+import inspect
 import sys
 import time
 from dataclasses import dataclass
@@ -107,12 +108,17 @@ class OtqlStrategy(EpisodicStrategy):
         self._engine.reset()
         self._interpolator.reset()
         self._engine.resume()
+        pace: dict[str, Any] = {"fps": cfg.fps}
+        if "timer" in inspect.signature(self._policy_loop).parameters:  # LeRobot after 0.6.1.
+            from lerobot.utils.cycle_timer import CycleTimer
+
+            pace = {"timer": CycleTimer(cfg.fps, self._interpolator.multiplier)}
         self._policy_loop(
             ctx=ctx,
             robot=ctx.hardware.robot_wrapper,
             events=self._events,
             features=ctx.data.dataset_features,
-            fps=cfg.fps,
+            **pace,
             control_time_s=cfg.dataset.episode_time_s,
             dataset=self,
             single_task=cfg.dataset.single_task or cfg.task,
@@ -138,7 +144,9 @@ class OtqlStrategy(EpisodicStrategy):
         """Moves the arm to its first position, or lets a teleoperator move it, until Enter."""
         cfg, hardware = ctx.runtime.cfg, ctx.hardware
         if hardware.teleop is None and self.config.reset_to_initial_position:
-            self._return_to_initial_position(hardware, duration_s=1)
+            # The name before and after LeRobot 0.6.1.
+            move = getattr(self, "return_to_initial_position", None) or self._return_to_initial_position
+            move(hardware, duration_s=1)
         self._key = ""
         print("Reset the scene, then press Enter", flush=True)
         while self._key != "enter" and not self._stopped(ctx):
