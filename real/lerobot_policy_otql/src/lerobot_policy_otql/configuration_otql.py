@@ -30,6 +30,10 @@ class OtqlConfig(PreTrainedConfig):
     sampler: str = "flow"
     flow_steps: int = 10  # NFE of a flow, steps of a diffusion
     actor_hidden_dims: list[int] = field(default_factory=list)
+    step_input: bool = False  # whether the flow gets the size of the step
+    source: bool = False  # whether a flow starts from a normal that depends on the observation, not from N(0, I)
+    source_hidden_dims: list[int] = field(default_factory=list)
+    noise_scale: float = 1.0  # factor of the deviation of the start
     time_dim: int = 0  # Fourier features of a diffusion's time
     latent_scale: float = 0.0  # above 0: bound on start points, drawn by a latent policy
     edit_scale: float = 0.0  # above 0: bound on the edits of an edit policy
