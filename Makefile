@@ -24,7 +24,7 @@ quickstart: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -q -x -n 2 --dist=loadfile --no-loadscope-reorder --durations=10 $(RUN)
 
-# The robot bridge: LeRobot, torch and JAX side by side, which LeRobot's versions allow and `constraints.txt` does not.
+# The robot bridge: LeRobot, torch and JAX side by side, on Python 3.12.
 test-real: real/.venv/ready
 	real/.venv/bin/python -m pytest -q -x --durations=10 real/tests
 
@@ -45,12 +45,16 @@ faults: .venv/ready
 golden: .venv/ready
 	$(BIN)/python tests/golden.py $(RUN)
 
-PLUGINS = real/lerobot_policy_otql real/lerobot_teleoperator_otql_reset real/lerobot_robot_otql_sim
+PLUGINS = real/lerobot_policy_otql real/lerobot_env_otql
+# LeRobot needs Python 3.12 or newer.
+REAL_PYTHON ?= $(firstword $(shell for p in $(PYTHON) python3.12 python3.13 $(HOME)/.pyenv/versions/3.12.*/bin/python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo "$$p"; done))
 
 real/.venv/ready: CONSTRAINTS ?= real/constraints.txt
 real/.venv/ready: pyproject.toml real/constraints.txt $(PLUGINS:=/pyproject.toml)
-	$(PYTHON) -m venv real/.venv
-	real/.venv/bin/python $(PIP) $(PLUGINS:%=-e %) -e '.[robot,smolvla]' pytest
+	@test -n "$(REAL_PYTHON)" || { echo "error: LeRobot needs Python 3.12; install it, or name it: make test-real REAL_PYTHON=…" >&2; exit 2; }
+	$(REAL_PYTHON) -m venv real/.venv
+	real/.venv/bin/python $(PIP) $(PLUGINS:%=-e %) -e '.[robot,smolvla]' 'lerobot[async]' pytest
 	real/.venv/bin/python $(PIP) --no-deps gym-hil
 	touch $@
 

@@ -8,18 +8,17 @@
     end       after --total_rollouts episodes, and --final_rollouts of the last policy
 
 Training needs no robot, and the robot no training: before each round of rollouts the program stops and prints the
-LeRobot command to run; rerun the same command after that. With --unattended, for a simulated robot, the program runs
-LeRobot's command itself. Finished steps are never repeated. In --robot, {round} becomes the number of the round.
+command to run, otql-rollout; rerun the same command after that. With --unattended, for a simulated robot, the program
+runs it itself. Finished steps are never repeated. In --robot, {round} becomes the number of the round.
 
 Below <output_dir>/<name>: adaptation.json, the settings; demos.npz and round1.npz, …; runs/; policies/base,
-policies/round1, …; rollouts/eval_round1, …; eval.csv and adaptation.png, the success rate of each policy's rollouts
+policies/round1, …; rollouts/round1, …; eval.csv and adaptation.png, the success rate of each policy's rollouts
 over updates.
 """
 
 import json
 import shlex
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ import numpy as np
 from absl import flags
 
 from envs.tasks import parse_task
-from real.episode_labels import LABELS, successes
+from real.dataset import Recording, read_recording
 from real.export import export
 from real.import_rollouts import NORMS, import_rollouts
-from real.lerobot_dataset import Recording, read_recording
+from real.labels import successes
 from real.policy_tensors import policy_tensors
 from utils.errors import UserError
 from utils.observations import blank
@@ -56,9 +55,8 @@ for kind, name, default, text in (
     ("string", "demos", None, "Folder of the demonstrations, a LeRobotDataset."),
     ("string", "output_dir", "exp/robot", "Folder of all output."),
     ("string", "robot", None, "LeRobot's flags for the robot, '--robot.type=… --robot.port=…'."),
-    ("string", "teleop", "--teleop.type=otql_reset", "LeRobot's flags for the teleoperator that waits for a reset."),
-    ("string", "record", "lerobot-record", "LeRobot's recording program."),
-    ("string", "record_flags", "", "Further flags for it."),
+    ("string", "rollout", "otql-rollout", "The program that records rollouts."),
+    ("string", "rollout_flags", "", "Further flags for it, such as those of a teleoperator for resets."),
     ("bool", "unattended", False, "Run LeRobot's command instead of stopping; for a simulated robot."),
     ("list", "features", ["observation.state"], "Features of the observation: states and cameras."),
     ("string", "agent", "agents/otql.py", "Agent file; --agent.<field>=<value> changes one of its settings."),
@@ -91,7 +89,7 @@ define_flag(FLAGS, "integer", "final_rollouts", 0, "Episodes of the last policy,
 define_flag(FLAGS, "integer", "seed", 0, "Seed of base and rounds.", lower_bound=0)
 
 _GROWING = ("total_rollouts", "final_rollouts")
-_LATE = f"lower --episode_time_s and change {LABELS} there, or raise --max_steps with another --name"
+_LATE = "lower --episode_time_s and record that round again, or raise --max_steps with another --name"
 
 
 class RolloutsNeeded(Exception):
@@ -111,20 +109,19 @@ def recorded(root: Path) -> int:
     return int(read_json(root / "meta" / "info.json", missing_ok=True).get("total_episodes", 0))
 
 
-def record_command(policy: Path, root: Path, episodes: int, number: int) -> list[str]:
-    """Returns LeRobot's command that records the missing ones of `episodes` episodes of a policy."""
+def rollout_command(policy: Path, root: Path, episodes: int, number: int) -> list[str]:
+    """Returns the command that records the missing ones of `episodes` episodes of a policy."""
     done = recorded(root)
     seconds = FLAGS.episode_time_s or (FLAGS.max_steps - 0.5) / FLAGS.fps  # LeRobot ends an episode after the frame.
     command = [
-        *split_flags("record"),
+        *split_flags("rollout"),
         *(word.replace("{round}", str(number)) for word in split_flags("robot")),
-        *split_flags("teleop"),
-        *(f"--policy.path={policy}", f"--policy.device={FLAGS.device}"),
-        *(f"--dataset.repo_id=local/{root.name}", f"--dataset.root={root}"),
+        *(f"--policy.path={policy}", f"--policy.device={FLAGS.device}", f"--fps={FLAGS.fps}"),
+        *(f"--dataset.repo_id=local/rollout_{root.name}", f"--dataset.root={root}", "--dataset.no_stamp=true"),
         *(f"--dataset.single_task={FLAGS.task or FLAGS.name}", f"--dataset.num_episodes={episodes - done}"),
         *(f"--dataset.fps={FLAGS.fps}", f"--dataset.episode_time_s={seconds:.9g}"),
         *("--dataset.push_to_hub=false", "--play_sounds=false"),
-        *split_flags("record_flags"),
+        *split_flags("rollout_flags"),
     ]
     return [*command, "--resume=true"] if done else command
 
@@ -140,12 +137,11 @@ def collect_rollouts(policy: Path, root: Path, episodes: int, number: int) -> No
         return
     if root.exists():
         check_broken(root)
-    command = record_command(policy, root, episodes, number)
+    command = rollout_command(policy, root, episodes, number)
     if not FLAGS.unattended:
         missing = episodes - recorded(root)
         raise RolloutsNeeded(f"{missing} rollouts of {policy} have to be recorded:\n\n{shlex.join(command)}")
-    # LeRobot closes its files on SIGINT, not on SIGTERM.
-    run_program(command, FLAGS.record, end=signal.SIGINT)
+    run_program(command, FLAGS.rollout)
     if recorded(root) < episodes:
         raise UserError(f"{root} has {recorded(root)} of {episodes} episodes; rerun the same command to resume")
 
@@ -173,17 +169,17 @@ def check_settings(demos: Recording, config: Any) -> None:
         UserError: they do not fit the demonstrations, each other, or the LeRobot policy.
     """
     parse_task(f"robot:{FLAGS.name}")
-    for flag in ("robot", "teleop", "record_flags"):
+    for flag in ("robot", "rollout_flags"):
         split_flags(flag)
-    if not split_flags("record"):
-        raise UserError("--record is missing; see --help")
-    if FLAGS.unattended and not shutil.which(split_flags("record")[0]):
-        raise UserError(f"no program {split_flags('record')[0]} found; name LeRobot's: --record=<bin>/lerobot-record")
+    if not split_flags("rollout"):
+        raise UserError("--rollout is missing; see --help")
+    if FLAGS.unattended and not shutil.which(split_flags("rollout")[0]):
+        raise UserError(f"no program {split_flags('rollout')[0]} found; name it: --rollout=<bin>/otql-rollout")
     if not load_agent(FLAGS.agent).Agent.FLOWS:
         raise UserError(f"{FLAGS.agent} has no flow to warm-start from the base; see FLOWS in agents/base.py")
     if demos.fps != FLAGS.fps:
         raise UserError(f"{demos.root} has {demos.fps:g} frames a second; give --fps={demos.fps:g}")
-    episode_success(demos, "raise it, or record at a lower rate")
+    episode_success(demos, "raise it, or record at a lower rate", "success")
     policy_tensors(blank_agent(demos, config))
 
 
@@ -199,13 +195,13 @@ def blank_agent(demos: Recording, config: Any) -> Any:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def episode_success(recording: Recording, advice: str) -> list[bool]:
-    """Returns the success of each episode of a recording.
+def episode_success(recording: Recording, advice: str, unlabelled: str = "error") -> list[bool]:
+    """Returns the success of each episode of a recording; `unlabelled`: see `successes`.
 
     Raises:
         UserError: an episode succeeds after --max_steps, where the import no longer counts it; ends in `advice`.
     """
-    counted = successes(recording, None)
+    counted = successes(recording, None, unlabelled)
     late = [number for number, (success, length) in enumerate(counted) if success and length > FLAGS.max_steps]
     if late:
         raise UserError(
@@ -228,21 +224,11 @@ def check_settings_unchanged(root: Path, settings: dict[str, Any]) -> None:
         grown = name in _GROWING and was is not None and now is not None and was < now
         if was != now and not grown:
             raise UserError(f"{root} was started with --{name}={was}, not {now}; use that, or another --name")
-    total, final = before["total_rollouts"], root / "rollouts" / "eval_final"
+    total, final = before["total_rollouts"], root / "rollouts" / "final"
     if settings["total_rollouts"] > total and (total % settings["rollouts"] or final.exists()):
         reason = f"{final} exists" if final.exists() else "its last round is incomplete"
         raise UserError(f"{root} ends after --total_rollouts={total} ({reason}); use another --name for more")
     write_json(root / "adaptation.json", settings)
-
-
-def label_demonstrations(root: Path) -> None:
-    """Labels demonstrations without any record of success as successes."""
-    info = read_json(root / "meta" / "info.json", missing_ok=True)
-    if (root / LABELS).exists() or {"next.success", "next.reward"} & set(info.get("features", {})):
-        return
-    lines = [json.dumps({"episode_index": index, "success": True}) for index in range(recorded(root))]
-    atomic_write_text(root / LABELS, "".join(f"{line}\n" for line in lines))
-    print(f"{root}: all {len(lines)} demonstrations count as successes; change {LABELS} there if some are not")
 
 
 def train_and_export(
@@ -299,17 +285,16 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     config, _, _ = resolve_config(load_agent(FLAGS.agent), "robot", FLAGS.preset, overrides)
     shown = read_recording(demos, features, "action")
     exported = ",".join([*(f"{feature}:{size}" for feature, size in shown.widths.items()), *shown.cameras])
-    label_demonstrations(demos)
     check_settings(shown, config)
     names = ("agent", "preset", "seed", "base_steps", "round_steps", "rollouts", *_GROWING)
     settings = {"demos": str(demos.resolve())} | {name: FLAGS[name].value for name in names}
     check_settings_unchanged(root, settings | {f"agent.{field}": config[field] for field in overrides})
     data = root / "demos.npz"
-    shared = {"features": features, "max_steps": FLAGS.max_steps}
+    shared: dict[str, Any] = {"features": features, "max_steps": FLAGS.max_steps}
     shared |= {"image_size": FLAGS.image_size} if shown.cameras else {}
-    norms = {"state_norm": FLAGS.state_norm, "action_norm": FLAGS.action_norm}
+    norms: dict[str, Any] = {"state_norm": FLAGS.state_norm, "action_norm": FLAGS.action_norm}
     if not data.exists():
-        print(import_rollouts([demos], data, **shared, **norms), flush=True)
+        print(import_rollouts([demos], data, **shared, **norms, unlabelled="success"), flush=True)
     before = read_json(data.with_suffix(".json"), missing_ok=True)
     for key, value in (shared | norms).items():
         if before.get(key) != value:
@@ -322,7 +307,7 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
     for number in range(1, rounds + 1 + (FLAGS.final_rollouts > 0)):
         last = number > rounds
         episodes = min(FLAGS.rollouts, FLAGS.total_rollouts - FLAGS.rollouts * (number - 1))
-        recording = root / "rollouts" / ("eval_final" if last else f"eval_round{number}")
+        recording = root / "rollouts" / ("final" if last else f"round{number}")
         collect_rollouts(policy, recording, FLAGS.final_rollouts if last else episodes, number)
         evaluations.append((step, episode_success(read_recording(recording, features, "action"), _LATE)))
         report(root, evaluations)
@@ -331,8 +316,10 @@ def adapt(root: Path, overrides: dict[str, str]) -> None:
         recordings.append(recording)
         data = root / f"round{number}.npz"
         if not data.exists():
-            print(import_rollouts([demos, *recordings], data, **shared, stats=root / "demos.npz"), flush=True)
-        own: dict[str, Any] = {"start_from": str(run), "overrides": overrides}
+            # Demonstrations may have no record of success; rollouts have, as `episode_success` checks.
+            own = shared | {"unlabelled": "success", "stats": root / "demos.npz"}
+            print(import_rollouts([demos, *recordings], data, **own), flush=True)
+        own = {"start_from": str(run), "overrides": overrides}
         group = f"round{number}"
         run, policy = train_and_export(root, group, FLAGS.agent, data, FLAGS.round_steps, exported, **own)
         step += FLAGS.round_steps

@@ -1,15 +1,13 @@
 """Exports a run as a LeRobot policy.
 
-    python -m real.export RUN_DIR OUT_DIR --features=observation.state:39
+    python -m real.export RUN_DIR OUT_DIR --features=observation.state:39 [--push_to_hub=USER/NAME]
 
-Writes a directory that `lerobot-record --policy.path=OUT_DIR` and LeRobot's other programs load if
-real/lerobot_policy_otql is installed beside LeRobot. Needs neither torch nor LeRobot. Only the networks used for acting
-are exported: the flow that is sampled from, the networks that modify its samples, and the critics that rank them.
+Writes a directory that LeRobot's programs take as `--policy.path`, if real/lerobot_policy_otql is installed beside it.
+Only the networks used for acting are exported: the flow that is sampled from, the networks that modify its samples, and
+the critics that rank them.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from envs.datasets import load_file
 from envs.tasks import parse_task
 from experiments.report.runs import Run, read_run, show
 from real.import_rollouts import for_export, read_statistics
-from real.lerobot_policy import Normalisation, parse_features, policy_files, read_normalisation
+from real.policy_directory import Normalisation, parse_features, read_normalisation, save_policy, write_directory
 from real.policy_tensors import policy_tensors
 from utils.data.batches import describe
 from utils.errors import UserError
@@ -28,7 +26,7 @@ from utils.output.intervals import wilson_interval
 from utils.run.loading import load_run
 from utils.system.cli import parse_arguments
 from utils.system.entry_point import run_main
-from utils.system.files import atomic_write_bytes, disk_errors, read_json, temporary_name
+from utils.system.files import read_json
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -47,6 +45,11 @@ flags.DEFINE_string(
     ),
     flag_values=FLAGS,
 )
+for name, text in (
+    ("license", "Licence of the policy, as the hub names them, such as 'mit'; it is in the card."),
+    ("push_to_hub", "Repository of the Hugging Face hub, USER/NAME, to which to upload the directory as well."),
+):
+    flags.DEFINE_string(name, None, text, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "Checkpoint to export; default: the newest.", lower_bound=0, flag_values=FLAGS)
 
 
@@ -109,60 +112,66 @@ def performance(run: Run, step: int) -> str:
     return f"success rate {value:.2f} ({low:.2f} to {high:.2f}) over {episodes:.0f} episodes at step {at}"
 
 
-def card(run: Run, step: int, state: str, features: dict[str, Any], normalisation: str) -> bytes:
+def card(
+    run: Run,
+    step: int,
+    state: str,
+    inputs: dict[str, Any],
+    normalisation: Normalisation,
+    note: str,
+    license: str | None,
+) -> str:
     """Returns the model card, README.md of the directory."""
-    settings, head = run.settings, {"library_name": "lerobot", "pipeline_tag": "robotics"}
+    settings, about = run.settings, normalisation.about
+    task, config = settings["env_name"], settings["config"]
+    head = {"library_name": "lerobot", "pipeline_tag": "robotics", "tags": "[robotics, lerobot, otql]"}
+    head |= {"license": license} if license else {}
+    names = {"states": about.get("state_names"), "actions": about.get("action_names")}
+    record = read_json(Path(settings["flags"].get("dataset") or "none").with_suffix(".json"), missing_ok=True)
     rows: dict[str, Any] = {
-        "task": settings["env_name"],
+        "task": task,
         "algorithm": run.algorithm,
         "seed": run.seed,
         "checkpoint": f"step {step} of {run.planned} ({state})",
-        "simulation": performance(run, step),
-        "observation": ", ".join(f"{name} ({size})" for name, size in features.items()),
-        "normalisation": normalisation,
+        "success in simulation": performance(run, step),
+        "steps of the flow (NFE), candidates (N)": f"{config.get('flow_steps', 1)}, {config.get('best_of_n', 1)}",
+        "observation": ", ".join(f"{name} ({size})" for name, size in inputs.items()),
+        **{name: ", ".join(values) for name, values in names.items() if values},
+        "frames per second": about.get("fps", "unknown"),
+        "units": f"those of the robot type {about['robot_type']}" if "robot_type" in about else "those of the data",
+        "normalisation": note,
         "rewards": "sparse" if settings.get("sparse") else "the task's",
-        "dataset": json.dumps(settings.get("dataset", {}), sort_keys=True),
+        "data": json.dumps(settings.get("dataset", {}), sort_keys=True),
+        "recordings": "; ".join(
+            f"{Path(one['root']).name}: {one['successes']} of {one['episodes']} episodes succeed"
+            for one in record.get("datasets", [])
+        ),
+        "licence": license or "not stated",
     }
-    rows |= {f"`{name}`": show(value) for name, value in sorted(settings["config"].items())}
-    lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "tags: [robotics, lerobot, otql]", "---", ""]
-    lines += [f"# {run.algorithm} on {settings['env_name']}", "", "Exported by real/export.py. To use it, install"]
-    lines += ["`lerobot_policy_otql` beside LeRobot 0.4.4 and give this directory as `--policy.path`.", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
-    return "\n".join(lines).encode()
-
-
-def write_directory(directory: Path, files: dict[str, bytes]) -> None:
-    """Writes a directory, in full or not at all; an existing one with the same content is left unchanged.
-
-    Raises:
-        UserError: it has other content, or the disk is full or read-only.
-    """
-    if directory.is_dir() and any(directory.iterdir()):
-        found = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
-        if found.keys() != files.keys() or any(path.read_bytes() != files[name] for name, path in found.items()):
-            raise UserError(f"{directory} has other content; name another directory")
-        return
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; name a directory")
-    temporary = temporary_name(directory)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        for name, content in files.items():
-            atomic_write_bytes(temporary / name, content)
-        with disk_errors(directory):
-            os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    rows |= {f"`{name}`": show(value) for name, value in sorted(config.items())}
+    lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "---", ""]
+    rate = f" --fps={about['fps']:g} --dataset.fps={about['fps']:g}" if "fps" in about else ""
+    robot = about.get("robot_type", "…")
+    lines += [f"# {run.algorithm} on {task}", "", "A policy for LeRobot (0.6.1 to 0.7), exported from a JAX run:", ""]
+    lines += ["```bash", "pip install 'lerobot[core_scripts]' real/lerobot_policy_otql  # from the OTQL repository"]
+    lines += [f"otql-rollout --policy.path=. --robot.type={robot} --dataset.repo_id=local/rollout_1{rate}", "```", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value != "")]
+    return "\n".join([*lines, ""])
 
 
 def export(
-    directory: Path, out: Path, feature_names: str, normalisation_file: str | None = None, step: int | None = None
+    directory: Path,
+    out: Path,
+    feature_names: str,
+    normalisation_file: str | None = None,
+    step: int | None = None,
+    license: str | None = None,
 ) -> None:
     """Exports a run and prints a summary.
 
     Args:
         directory: of the run. out: directory of the policy to write.
-        feature_names, normalisation_file, step: see the flags.
+        feature_names, normalisation_file, step, license: see the flags.
 
     Raises:
         UserError: the run cannot be loaded, its features do not fit, or `out` cannot be written.
@@ -177,11 +186,33 @@ def export(
     # Not run.finished, which needs an evaluation: runs on robots have none.
     ended = read_json(directory / "summary.json", missing_ok=True).get("step", -1) >= run.planned
     state = "not finished" if not ended else "finished" if step >= run.planned else "earlier"
-    files = policy_files(fields, tensors, features, normalisation, images)
-    write_directory(out, files | {"README.md": card(run, step, state, features | images, note)})
+    text = card(run, step, state, features | images, normalisation, note, license)
+
+    def write(folder: Path) -> None:
+        save_policy(folder, fields | {"license": license}, tensors, features, normalisation, images)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+    write_directory(out, write)
     number = sum(tensor.size for tensor in tensors.values())
     print(f"{out}: {run.algorithm}, step {step} of {run.planned} ({state}), {number} parameters")
     print(f"{performance(run, step)}\nnormalisation: {note}")
+
+
+def upload(directory: Path, repository: str) -> None:
+    """Uploads a policy's directory with the client that LeRobot uses.
+
+    Raises:
+        UserError: the hub cannot be reached or rejects it.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        name = HfApi().create_repo(repository, exist_ok=True).repo_id
+        commit = HfApi().upload_folder(repo_id=name, folder_path=directory, commit_message="Upload policy")
+    except Exception as error:  # The client's errors, those of the network and of the name are of many types.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{directory} is written, but could not be uploaded to {repository}: {reason}") from error
+    print(f"uploaded: {commit.repo_url}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -190,7 +221,9 @@ def main(argv: Sequence[str]) -> None:
     if len(arguments) != 2:
         raise UserError("give two directories: that of a run, and that of the policy to write")
     directory, out = (Path(argument).expanduser() for argument in arguments)
-    export(directory, out, FLAGS.features, FLAGS.normalisation, FLAGS.step)
+    export(directory, out, FLAGS.features, FLAGS.normalisation, FLAGS.step, FLAGS.license)
+    if FLAGS.push_to_hub:
+        upload(out, FLAGS.push_to_hub)
 
 
 if __name__ == "__main__":

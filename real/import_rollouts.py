@@ -1,6 +1,6 @@
 """Converts recordings of LeRobot (LeRobotDataset v3) to a training dataset.
 
-    python -m real.import_rollouts DATASET_ROOT [DATASET_ROOT …] --output=FILE.npz [--stats=FIRST.npz]
+    python -m real.import_rollouts DATASET [DATASET …] --output=FILE.npz [--stats=FIRST.npz]
 
 The file has the second convention of envs/gym_dataset.py: `observations` [N, o], `actions` [N, a] in [-1, 1], `rewards`
 [N] (-1, and 0 in the last row of a solved episode), `terminals` [N] (1 there), `timeouts` [N] (1 in the last row of
@@ -10,7 +10,7 @@ any other episode: a state whose successor is not recorded). It also holds, floa
     normalised = (recorded − offset) / scale
 
 A camera among --features, such as observation.images.front, gives `images` [N, C, s, s, 3], uint8, C cameras in their
-order: each image is resized to s × s pixels, --image_size=64, whatever its aspect ratio (real/lerobot_images.py).
+order: each image is resized to s × s pixels, --image_size=64, whatever its aspect ratio (real/dataset.py).
 
 By default states get mean 0 and standard deviation 1, actions the range [-1, 1]; a resting joint gets the median scale
 of those that move (real/statistics.py), which is printed. On the robot, a policy's inputs are normalised as in its
@@ -18,8 +18,6 @@ training file, so later recordings must be as well: `--stats=FIRST.npz` uses tha
 `otql_sim` that must fit its environment stay unchanged: `--state_norm=none --action_norm=none`. Beside the file,
 FILE.json holds the settings and datasets, and FILE.normalisation.json the normalisation that real/export.py gives the
 policy: LeRobot's MEAN_STD with offset and scale, whatever the norm.
-
-The program needs pyarrow, but neither absl nor JAX, so it also runs in LeRobot's environment.
 """
 
 import contextlib
@@ -32,9 +30,8 @@ import numpy as np
 
 from envs.npz import Arrays, read_npz, write_npz
 from real.command_line import Parser
-from real.episode_labels import Lengths, label_files, successes
-from real.lerobot_dataset import Recording, read_recording
-from real.lerobot_images import camera_images
+from real.dataset import Recording, images, read_recording
+from real.labels import UNLABELLED, Lengths, successes
 from real.statistics import NORMS, offset_and_scale
 from utils.errors import UserError
 from utils.system.entry_point import run_main
@@ -51,6 +48,7 @@ def import_rollouts(
     features: Sequence[str] = ("observation.state",),
     action: str = "action",
     labels: Sequence[str | Path] = (),
+    unlabelled: str = "error",
     max_steps: int = 150,
     state_norm: str | None = None,
     action_norm: str | None = None,
@@ -64,7 +62,8 @@ def import_rollouts(
         output: the file, '.npz'.
         features: features of the observation, in this order: states and cameras.
         action: feature of the action.
-        labels: files of labels, one per dataset; default: see `successes`.
+        labels: files of labels, one per dataset; default: the datasets' own columns.
+        unlabelled: 'success' or 'failure', what episodes without either are; default: an error.
         max_steps: frames per episode; later ones, and a success there, do not count.
         state_norm: 'mean_std' (default), 'min_max' (to [-1, 1]) or 'none'.
         action_norm: 'min_max' (default) or 'none' (they are in [-1, 1]).
@@ -79,7 +78,10 @@ def import_rollouts(
         raise UserError(f"{output} does not end in .npz; choose such a name for --output")
     if output.exists() and not output.with_suffix(".json").exists():
         raise UserError(f"{output} exists and was not imported (there is no {output.stem}.json); name another --output")
-    files = label_files(roots, labels)
+    if labels and len(labels) != len(roots):
+        raise UserError(f"there are {len(labels)} files of --labels for {len(roots)} datasets; give one for each")
+    files: list[Path | None] = [Path(file).expanduser() for file in labels]
+    files = files or [None] * len(roots)
     if not features:
         raise UserError("--features is empty; name those of the observation, such as observation.state")
     for name, value in (("max_steps", max_steps), ("image_size", image_size)):
@@ -92,7 +94,7 @@ def import_rollouts(
         raise UserError("--stats brings its normalisation; leave --state_norm and --action_norm out")
     recordings = [read_recording(Path(root).expanduser(), list(features), action) for root in roots]
     _check_alike(recordings)
-    outcomes = [successes(recording, file) for recording, file in zip(recordings, files, strict=True)]
+    outcomes = [successes(one, file, unlabelled) for one, file in zip(recordings, files, strict=True)]
     arrays = _rows(recordings, outcomes, max_steps)
     record = {
         "action": action,
@@ -100,9 +102,10 @@ def import_rollouts(
         "features": list(features),
         "fps": recordings[0].fps,
         "max_steps": max_steps,
+        "robot_type": recordings[0].robot_type,
         "state_names": recordings[0].state_names,
     }
-    cameras = list(recordings[0].cameras)
+    cameras = recordings[0].cameras
     if cameras:
         record |= {"cameras": cameras, "image_size": image_size}
     if stats:
@@ -117,13 +120,15 @@ def import_rollouts(
         for recording, outcome in zip(recordings, outcomes, strict=True)
     ]
     lengths = [[min(length, max_steps) for _, length in outcome] for outcome in outcomes]
-    with _images(recordings, lengths, image_size, output.parent) as images:
+    with _images(recordings, lengths, image_size, output.parent) as seen:
         with disk_errors(output):
             output.unlink(missing_ok=True)  # So that after a kill, the files beside it are never of another import.
         write_json(output.with_suffix(".json"), record)
-        exported = for_export(recordings[0].widths, numbers) | ({"cameras": cameras} if cameras else {})
+        names = ("fps", "robot_type", "state_names", "action_names")
+        exported = for_export(recordings[0].widths, numbers) | {name: record[name] for name in names}
+        exported |= {"cameras": cameras} if cameras else {}
         write_json(output.with_suffix(".normalisation.json"), exported)
-        write_npz(output, arrays | {name: values for name, values in numbers.items() if values.size} | images)
+        write_npz(output, arrays | {name: values for name, values in numbers.items() if values.size} | seen)
     return _summary(output, arrays, outcomes, max_steps)
 
 
@@ -163,22 +168,18 @@ def _images(recordings: list[Recording], lengths: list[list[int]], size: int, fo
 
     They are in an unnamed temporary file in `folder`, not in memory.
     """
-    cameras = list(recordings[0].cameras)
+    cameras = len(recordings[0].cameras)
     if not cameras:
         yield {}
         return
-
-    def stream(camera: str) -> Iterator[np.ndarray]:
-        for recording, own in zip(recordings, lengths, strict=True):
-            yield from camera_images(recording, camera, own, size)
-
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            for row in zip(*map(stream, cameras), strict=True):
-                file.write(np.stack(row).data)
+            for recording, own in zip(recordings, lengths, strict=True):
+                for row in images(recording, own, size):
+                    file.write(np.ascontiguousarray(row).data)
             file.flush()
-            yield {"images": np.memmap(file, np.uint8, "r").reshape(-1, len(cameras), size, size, 3)}
+            yield {"images": np.memmap(file, np.uint8, "r").reshape(-1, cameras, size, size, 3)}
 
 
 def _statistics(arrays: Arrays, record: dict) -> Arrays:
@@ -289,11 +290,12 @@ def _summary(output: Path, arrays: Arrays, outcomes: list[Lengths], max_steps: i
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
     parser = Parser("python -m real.import_rollouts", __doc__)
-    parser.add_argument("roots", nargs="+", metavar="DATASET_ROOT", help="folder that lerobot-record wrote")
+    parser.add_argument("roots", nargs="+", metavar="DATASET", help="folder that LeRobot wrote")
     parser.add_argument("--output", required=True, help="the file (.npz)")
     parser.add_argument("--features", default="observation.state", help="states and cameras of the observation, a,b,…")
     parser.add_argument("--action", default="action", help="feature of the action")
     parser.add_argument("--labels", default="", help="files of labels, one per dataset, a,b,…")
+    parser.add_argument("--unlabelled", choices=UNLABELLED, default="error", help="episodes without record of success")
     parser.add_argument("--max_steps", type=int, default=150, help="frames per episode that count")
     parser.add_argument("--state_norm", choices=NORMS, help="default: mean_std")
     parser.add_argument("--action_norm", choices=NORMS[1:], help="default: min_max")

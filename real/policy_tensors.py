@@ -12,7 +12,7 @@ import numpy as np
 from agents import base, cgql, dsrl, fedit, fql, ifql, qam, qsm
 from utils.encoders import ENCODERS
 from utils.errors import UserError
-from utils.networks import CriticEnsemble, Denoiser, OneStepPolicy, TanhGaussian, VectorField
+from utils.networks import CriticEnsemble, Denoiser, GaussianSource, OneStepPolicy, TanhGaussian, VectorField
 
 Tensors = dict[str, np.ndarray]
 
@@ -34,6 +34,7 @@ HELPERS: dict[str, tuple[Callable, ...]] = {
     "encode": (base.Agent.encode,),
     "latents": (dsrl.Agent.latents,),
     "edit": (fedit.Agent.edit,),
+    **{name: (getattr(base.Agent, name),) for name in ("start_noise", "source", "standard_source")},
 }
 
 
@@ -56,6 +57,10 @@ def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
         "sampler": "flow",
         "flow_steps": cfg.flow_steps,
         "actor_hidden_dims": list(hidden),
+        "step_input": False,
+        "source": False,
+        "source_hidden_dims": [],
+        "noise_scale": 1.0 if kind == "latent" else float(agent.hyper["noise_scale"]),
         "time_dim": 0,
         "latent_scale": 0.0,
         "edit_scale": 0.0,
@@ -76,8 +81,14 @@ def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
         fields |= {"sampler": cfg.sampler, "time_dim": cfg.time_dim}
         tensors = _denoiser(agent.targets["denoiser"], cfg.flow_steps, cfg.sampler)
     else:
-        _check(agent, "flow", VectorField(hidden, dim))
+        fields["step_input"] = agent.config.get("targets") == "shortcut"
+        _check(agent, "flow", VectorField(hidden, dim, fields["step_input"]))
         tensors = _mlp("actor", agent.acting_flow)
+    if "source" in agent.params:
+        widths = tuple(cfg.source_hidden_dims)
+        _check(agent, "source", GaussianSource(widths, dim))
+        fields |= {"source": True, "source_hidden_dims": list(widths)}
+        tensors |= _mlp("source", agent.targets["source"])
     if kind == "latent":
         _check(agent, "latent_actor", TanhGaussian(hidden, dim))
         fields["latent_scale"] = float(cfg.noise_scale)

@@ -1,5 +1,6 @@
 """Directories as the export writes them. These tests run in real/.venv: JAX and torch side by side."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,34 @@ import pytest
 import torch
 from random_agents import OBSERVATION_DIM
 
-from real.export import write_directory
-from real.lerobot_policy import Normalisation, policy_files
+from real.policy_directory import Normalisation, save_policy
 from real.policy_tensors import policy_tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests"))  # For tiny_runs.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def few_threads():
     """Small networks gain nothing from threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def homes(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Calibrations and datasets are not written at home."""
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path_factory.getbasetemp() / "lerobot"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
+
+
+@pytest.fixture(scope="session")
+def pointmaze(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset of the medium point maze."""
+    from envs.collect import collect
+
+    directory = tmp_path_factory.mktemp("pointmaze")
+    return collect("pointmaze-medium-navigate-v0", episodes=3, max_steps=60, dataset_dir=directory, workers=1)
 
 
 @pytest.fixture
@@ -33,24 +53,8 @@ def export(tmp_path) -> Callable[..., Path]:
     ) -> Path:
         fields, tensors = policy_tensors(agent)
         features = {"observation.state": OBSERVATION_DIM} if features is None else features
-        files = policy_files(fields | changes, tensors, features, normalisation or Normalisation(), images)
         directory = tmp_path / f"policy{len(list(tmp_path.iterdir()))}"
-        write_directory(directory, files)
+        save_policy(directory, fields | changes, tensors, features, normalisation or Normalisation(), images)
         return directory
 
     return write
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """For lerobot-record in this process: no arguments, no keyboard, calibrations elsewhere than at home."""
-    from lerobot.robots import robot
-    from lerobot.scripts import lerobot_record
-    from lerobot.teleoperators import teleoperator
-
-    monkeypatch.setattr(sys, "argv", ["lerobot-record"])
-    for module in (robot, teleoperator):
-        monkeypatch.setattr(module, "HF_LEROBOT_CALIBRATION", tmp_path)
-    monkeypatch.setattr(lerobot_record, "is_headless", lambda: True)
-    events = {"exit_early": False, "rerecord_episode": False, "stop_recording": False}
-    monkeypatch.setattr(lerobot_record, "init_keyboard_listener", lambda: (None, dict(events)))

@@ -17,6 +17,7 @@ def make_agent(
     horizon: int = 2,
     *,
     state_dim: int = OBSERVATION_DIM,
+    action_dim: int = ACTION_DIM,
     image_shape: tuple[int, ...] | None = None,
     **settings: Any,
 ) -> Any:
@@ -27,7 +28,7 @@ def make_agent(
     config.horizon_length = horizon
     example = {
         "observations": blank(1, state_dim, image_shape),
-        "actions": np.zeros((1, horizon * ACTION_DIM), np.float32),
+        "actions": np.zeros((1, horizon * action_dim), np.float32),
     }
     # Shapes alone: to compile an initialisation for each agent would take most of the time of the tests.
     agent = jax.eval_shape(lambda: module.Agent.create(jax.random.PRNGKey(0), example, config))

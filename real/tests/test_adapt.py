@@ -1,4 +1,4 @@
-"""The rounds of an adaptation, with a program in LeRobot's place that writes recordings at once."""
+"""The rounds of an adaptation, with otql-rollout on the simulated robot."""
 
 import contextlib
 import copy
@@ -6,94 +6,93 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from absl import flags
+from lerobot_env_otql.demonstrate import main as demonstrate
 from recordings import write_recording
+from tiny_runs import refused, run_main
 
 from real import adapt
 from real.adapt import episode_success, recorded
+from real.dataset import read_recording
 from real.import_rollouts import import_rollouts
-from real.lerobot_dataset import read_recording
 from utils.errors import UserError
 from utils.output.loggers import read_csv
 from utils.run.agent_config import resolve_config
 from utils.run.agent_files import load_agent
 from utils.run.loading import load_run
-from utils.system.cli import last_of_each
-from utils.system.files import ROOT
 from utils.system.signals import run_program
 
-RECORD = """
-import json, sys
-from pathlib import Path
-sys.path[:0] = [{tests!r}]
-from recordings import write_recording
-given = dict(argument.removeprefix("--").partition("=")[::2] for argument in sys.argv[1:])
-root, episodes = Path(given["dataset.root"]), int(given["dataset.num_episodes"])
-assert Path(given["policy.path"], "model.safetensors").is_file() and root.name.startswith("eval_")
-write_recording(root, (24,) * episodes, seed=int(given["robot.seed"]))
-lines = [json.dumps(dict(episode_index=i, success=i % 2 == 0, steps=24)) for i in range(episodes)]
-(root / "labels.jsonl").write_text("\\n".join(lines) + "\\n")
-"""
 NETWORKS = ("--agent.actor_hidden_dims=(8,8)", "--agent.value_hidden_dims=(8,8)", "--agent.batch_size=8")
+
+
+@pytest.fixture(autouse=True)
+def defaults() -> Iterator[None]:
+    """Flags of one call are not those of the next."""
+    values = adapt.FLAGS
+    yield
+    for name in values:
+        values[name].unparse()
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
-    """An adaptation of two rounds of two rollouts, and three at the end."""
-    program = tmp_path / "record.py"
-    program.write_text(RECORD.format(tests=str(Path(__file__).parent)))
-    write_recording(tmp_path / "demos", (24, 24))
+    """An adaptation of one round of two rollouts, and one at the end."""
     return [
-        *(sys.executable, "-m", "real.adapt", "--name=pick", f"--demos={tmp_path / 'demos'}", *NETWORKS),
-        *(f"--output_dir={tmp_path / 'out'}", "--robot=--robot.type=arm --robot.seed={round}"),
-        *(f"--record={sys.executable} {program}", "--rollouts=2", "--total_rollouts=4", "--final_rollouts=3"),
-        *("--base_steps=3", "--round_steps=2"),
+        *(sys.executable, "-m", "real.adapt", "--name=pick", f"--demos={tmp_path / 'demos'}", *NETWORKS, "--fps=10"),
+        *(
+            f"--output_dir={tmp_path / 'out'}",
+            "--robot=--robot.type=otql_sim --robot.max_steps=24 --robot.seed={round}",
+        ),
+        *(f"--rollout={Path(sys.executable).with_name('otql-rollout')}", "--rollouts=2", "--total_rollouts=2"),
+        *("--final_rollouts=1", "--base_steps=3", "--round_steps=2"),
+        *("--rollout_flags=--fps=1000", "--episode_time_s=60", "--state_norm=none", "--action_norm=none"),
     ]
 
 
 def run(command: list[str]) -> str:
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    """real.adapt in this process."""
+    return run_main(*command[3:], program=adapt).out
 
 
-def test_person_and_program_take_turns(command: list[str], tmp_path: Path) -> None:
-    """Each call stops at the next recording, whose command works as printed, and the end is the unattended run's."""
+def test_person_and_program_take_turns(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call stops at the next recording, whose command works as printed; unattended, nothing stops it."""
     root = tmp_path / "out" / "pick"
-    for number, name in enumerate(("eval_round1", "eval_round2", "eval_final")):
-        text = run(command)
-        (line,) = (line for line in text.splitlines() if "--policy.path=" in line)
-        policy = "base" if number == 0 else f"round{number}"
-        assert f"--policy.path={root / 'policies' / policy}" in line and f"--robot.seed={number + 1}" in line
-        assert "finished" not in run(command)  # Nothing is trained twice.
-        subprocess.run(shlex.split(line), check=True)
-        assert recorded(root / "rollouts" / name) == (3 if name == "eval_final" else 2)
+    monkeypatch.setattr(sys, "argv", ["demonstrate", f"--root={tmp_path / 'demos'}", "--episodes=2"])
+    demonstrate()
+    for name, policy, seed, episodes in (("round1", "base", 1, 2), ("final", "round1", 2, 1)):
+        (line,) = (line for line in run(command).splitlines() if "--policy.path=" in line)
+        assert f"--policy.path={root / 'policies' / policy}" in line and f"--robot.seed={seed}" in line
+        subprocess.run(shlex.split(line), check=True, capture_output=True)
+        assert recorded(root / "rollouts" / name) == episodes
     assert "adapted:" in run(command)
     table = read_csv(root / "eval.csv")
-    assert list(table["step"]) == [0, 2, 4] and list(table["episodes"]) == [2, 2, 3]
-    assert np.allclose(table["success_rate"], [0.5, 0.5, 2 / 3])
+    assert list(table["step"]) == [0, 2] and list(table["episodes"]) == [2, 1]
+    assert list(table["success_rate"]) == [0, 0]  # Within 24 steps nothing is opened.
     assert (root / "adaptation.png").stat().st_size > 1000
 
-    with np.load(root / "round2.npz") as last, np.load(root / "demos.npz") as first:
-        assert len(last["rewards"]) == 6 * 24 and last["terminals"].sum() == 4
+    with np.load(root / "round1.npz") as last, np.load(root / "demos.npz") as first:
+        assert len(last["rewards"]) == len(first["rewards"]) + 48 and last["terminals"].sum() == 2
         np.testing.assert_array_equal(last["state_offset"], first["state_offset"])
-    labels = [json.loads(line) for line in (tmp_path / "demos" / "labels.jsonl").read_text().splitlines()]
-    assert [label["success"] for label in labels] == [True, True]
-    settings = [load_run(root / "runs" / f"round{i}" / "robot_pick" / "otql" / "sd0")[1] for i in (1, 2)]
-    assert [one["dataset"]["start"]["agent"] for one in settings] == ["bc", "otql"]
-    assert [one["dataset"]["start"]["step"] for one in settings] == [3, 2]
+    settings = load_run(root / "runs" / "round1" / "robot_pick" / "otql" / "sd0")[1]
+    assert settings["dataset"]["start"]["agent"] == "bc" and settings["dataset"]["start"]["step"] == 3
+    config = json.loads((root / "policies" / "round1" / "config.json").read_text())
+    assert config["fps"] == 10 and config["robot_type"] == "otql_sim" and len(config["state_names"]) == 36
 
-    refused = subprocess.run(last_of_each([*command, "--round_steps=3"]), cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2 and "--round_steps=2, not 3" in refused.stderr, refused.stderr
+    assert "--round_steps=2, not 3" in refused(*command[3:], "--round_steps=3", program=adapt)
 
     other = [flag.replace(str(tmp_path / "out"), str(tmp_path / "unattended")) for flag in command]
     run([*other, "--unattended"])
-    same = ["eval.csv", "round2.npz", "policies/round2/model.safetensors"]
-    for name in same:
-        assert (root / name).read_bytes() == (tmp_path / "unattended" / "pick" / name).read_bytes(), name
+    assert recorded(tmp_path / "unattended" / "pick" / "rollouts" / "final") == 1
+    weights = [
+        folder / "pick/policies/base/model.safetensors" for folder in (tmp_path / "out", tmp_path / "unattended")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @pytest.mark.parametrize(("fps", "max_steps"), [(30, 200), (30, 150), (10, 1), (60, 149)])
@@ -104,7 +103,7 @@ def test_episodes_have_the_frames_that_count(
     values = copy.deepcopy(adapt.FLAGS)
     values(["real.adapt", "--robot=--robot.type=arm", f"--fps={fps}", f"--max_steps={max_steps}"])
     monkeypatch.setattr(adapt, "FLAGS", values)
-    command = adapt.record_command(tmp_path / "policy", tmp_path / "eval_round1", 2, 1)
+    command = adapt.rollout_command(tmp_path / "policy", tmp_path / "round1", 2, 1)
     given = dict(word.removeprefix("--").partition("=")[::2] for word in command[1:])
     frames, clock = 0, 0.0
     while clock < float(given["dataset.episode_time_s"]):
@@ -116,9 +115,7 @@ def test_episodes_have_the_frames_that_count(
 def test_successes_behind_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Are refused, of rollouts as of demonstrations: the import would count them as failures."""
     monkeypatch.setattr("real.adapt.FLAGS", SimpleNamespace(max_steps=24))
-    write_recording(tmp_path / "r", (24, 25, 25))
-    labels = [{"episode_index": i, "success": i < 2} for i in range(3)]
-    (tmp_path / "r" / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    write_recording(tmp_path / "r", (24, 25, 25), success=(True, True, False))
     recording = read_recording(tmp_path / "r", ["observation.state"], "action")
     with pytest.raises(UserError, match=r"episode 1 of .* succeeds after --max_steps=24 frames.*: advice"):
         episode_success(recording, "advice")
@@ -140,8 +137,8 @@ class Agent(otql.Agent):
     ("changed", "says"),
     [
         (["--name=pick/cube"], "'robot:' needs a name of letters"),
-        (["--record="], "--record is missing"),
-        (["--record=no-such-program", "--unattended"], "no program no-such-program"),
+        (["--rollout="], "--rollout is missing"),
+        (["--rollout=no-such-program", "--unattended"], "no program no-such-program"),
         (["--agent=agents/qsm.py"], "has no flow to warm-start from the base"),
         (["--agent=own.py"], "acts by a propose of its own, which the LeRobot policy has not"),
         (["--max_steps=3"], "episode 0 of .* succeeds after --max_steps=3 frames"),
@@ -154,7 +151,6 @@ def test_mistakes_are_noticed_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(OWN)
     write_recording(tmp_path / "r", (4,))
-    (tmp_path / "r" / "labels.jsonl").write_text('{"episode_index": 0, "success": true}\n')
     values = copy.deepcopy(adapt.FLAGS)
     values(["real.adapt", "--robot=--robot.type=arm", *changed])
     monkeypatch.setattr(adapt, "FLAGS", values)
@@ -212,8 +208,8 @@ def test_rounds_are_added_to_whole_ones_only(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--total_rollouts=45 \(its last round is incomplete\)"):
         adapt.check_settings_unchanged(tmp_path / "part", BEGUN)
     adapt.check_settings_unchanged(tmp_path, BEGUN)
-    (tmp_path / "rollouts" / "eval_final").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"eval_final exists"):
+    (tmp_path / "rollouts" / "final").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"final exists"):
         adapt.check_settings_unchanged(tmp_path, BEGUN | {"total_rollouts": 60})
 
 
@@ -232,8 +228,5 @@ def test_refusals(command: list[str], tmp_path: Path) -> None:
         (["--demos="], "--demos is missing"),
         (["--robot="], "--robot is missing"),
         ([f"--demos={tmp_path / 'none'}"], "no LeRobotDataset"),
-        (["--agent.lam=x"], "lam"),
-        (["--features=observation.images"], "observation.images"),
     ]:
-        outcome = subprocess.run([*command, *changed], cwd=ROOT, capture_output=True, text=True)
-        assert outcome.returncode == 2 and says in outcome.stderr and outcome.stderr.count("\n") == 1, outcome
+        assert says in refused(*command[3:], *changed, program=adapt)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from lerobot.configs.policies import PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot_policy_otql.encoders import CameraEncoder, as_pixels
 from lerobot_policy_otql.modeling_otql import OtqlPolicy
 from PIL import Image

@@ -4,18 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets import LeRobotDataset
 from PIL import Image
 from pyarrow import parquet
 
 from envs.gym_dataset import read_gym_dataset
 from real.export import find_normalisation
 from real.import_rollouts import import_rollouts, main
-from real.lerobot_images import _frames
-from real.lerobot_policy import read_normalisation
+from real.policy_directory import read_normalisation
 from utils.errors import UserError
 
 HEIGHT, WIDTH, LENGTHS, FPS = 64, 96, (3, 5), 10
@@ -27,16 +25,16 @@ def record(root: Path, kind: str, pixels: np.ndarray) -> Path:
     shape = {"shape": pixels.shape[2:], "names": ["height", "width", "channels"]}
     vector = {"dtype": "float32", "names": None, "shape": (2,)}
     features = {"observation.state": vector, "action": vector, **{name: shape | {"dtype": kind} for name in CAMERAS}}
+    features["next.success"] = {"dtype": "bool", "shape": (1,), "names": None}
     dataset = LeRobotDataset.create("local/it", FPS, features, root=root, use_videos=kind == "video")
     random, frames = np.random.default_rng(0), iter(pixels)
-    for length in LENGTHS:
-        for _ in range(length):
+    for number, length in enumerate(LENGTHS):
+        for step in range(length):
             numbers = {name: random.uniform(-1, 1, 2).astype(np.float32) for name in ("observation.state", "action")}
+            numbers["next.success"] = np.array([number == 0 and step == length - 1])
             dataset.add_frame(numbers | dict(zip(CAMERAS, next(frames), strict=True)) | {"task": "try"})
         dataset.save_episode()
     dataset.finalize()
-    labels = ({"episode_index": i, "success": i == 0} for i in range(len(LENGTHS)))
-    (root / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
     return root
 
 
@@ -98,30 +96,6 @@ def test_each_row_has_its_own_frame_of_the_video(filmed, shades, tmp_path):
     kept = [0, 1, 3, 4]
     cut = images_of(filmed, tmp_path / "b.npz", max_steps=2)
     np.testing.assert_allclose(cut, shades[kept][:, :, :, :HEIGHT], atol=4)
-
-
-@pytest.mark.parametrize("codec", ["libsvtav1", "h264", "hevc"])
-def test_videos_are_entered_at_any_frame(codec, tmp_path):
-    """Also where frames are decoded earlier than they are shown."""
-    fps, count, path = 30, 40, tmp_path / "video.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, fps, options={"g": "2", "crf": "30"})  # As LeRobot does.
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for i in range(count):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 + 6 * i, np.uint8))))
-        container.mux(stream.encode())
-    for first in range(count - 1):
-        means = [image.mean() for image in _frames(path, first / fps, 2, fps)]
-        np.testing.assert_allclose(means, 10 + 6 * np.array([first, first + 1]), atol=2)
-
-
-def test_frames_of_files_behind_the_limit(photographed, noise, tmp_path, monkeypatch):
-    """Are left out, also where a file is read in several batches."""
-    monkeypatch.setattr("real.lerobot_images._BATCH", 3)
-    cut = images_of(photographed, tmp_path / "a.npz", max_steps=2, image_size=WIDTH)
-    tall = [Image.fromarray(one).resize((WIDTH, WIDTH), Image.Resampling.BILINEAR) for one in noise[[0, 1, 3, 4], 0]]
-    np.testing.assert_array_equal(cut[:, 0], tall)
 
 
 def test_is_a_dataset_of_the_project(photographed, noise, tmp_path):
@@ -228,12 +202,12 @@ def cut_video(root: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "damage", "message"),
     [
-        ("image", empty_image, r"frame 4 of .* has no readable image 'observation\.images\.wrist'"),
-        ("image", garbled_column, r"data/chunk-000/file-000\.parquet cannot be read"),
-        ("video", cut_index, r"meta/episodes/.*\.parquet cannot be read"),
-        ("video", late_start, r"lacks frame 4 of episode 1 \(at 0\.80 s\)"),
-        ("video", no_video, r"there is no video .*wrist/chunk-000/file-000\.mp4"),
-        ("video", cut_video, "cannot be read"),
+        ("image", empty_image, r"an image of frame 1 of episode 1 of .* cannot be read"),
+        ("image", garbled_column, "cannot be read"),
+        ("video", cut_index, "cannot be read"),
+        ("video", late_start, r"an image of frame 4 of episode 1 of .* cannot be read"),
+        ("video", no_video, "cannot be read"),
+        ("video", cut_video, "an image of frame 0 of episode 0 of .* cannot be read"),
     ],
 )
 def test_missing_frames(kind, damage, message, broken, tmp_path):

@@ -9,15 +9,16 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from recordings import VIDEO, write_recording
+from recordings import edit, write_recording
 
 from envs.datasets import load_file
 from envs.gym_dataset import read_gym_dataset
 from envs.tasks import parse_task
 from real import import_rollouts as program
+from real import labels
 from real.export import find_normalisation
 from real.import_rollouts import STATS, import_rollouts, main
-from real.lerobot_policy import read_normalisation
+from real.policy_directory import read_normalisation
 from utils.data.batches import describe
 from utils.errors import UserError
 
@@ -26,9 +27,7 @@ from utils.errors import UserError
 def labelled(tmp_path: Path) -> Path:
     """A recording of two episodes, the first of them a success."""
     root = tmp_path / "recording"
-    write_recording(root)
-    labels = [{"episode_index": 0, "success": True, "steps": 4}, {"episode_index": 1, "success": False}]
-    (root / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    write_recording(root, success=(True, False))
     return root
 
 
@@ -127,8 +126,8 @@ def test_later_recordings_use_the_first_ones_statistics(
 ) -> None:
     import_rollouts([labelled], tmp_path / "a.npz", state_norm="min_max")
     later = tmp_path / "later"
-    recorded = write_recording(later, (3,), seed=1, columns={"action": np.full((3, 3), 30, np.float32)})
-    (later / "labels.jsonl").write_text('{"episode_index": 0, "success": 1}\n')
+    columns = {"action": np.full((3, 3), 30, np.float32)}
+    recorded = write_recording(later, (3,), seed=1, columns=columns, success=(True,))
     import_rollouts([later], tmp_path / "b.npz", stats=tmp_path / "a.npz")
     first, second = load(tmp_path / "a.npz"), load(tmp_path / "b.npz")
     for name in STATS:
@@ -141,9 +140,7 @@ def test_later_recordings_use_the_first_ones_statistics(
 
 def test_a_number_that_never_changes(tmp_path: Path) -> None:
     column = np.tile(np.float32([7, 0.1, 0.2]), (4, 1))
-    write_recording(
-        tmp_path / "r", (4,), columns={"observation.state": column, "next.success": np.float32([0, 0, 0, 1])}
-    )
+    write_recording(tmp_path / "r", (4,), columns={"observation.state": column}, success=(True,))
     for norm in ("mean_std", "min_max"):
         import_rollouts([tmp_path / "r"], tmp_path / "a.npz", state_norm=norm)
         arrays = load(tmp_path / "a.npz")
@@ -152,28 +149,21 @@ def test_a_number_that_never_changes(tmp_path: Path) -> None:
 
 
 def test_a_joint_that_rests_in_the_first_recording(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Is bounded in the next one, by the numbers that the policy has and by SmolVLA's."""
-    from real.smolvla.data import scales_at_rest  # Needs torch.
-
+    """Is bounded in the next one, and by the numbers that the policy has."""
     random, time = np.random.default_rng(0), np.arange(60)[:, None] / 30
     moving = np.sin(time * [3, 4, 5] + 1)
     resting = moving * [1, 0, 1] + random.normal(0, 7e-5, (60, 3))
     for name, joints in (("first", resting), ("second", moving)):
         columns = {"observation.state": joints.astype(np.float32), "action": joints.astype(np.float32)}
-        write_recording(tmp_path / name, (60,), columns=columns | {"next.success": np.arange(60) == 59})
+        write_recording(tmp_path / name, (60,), columns=columns, success=(True,))
     import_rollouts([tmp_path / "first"], tmp_path / "a.npz")
     assert "state b.pos rests" in capsys.readouterr().err
     import_rollouts([tmp_path / "second"], tmp_path / "b.npz", stats=tmp_path / "a.npz")
     seen = load(tmp_path / "b.npz")["observations"]
-    assert np.abs(seen).max() < 5 and not capsys.readouterr().err
+    assert np.abs(seen).max() < 5 and "scales from" not in capsys.readouterr().err
     found = read_normalisation(tmp_path / "a.normalisation.json", {"observation.state": 3}, 3)
     mean, deviation = (np.array(found.stats["observation.state"][name]) for name in ("mean", "std"))
     np.testing.assert_allclose((moving - mean) / deviation, seen, atol=1e-5)
-    jitter = {"mean": np.zeros(3), "std": resting.std(0)}
-    stats = scales_at_rest({"observation.state": jitter, "action": jitter, "other": jitter}, [tmp_path / "first"])
-    np.testing.assert_allclose(stats["observation.state"]["std"], load(tmp_path / "a.npz")["state_scale"], rtol=1e-3)
-    np.testing.assert_array_equal(stats["action"]["std"], stats["observation.state"]["std"])
-    np.testing.assert_array_equal(stats["other"]["std"], jitter["std"])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +175,8 @@ def test_a_joint_that_rests_in_the_first_recording(tmp_path: Path, capsys: pytes
     ],
 )
 def test_success_as_recorded_ends_the_episode(tmp_path: Path, column: str, values: list[float]) -> None:
-    write_recording(tmp_path / "r", columns={column: np.float32(values)})
+    kind = bool if column == "next.success" else np.float32
+    write_recording(tmp_path / "r", columns={column: np.array(values, kind)})
     assert import_rollouts([tmp_path / "r"], tmp_path / "a.npz").endswith("2 episodes, 1 solved, 7 transitions")
     arrays = load(tmp_path / "a.npz")
     np.testing.assert_array_equal(arrays["terminals"], np.arange(8) == 7)
@@ -207,30 +198,21 @@ def test_labels_from_a_table_and_several_datasets(labelled: Path, tmp_path: Path
     np.testing.assert_array_equal(np.flatnonzero(load(tmp_path / "a.npz")["terminals"]), [9, 14])
 
 
-def test_asks_for_what_has_no_label(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    root = tmp_path / "r"
-    write_recording(root)
-    (root / "labels.jsonl").write_text('{"episode_index": 0, "success": true}\n')
-    questions, answers = [], iter(["what", "N"])
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or next(answers))
-    import_rollouts([root], tmp_path / "a.npz")
-    assert len(questions) == 2 and f"{root}/videos/{VIDEO}/chunk-000/file-000.mp4 from 0.1 s to 0.3 s" in questions[0]
-    kept = [json.loads(line) for line in (root / "labels.jsonl").read_text().splitlines()]
-    assert [label["success"] for label in kept] == [True, False]
-    import_rollouts([root], tmp_path / "b.npz")
-    np.testing.assert_array_equal(load(tmp_path / "a.npz")["rewards"], load(tmp_path / "b.npz")["rewards"])
-
-
-def test_questions_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """End of file, Ctrl-D, is one line."""
+def test_demonstrations_without_a_record_of_success(tmp_path: Path) -> None:
+    """Count as what is said; a copy with columns says it itself, as does one with a file of labels."""
     write_recording(tmp_path / "r")
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
-    with pytest.raises(UserError, match=r"success of episode 0 .* is unknown; answer, or give --labels"):
-        import_rollouts([tmp_path / "r"], tmp_path / "a.npz")
+    assert "2 solved" in import_rollouts([tmp_path / "r"], tmp_path / "a.npz", unlabelled="success")
+    assert "0 solved" in import_rollouts([tmp_path / "r"], tmp_path / "b.npz", unlabelled="failure")
+    labels.main(["labels", str(tmp_path / "r"), str(tmp_path / "all"), "--all=success"])
+    import_rollouts([tmp_path / "all"], tmp_path / "c.npz")
+    for name, values in load(tmp_path / "a.npz").items():
+        np.testing.assert_array_equal(values, load(tmp_path / "c.npz")[name])
+    (tmp_path / "labels.csv").write_bytes("\ufeffEpisode;Success\n1;yes\n0;no\n".encode())
+    labels.main(["labels", str(tmp_path / "r"), str(tmp_path / "some"), f"--labels={tmp_path / 'labels.csv'}"])
+    import_rollouts([tmp_path / "some"], tmp_path / "d.npz")
+    np.testing.assert_array_equal(np.flatnonzero(load(tmp_path / "d.npz")["terminals"]), [9])
+    with pytest.raises(UserError, match="exists; name another folder"):
+        labels.main(["labels", str(tmp_path / "r"), str(tmp_path / "some"), "--all=success"])
 
 
 def nan_state() -> dict[str, np.ndarray]:
@@ -239,52 +221,45 @@ def nan_state() -> dict[str, np.ndarray]:
     return {"observation.state": values}
 
 
-LABELS = '{"episode_index": 0, "success": true}\n{"episode_index": 1, "success": true}\n'
+def without(row: int):
+    """Drops a frame."""
+    return lambda table: table.drop(index=row)
+
+
+def column(name: str, values):
+    """Replaces a column."""
+    return lambda table: table.__setitem__(name, values)
 
 
 @pytest.mark.parametrize(
-    ("recording", "labels", "flags", "message"),
+    ("recording", "change", "flags", "message"),
     [
-        ({"keep": np.arange(10) != 6}, LABELS, [], r"episode 1 .* lacks frames \(after 2 of 5, at 30 fps\)"),
-        ({"columns": {"timestamp": np.arange(10) / 10}}, LABELS, [], "episode 0 .* lacks frames"),
-        ({"columns": nan_state()}, LABELS, [], r"'observation.state' .* is NaN or infinite \(first in frame 4\)"),
-        ({"columns": {"action": [[0.0] * (2 + i % 2) for i in range(10)]}}, LABELS, [], "'action' .* has 2, 3 numbers"),
-        ({"columns": {"episode_index": np.repeat([0, 2], [4, 6])}}, LABELS, [], "not numbered 0, 1, 2"),
-        ({"columns": {"next.reward": np.linspace(0, 1, 10)}}, None, [], "'next.reward' .* is not sparse"),
-        ({}, LABELS, ["--features=observation.force"], "no feature 'observation.force'; it has observation.state"),
-        ({}, LABELS, ["--action=observation.images.front"], "of kind video, not a vector"),
-        ({}, LABELS, ["--action=act"], "no feature 'act'"),
-        ({}, LABELS, ["--action_norm=none"], "actions are beyond"),
-        ({}, LABELS, ["--max_steps=0"], "max_steps is 0"),
-        ({}, LABELS, ["--max_steps=x"], "argument --max_steps: invalid int value: 'x'"),
-        ({}, LABELS, ["--labels=a,b"], "2 files of --labels for .*/r; give one for each"),
-        ({}, LABELS, ["--labels=nowhere.csv"], "cannot read the labels nowhere.csv"),
-        ({}, LABELS, ["--stats=nowhere.npz"], "there is no file nowhere.npz"),
-        ({}, LABELS, ["--stats=a.npz", "--state_norm=none"], "leave --state_norm and --action_norm out"),
-        ({}, None, [], "success of episode 0 .* is unknown; give --labels"),
-        (
-            {},
-            LABELS + '{"episode_index": 2, "success": true}\n',
-            [],
-            "line 3 .* is about episode 2; the dataset has 0 to 1",
-        ),
-        ({}, LABELS + '{"episode_index": 1, "success": true}\n', [], "line 3 .* is a second label for episode 1"),
-        ({}, LABELS.replace("true", '"maybe"', 1), [], "line 1 .* says success 'maybe'; write true or false"),
-        ({}, LABELS.replace("true", '1, "steps": 5'), [], "line 1 .* says 5 steps, the episode has 4"),
-        ({}, LABELS + "episode 2 was fine\n", [], "line 3 .* is no label"),
-        ({}, LABELS + "[]\n", [], "line 3 .* is no label"),
+        ({}, without(6), [], r"holds 9 frames, its info.json says 10"),
+        ({}, column("frame_index", [0, 1, 2, 3, 0, 1, 3, 4, 5, 6]), [], r"episode 1 .* lacks frames \(after 2 of 6"),
+        ({}, column("timestamp", np.float32(np.arange(10) / 10)), [], "episode 0 .* lacks frames"),
+        ({"columns": nan_state()}, None, [], r"'observation.state' .* is NaN or infinite \(first in frame 4\)"),
+        ({}, column("episode_index", np.repeat([0, 2], [4, 6])), [], "cannot be read|not numbered 0, 1, 2"),
+        ({"columns": {"next.reward": np.float32(np.linspace(0, 1, 10))}}, None, [], "'next.reward' .* is not sparse"),
+        ({}, None, ["--features=observation.force"], "no feature 'observation.force'; it has observation.state"),
+        ({"success": (True, True)}, None, ["--action=next.success"], "of kind bool, not a vector"),
+        ({}, None, ["--action=act"], "no feature 'act'"),
+        ({"success": (True, True)}, None, ["--action_norm=none"], "actions are beyond"),
+        ({}, None, ["--max_steps=0"], "max_steps is 0"),
+        ({}, None, ["--max_steps=x"], "argument --max_steps: invalid int value: 'x'"),
+        ({}, None, ["--labels=a,b"], "2 files of --labels for 1 datasets; give one for each"),
+        ({}, None, ["--labels=nowhere.csv"], "cannot read the labels nowhere.csv"),
+        ({"success": (True, True)}, None, ["--stats=nowhere.npz"], "there is no file nowhere.npz"),
+        ({}, None, ["--stats=a.npz", "--state_norm=none"], "leave --state_norm and --action_norm out"),
+        ({}, None, [], "has no record of success: give --labels, or --unlabelled=success for demonstrations"),
     ],
 )
-def test_faults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recording: dict, labels: str | None, flags: list[str], message: str
-) -> None:
+def test_faults(tmp_path: Path, recording: dict, change, flags: list[str], message: str) -> None:
     write_recording(tmp_path / "r", **recording)
-    if labels is not None:
-        (tmp_path / "r/labels.jsonl").write_text(labels)
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    with pytest.raises(UserError, match=message):
+    if change:
+        edit(tmp_path / "r", change)
+    with pytest.raises(UserError, match=message) as refused:
         main(["import_rollouts", str(tmp_path / "r"), f"--output={tmp_path}/a.npz", *flags])
-    assert not (tmp_path / "a.npz").exists()
+    assert "\n" not in str(refused.value) and not (tmp_path / "a.npz").exists()
 
 
 @pytest.mark.parametrize(
@@ -296,8 +271,7 @@ def test_faults(
     ],
 )
 def test_datasets_that_do_not_go_together(labelled: Path, tmp_path: Path, other: dict, message: str) -> None:
-    write_recording(tmp_path / "other", **other)
-    (tmp_path / "other/labels.jsonl").write_text(LABELS)
+    write_recording(tmp_path / "other", success=(True, True), **other)
     with pytest.raises(UserError, match=message):
         import_rollouts([labelled, tmp_path / "other"], tmp_path / "a.npz")
     import_rollouts([labelled], tmp_path / "a.npz")
@@ -307,24 +281,27 @@ def test_datasets_that_do_not_go_together(labelled: Path, tmp_path: Path, other:
 
 
 def test_folders_that_are_no_datasets(labelled: Path, tmp_path: Path) -> None:
+    """Nor does LeRobot look for missing files on the hub."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="there is no LeRobotDataset in"):
         import_rollouts([tmp_path / "empty"], tmp_path / "a.npz")
     info = labelled / "meta/info.json"
     about = json.loads(info.read_text())
-    info.write_text(json.dumps(about | {"codebase_version": "v2.1"}))
-    with pytest.raises(UserError, match=r"is a LeRobotDataset v2.1, not v3; convert it"):
-        import_rollouts([labelled], tmp_path / "a.npz")
-    info.write_text(json.dumps(about | {"total_frames": 12}))
-    with pytest.raises(UserError, match=r"holds 10 frames, its info.json says 12"):
-        import_rollouts([labelled], tmp_path / "a.npz")
-    data = labelled / "data/chunk-000/file-001.parquet"
+    for changes, message in (
+        ({"codebase_version": "v2.1"}, "cannot be read"),
+        ({"total_frames": 12}, "holds 10 frames, its info.json says 12"),
+        ({"total_episodes": 0}, "has no episode"),
+    ):
+        info.write_text(json.dumps(about | changes))
+        with pytest.raises(UserError, match=message):
+            import_rollouts([labelled], tmp_path / "a.npz")
+    info.write_text(json.dumps(about))
+    (data,) = (labelled / "data").glob("*/*.parquet")
     data.write_bytes(data.read_bytes()[:200])  # As after a kill: the footer is written last.
-    with pytest.raises(UserError, match=r"cannot be read .*: is the recording still running"):
+    with pytest.raises(UserError, match=r"cannot be read .*: does it still record, or was it killed"):
         import_rollouts([labelled], tmp_path / "a.npz")
-    for file in (labelled / "data").glob("*/*"):
-        file.unlink()
-    with pytest.raises(UserError, match="holds no data"):
+    data.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
         import_rollouts([labelled], tmp_path / "a.npz")
 
 

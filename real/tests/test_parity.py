@@ -1,6 +1,7 @@
 """The exported policy and the agent do the same with the same noise."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from lerobot_policy_otql.modeling_otql import OtqlPolicy
 from lerobot_policy_otql.networks import squash
 from random_agents import ACTION_DIM, OBSERVATION_DIM, make_agent
 
+from utils.errors import UserError
 from utils.networks import TanhGaussian
 
 # What agents/ has, each with what makes it act differently; QSM has two samplers.
@@ -19,6 +21,10 @@ AGENTS = {
     **{name: (name, {}) for name in ("qam", "qam_f", "qam_e", "qsm")},
     "qsm-ddpm": ("qsm", {"sampler": "ddpm"}),
     "dsrl-scaled": ("dsrl", {"noise_scale": 0.4}),
+    "source": ("otql", {"source": "noise", "noise_scale": 0.6}),
+    "source of actions": ("bc", {"source": "action", "source_hidden_dims": (12,)}),
+    "shortcut": ("otql", {"targets": "shortcut"}),
+    **{f"{name}-scaled": (name, {"noise_scale": 0.5}) for name in ("qc", "fql", "fedit", "qsm", "cgql")},
 }
 
 
@@ -62,6 +68,22 @@ def test_actions_are_the_agents(name, horizon, nfe, n, export):
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
         # Not all on the bounds, where the clip would hide a difference (few steps of a diffusion end there).
         assert nfe < 10 or np.any(np.abs(ours) < 1)
+
+
+def test_other_agents_are_exported_rightly_or_not_at_all(export):
+    """No agent acts differently in silence."""
+    names = {path.stem for path in Path("agents").glob("*.py") if "def get_config(" in path.read_text()}
+    others = sorted(names - {name for name, _ in AGENTS.values()} - {"base"})
+    assert others
+    for name in others:
+        agent = make_agent(name, 0, 2, flow_steps=3)
+        try:
+            directory = export(agent)
+        except UserError as error:
+            assert "which the LeRobot policy has not" in str(error) or "another network" in str(error)
+            continue
+        ours, theirs = both(agent, OtqlPolicy.from_pretrained(directory), 0)
+        np.testing.assert_allclose(theirs, ours, atol=1e-5, err_msg=name)
 
 
 def test_the_paper_s_networks(export):
@@ -160,7 +182,7 @@ def test_only_what_acts_is_exported(export):
 
 def test_fewer_steps_and_candidates_on_the_command_line(export):
     """NFE and N may be changed after the export: as if the agent had been made so."""
-    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.configs import PreTrainedConfig
 
     directory = export(make_agent("otql", 0, 2, flow_steps=10, best_of_n=5))
     for nfe, n in itertools.product((1, 3), (1, 2)):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from real import import_rollouts as program
+from real.dataset import Episode, Recording
 from real.import_rollouts import import_rollouts
-from real.lerobot_dataset import Episode, Recording
 from real.statistics import offset_and_scale
 from utils.errors import UserError
 
@@ -114,7 +114,7 @@ def recording(root: str, states: np.ndarray, actions: np.ndarray) -> Recording:
     outcomes = {"next.success": (np.arange(150) == 149).astype(np.float32)}
     episodes = [Episode(states[part], actions[part], outcomes) for part in parts]
     names = [f"{name}.pos" for name in "abc"[: states.shape[1]]]
-    return Recording(Path(root), 30.0, {"observation.state": len(names)}, {}, names, names, episodes)
+    return Recording(Path(root), 30.0, {"observation.state": len(names)}, [], names, names, episodes)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def recordings(monkeypatch):
     moving = swing(0.4), swing(0.5)
     first, second = columns(moving[0], jitter(7e-5), moving[1]), columns(moving[0], swing(0.7), moving[1])
     known = {"first": recording("first", first, first), "second": recording("second", second, second)}
-    monkeypatch.setattr(program, "read_recording", lambda root, features, action: known[str(root)])
+    monkeypatch.setattr(program, "read_recording", lambda root, features, action="action": known[str(root)])
     return known
 
 

@@ -1,5 +1,6 @@
-"""LeRobot policy of type 'otql', for runs exported by real/export.py. Needs torch, no JAX."""
+"""LeRobot policies: 'otql', for runs exported by real/export.py, and 'smolvla_otql', which lerobot-train trains."""
 
 from lerobot_policy_otql.configuration_otql import OtqlConfig
+from lerobot_policy_otql.configuration_smolvla_otql import SmolVLAOtqlConfig
 
-__all__ = ["OtqlConfig"]
+__all__ = ["OtqlConfig", "SmolVLAOtqlConfig"]

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import torch
-from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.configs import FeatureType, PolicyFeature
 
 from lerobot_policy_otql.configuration_otql import OtqlConfig
 from lerobot_policy_otql.modeling_otql import OtqlPolicy
@@ -75,7 +75,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64  # All policies compile the same code.
     for name, sizes in NETWORKS.items():
         modes = (False, True) if flags.compile else (False,)
-        keys = list(itertools.product((10, 3, 1), (5, 1), modes))
+        keys = list(itertools.product((10, 3, 2, 1), (5, 1), modes))
         policies = {key: make_policy(*key, flags.device, **sizes) for key in keys}
         measure(policies, flags.device, 1, 3)  # Warm-up.
         found = measure(policies, flags.device, flags.rounds, flags.calls)

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.configs.types import FeatureType, NormalizationMode
+from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
-FORMAT_VERSION = 1  # of exported directories; as in real/lerobot_policy.py
+FORMAT_VERSION = 1  # of exported directories
 INPUTS = (FeatureType.STATE, FeatureType.ENV, FeatureType.VISUAL)
 SAMPLERS = ("flow", "one_step", "estimate", "ddpm")
 
@@ -31,6 +30,10 @@ class OtqlConfig(PreTrainedConfig):
     sampler: str = "flow"
     flow_steps: int = 10  # NFE of a flow, steps of a diffusion
     actor_hidden_dims: list[int] = field(default_factory=list)
+    step_input: bool = False  # whether the flow gets the size of the step
+    source: bool = False  # whether a flow starts from a normal that depends on the observation, not from N(0, I)
+    source_hidden_dims: list[int] = field(default_factory=list)
+    noise_scale: float = 1.0  # factor of the deviation of the start
     time_dim: int = 0  # Fourier features of a diffusion's time
     latent_scale: float = 0.0  # above 0: bound on start points, drawn by a latent policy
     edit_scale: float = 0.0  # above 0: bound on the edits of an edit policy
@@ -53,6 +56,14 @@ class OtqlConfig(PreTrainedConfig):
     compile_model: bool = False  # use torch.compile, in the first reset()
     compile_mode: str = "default"
     rtc_config: RTCConfig | None = None  # real-time chunking, through `predict_action_chunk`
+
+    # Of the training data, for what is checked before a robot moves: names of states and actions in their order, frames
+    # per second (0: unknown), and the type of the robot, in whose units states and actions are.
+    state_names: list[str] = field(default_factory=list)
+    action_feature_names: list[str] | None = None
+    fps: float = 0.0
+    robot_type: str | None = None
+    push_to_hub: bool = False
 
     def validate_features(self) -> None:
         """Checks settings and features; called by the policy, as LeRobot swallows errors raised while parsing a file.

@@ -44,6 +44,10 @@ class OtqlPolicy(PreTrainedPolicy):
             self.model.compile(mode=config.compile_mode)
         self._queue: deque[Tensor] = deque()
 
+    def supports_rtc(self) -> bool:
+        """True if actions come from a flow, which LeRobot's real-time chunking guides."""
+        return self.config.sampler == "flow"
+
     @classmethod
     def from_pretrained(cls, *args: Any, strict: bool = True, **kwargs: Any) -> "OtqlPolicy":
         """Loads a policy as LeRobot does, but missing parameters raise an error."""

@@ -5,6 +5,7 @@ copies them unchanged.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from lerobot_policy_otql.configuration_otql import OtqlConfig
 from lerobot_policy_otql.encoders import Encoder, Observation
 
+SOURCE_FLOOR = 0.05  # Deviation, and ...
+SOURCE_BIAS = math.log(math.expm1(1.0 - SOURCE_FLOOR))  # ... softplus(SOURCE_BIAS), as in utils/networks.py.
+SMALLEST_STEP = 0.125  # As in utils/flow.py.
 Velocity = Callable[[Tensor], Tensor]
 Guide = Callable[[Velocity, Tensor, float], Tensor]
 
@@ -86,9 +90,12 @@ class Sampler(nn.Module):
         dim, hidden = config.chunk_size * config.action_dim, config.actor_hidden_dims
         self.action_dim = dim
         if config.sampler in ("flow", "one_step"):
-            self.actor = MLP((width + dim + (config.sampler == "flow"), *hidden, dim))
+            scalars = (config.sampler == "flow") + config.step_input
+            self.actor = MLP((width + dim + scalars, *hidden, dim))
         else:
             self.actor = Denoiser(width + dim, dim, config)
+        if config.source:
+            self.source = MLP((width, *config.source_hidden_dims, 2 * dim))
         if config.latent_scale > 0:
             self.latent = MLP((width, *hidden, 2 * dim))
         if config.edit_scale > 0:
@@ -143,7 +150,10 @@ class Sampler(nn.Module):
 
     def propose(self, seen: dict[str, Tensor], noise: Tensor, guide: Guide | None) -> Tensor:
         """Returns chunks [..., d] in [−1, 1] for observations from `see` and noise [..., draws, d]."""
-        config, x = self.config, noise[..., 0, :]
+        config, x = self.config, self.config.noise_scale * noise[..., 0, :]
+        if config.source:
+            mean, raw = self.source(seen["source"])[0].chunk(2, dim=-1)
+            x = mean + (SOURCE_FLOOR + F.softplus(raw + SOURCE_BIAS)) * x
         if config.latent_scale > 0:
             x = config.latent_scale * squash(self.latent(seen["latent"])[0], x)
         if config.sampler == "flow":
@@ -160,12 +170,14 @@ class Sampler(nn.Module):
 
     def integrate(self, seen: dict[str, Tensor], x: Tensor, guide: Guide | None) -> Tensor:
         """Integrates the flow by Euler steps from x [..., d] at t = 0 to t = 1; not clipped."""
+        size = max(1 / self.config.flow_steps, SMALLEST_STEP)
         for i in range(self.config.flow_steps):
             t = i / self.config.flow_steps
 
             def velocity(x: Tensor, t: float = t) -> Tensor:
                 time = x.new_full((*x.shape[:-1], 1), t)
-                v = self.actor(torch.cat([seen["actor"], x, time], dim=-1))[0]
+                scalars = [time, torch.full_like(time, size)] if self.config.step_input else [time]
+                v = self.actor(torch.cat([seen["actor"], x, *scalars], dim=-1))[0]
                 return v + self.config.guidance_coef * self.guidance(seen["critic"], x, t) if self.guided(t) else v
 
             x = x + (guide(velocity, x, t) if guide else velocity(x)) / self.config.flow_steps
