@@ -27,9 +27,12 @@ class Agent(base.Agent):
         return self.bc_loss(params, batch, key)
 
 
+SETTINGS = base.FLOW_SETTINGS
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults of this agent."""
-    return base.get_config(base.FLOW_SETTINGS)
+    return base.get_config(SETTINGS)
 
 
 PRESETS = presets.presets({})

@@ -30,7 +30,9 @@ flags.DEFINE_integer("dataset_episodes", 80, "Episodes of play to collect.", low
 flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Directory of datasets.", flag_values=FLAGS)
 flags.DEFINE_string("save_dir", "exp", "Directory of runs.", flag_values=FLAGS)
 
-AGENTS = {"bc": 0, "otql": 1}  # Agent → episodes in its video.
+AGENTS = {"otql": 1, "bc": 0}  # Agent → episodes in its video.
+# Not the paper's: a start fitted to the actions, which learns several times faster (docs/results/coupling.md).
+OVERRIDES = {"otql": {"coupling": "independent", "source": "action"}, "bc": {}}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
             save_dir=FLAGS.save_dir,
             run_group="quickstart",
             video_episodes=videos,
+            overrides=OVERRIDES[agent],
         )
         print("python main.py", " ".join(config.flag_list()), flush=True)
         train(config)
@@ -73,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     first = group / "otql" / f"sd{FLAGS.seed}"
     print("next:")
     print(f"  python -m experiments.evaluate {first} --nfe=1,2,3,10    # the same policy in more and fewer Euler steps")
-    print(f"  python -m experiments.evaluate {first} --video_grid=9    # a film of nine episodes")
+    print(f"  python -m experiments.evaluate {first} --video_grid=9    # a video of nine episodes")
     print(f"  python main.py --agent=agents/fql.py --env_name={FLAGS.env_name} --preset=cpu    # another agent")
 
 

@@ -124,7 +124,8 @@ def test_agent_file_outside_the_folder(flags, tmp_path):
     fork.parent.mkdir()
     text = (ROOT / "agents" / "bc.py").read_text()
     changed = text.replace(
-        "    return base.get_config()\n", "    config = base.get_config()\n    config.tau = 0.25\n    return config\n"
+        "    return base.get_config(SETTINGS)\n",
+        "    config = base.get_config(SETTINGS)\n    config.tau = 0.25\n    return config\n",
     )
     assert changed != text
     fork.write_text(changed)
