@@ -316,8 +316,8 @@ def test_a_source_of_actions_learns_their_tilted_moments(learned):
     shares = bandit.SHARES * np.exp(3.0 * bandit.VALUES)
     shares /= shares.sum()
     centres = bandit.modes(contexts)
-    mean = np.einsum("nkd,k->nd", centres, shares)
-    deviation = np.sqrt(np.einsum("nkd,k->nd", centres**2, shares) - mean**2 + bandit.SPREAD**2)
+    mean = np.einsum("abc,b->ac", centres, shares)
+    deviation = np.sqrt(np.einsum("abc,b->ac", centres**2, shares) - mean**2 + bandit.SPREAD**2)
     found = [np.asarray(x) for x in learned["action"].source(contexts)]
     print("mean", np.abs(found[0] - mean).mean(), "deviation", np.abs(found[1] - deviation).mean(), deviation.mean())
     assert np.abs(found[0] - mean).mean() < 0.08

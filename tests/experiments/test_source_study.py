@@ -22,7 +22,7 @@ def test_the_target_is_the_tilted_mixture(problem):
     target, data = problem.tilted(states, 4000, 0), problem.samples(states, 20_000, 5)
     weights = np.minimum(np.exp(data @ problem.direction), 10.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(target.mean(axis=1), np.einsum("nk,nkd->nd", weights, data), atol=0.05)
+    np.testing.assert_allclose(target.mean(axis=1), np.einsum("ab,abc->ac", weights, data), atol=0.05)
     assert (
         np.abs(data).max() <= 1
         and 0.9 < np.std(problem.samples(problem.states(3000, 4), 1, 6) @ problem.direction) < 1.1
