@@ -124,7 +124,7 @@ def _evaluated(run: Run, step: int) -> dict[tuple[int, int], tuple[float, int]]:
             if row["success_rate"] and run.nfe is not None:
                 found.setdefault(key, {})[row["seed"]] = float(row["success_rate"]), int(row["episodes"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); correct or remove it") from error
+            raise UserError(f"{path} is damaged ({error!r}); correct it or move it elsewhere") from error
     pooled = {}
     for key, results in found.items():
         rates, counts = zip(*results.values(), strict=True)
