@@ -118,9 +118,9 @@ def test_all_combinations_of_acting_settings(directory):
 WRONG = {
     (
         "--agent.lr=1e-3",
-    ): "--agent.lr does not fit {}, a run of otql; of its settings, only flow_steps, best_of_n can be",
-    ("--agent.num_qs=3",): "only flow_steps, best_of_n can be changed after training",
-    ("--agent.lamb=3",): "only flow_steps, best_of_n can be changed after training",
+    ): "--agent.lr does not fit {}, a run of otql; of its settings, only flow_steps, best_of_n, noise_scale can be",
+    ("--agent.num_qs=3",): "only flow_steps, best_of_n, noise_scale can be changed after training",
+    ("--agent.lamb=3",): "only flow_steps, best_of_n, noise_scale can be changed after training",
     ("--nfe=0",): "--nfe=0: it must be a whole number, at least 1",
     ("--nfe=1.5",): "--nfe=1.5: it must be a whole number, at least 1",
     ("--nfe=",): "--nfe: a value is missing; write values such as 1,2,5",
