@@ -137,13 +137,8 @@ class Agent(flax.struct.PyTreeNode):
         fixed = {"action_dim": actions.shape[-1], "algorithm": f"{cls.__module__}.{cls.__qualname__}"}
         static = ml_collections.FrozenConfigDict({k: v for k, v in config.items() if k not in hyper} | fixed)
         one = jax.tree.map(lambda x: x[:1], observations)
-        inputs = {
-            "observations": one,
-            "actions": actions[:1],
-            "x": actions[:1],
-            "t": actions[:1, :1],
-            "h": actions[:1, :1],
-        }
+        inputs = {"observations": one, **dict.fromkeys(("actions", "x"), actions[:1])}
+        inputs |= dict.fromkeys(("t", "h"), actions[:1, :1])
         params = {
             name: init_network(stream_key(key, Stream.INITIALISATION, i), module, inputs, static.encoder)
             for i, (name, module) in enumerate(cls.networks(static, static.action_dim).items())
@@ -263,17 +258,19 @@ class Agent(flax.struct.PyTreeNode):
         return loss, qs, {"critic/loss": loss, "critic/q": qs.mean(), "critic/target_max": target.max()}
 
     def bc_loss(
-        self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray, name: str = "flow"
+        self,
+        params: dict[str, Any],
+        batch: Batch,
+        key: PRNGKeyArray,
+        name: str = "flow",
+        row_weights: Float[Array, " m"] | float = 1.0,
     ) -> tuple[Scalar, Info]:
-        """Returns the loss of the flow `name` on data and independent noise (paper Eq. 1), and scalars to log."""
-        weights = batch["valid"][:, None] * batch["action_mask"]
-        return self.weighted_bc_loss(params, batch, key, weights, name)
+        """Returns the loss of the flow `name` on data and independent noise (paper Eq. 1), and scalars to log.
 
-    def weighted_bc_loss(
-        self, params: dict[str, Any], batch: Batch, key: PRNGKeyArray, weights: Float[Array, "m d"], name: str = "flow"
-    ) -> tuple[Scalar, Info]:
-        """Returns `bc_loss` with a weight for each component; a learned source is fitted with the same weights."""
+        A learned source is fitted with the same weights: those of the rows, [m], zero on invalid rows and padding.
+        """
         observations, actions = batch["observations"], batch["actions"]
+        weights = (row_weights * batch["valid"])[:, None] * batch["action_mask"]
         noise_key, time_key = jax.random.split(key)
         mean, deviation = self.source(observations)
         noise = mean + deviation * jax.random.normal(noise_key, actions.shape)

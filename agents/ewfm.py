@@ -38,8 +38,8 @@ class Agent(otql.Agent):
 
         advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
         probs = tilted_marginal(advantages, valid, cfg.lam, cfg.w_max)
-        weights = (valid.sum() * probs)[:, None] * batch["action_mask"]  # w_j / w̄, which cannot overflow
-        flow_loss, flow_info = self.weighted_bc_loss(params, batch, flow_key, weights)
+        weights = valid.sum() * probs  # w_j / w̄, which cannot overflow
+        flow_loss, flow_info = self.bc_loss(params, batch, flow_key, row_weights=weights)
         info |= flow_info | {"advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         info |= {"weights/effective_sample_size": probs.sum() / (valid.size * jnp.sum(probs**2) + 1e-12)}
         return critic_loss + flow_loss, info

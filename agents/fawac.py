@@ -47,8 +47,7 @@ class Agent(base.Agent):
         advantages = jax.lax.stop_gradient(qs.mean(axis=0) - values)
         # Clamped inside exp, which cannot overflow then.
         weights = jnp.exp(jnp.minimum(self.hyper["inv_temp"] * advantages, jnp.log(W_MAX)))
-        weights = (weights * valid)[:, None] * batch["action_mask"]
-        flow_loss, flow_info = self.weighted_bc_loss(params, batch, flow_key, weights)
+        flow_loss, flow_info = self.bc_loss(params, batch, flow_key, row_weights=weights)
         info |= flow_info | {"value/loss": value_loss, "value/v": values.mean()}
         info |= {"advantage/mean": advantages.mean(), "advantage/std": advantages.std()}
         return critic_loss + value_loss + flow_loss, info

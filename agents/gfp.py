@@ -27,6 +27,7 @@ import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base, fql, presets
+from agents.losses import inverse_scale
 from utils.arrays import Observations, Scalar
 
 
@@ -43,26 +44,30 @@ class Agent(fql.Agent):
         actions = jnp.clip(actions, -1.0, 1.0)
         # At the critic's own parameters, not `params`: the gradient reaches the one-step policy alone.
         q = self.pessimistic(self.apply("critic", observations, actions))
-        scale = jax.lax.stop_gradient(valid.sum() / jnp.maximum(jnp.sum(valid * jnp.abs(q)), 1e-6))
+        scale = inverse_scale(q, valid)
         one_step_loss = cfg.alpha * distill_loss - scale * jnp.mean(valid * q)
 
-        guidance = jax.lax.stop_gradient(self.guidance(batch, actions, samples, scale))
-        weights = (guidance * valid)[:, None] * batch["action_mask"]
-        flow_loss, flow_info = self.weighted_bc_loss(params, batch, flow_key, weights)
+        guidance = self.guidance(scale * self.advantage(batch, actions, samples))
+        flow_loss, flow_info = self.bc_loss(params, batch, flow_key, row_weights=guidance)
         info |= flow_info | {"one_step/distill_loss": distill_loss, "one_step/q": q.mean()}
         info |= {"guidance/mean": guidance.mean(), "guidance/std": guidance.std()}
         return critic_loss + flow_loss + one_step_loss, info
 
-    def guidance(
-        self, batch: base.Batch, actions: Float[Array, "m d"], samples: Float[Array, "m d"], scale: Scalar
+    def guidance(self, advantage: Float[Array, " m"]) -> Float[Array, " m"]:
+        """Returns g = σ(advantage / η), or 1 if η is 0, without gradient."""
+        eta = self.hyper["eta"]
+        guidance = jnp.where(eta > 0, jax.nn.sigmoid(advantage / jnp.maximum(eta, 1e-12)), 1.0)
+        return jax.lax.stop_gradient(guidance)
+
+    def advantage(
+        self, batch: base.Batch, actions: Float[Array, "m d"], samples: Float[Array, "m d"]
     ) -> Float[Array, " m"]:
-        """Returns g of the batch's actions against those of the one-step policy and, if asked for, of the flow."""
-        observations, eta = batch["observations"], self.hyper["eta"]
+        """Returns Q̄^ρ of the batch's actions over Q_ref: that of the policy's or, if asked for, also the flow's."""
+        observations = batch["observations"]
         reference = self.pessimistic_q(observations, actions)
         if self.config.reference == "min":
             reference = jnp.minimum(reference, self.pessimistic_q(observations, samples))
-        gain = scale * (self.pessimistic_q(observations, batch["actions"]) - reference)
-        return jnp.where(eta > 0, jax.nn.sigmoid(gain / jnp.maximum(eta, 1e-12)), 1.0)
+        return self.pessimistic_q(observations, batch["actions"]) - reference
 
     def next_value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
         """Returns the value that the TD target bootstraps from: of the policy's action, or its mean with the flow's."""

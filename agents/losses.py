@@ -1,4 +1,4 @@
-"""Losses that several agents share: those of soft actor-critic (arXiv 1812.05905, §5)."""
+"""What losses of several agents share: those of soft actor-critic (arXiv 1812.05905, §5), and the scale of Q."""
 
 import jax
 import jax.numpy as jnp
@@ -38,3 +38,8 @@ def soft_loss(
         "temperature/value": temperature,
     }
     return actor_loss + temperature_loss, info
+
+
+def inverse_scale(q: Float[Array, " m"], valid: Float[Array, " m"]) -> Scalar:
+    """Returns 1 / mean |Q| over the valid windows, without gradient; it normalises Q as TD3+BC (arXiv 2106.06860)."""
+    return jax.lax.stop_gradient(valid.sum() / jnp.maximum(jnp.sum(valid * jnp.abs(q)), 1e-6))

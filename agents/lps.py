@@ -27,6 +27,7 @@ import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base, presets
+from agents.losses import inverse_scale
 from utils.arrays import Observations, Scalar
 from utils.networks import CriticEnsemble, LatentActor, VectorField
 
@@ -58,8 +59,7 @@ class Agent(base.Agent):
         valid = batch["valid"]
         actions = self.steered(batch["observations"], params["latent_actor"])
         q = self.apply("critic", batch["observations"], actions).mean(axis=0)
-        scale = jax.lax.stop_gradient(valid.sum() / jnp.maximum(jnp.sum(valid * jnp.abs(q)), 1e-6))
-        latent_loss = -self.hyper["alpha"] * scale * jnp.mean(valid * q)
+        latent_loss = -self.hyper["alpha"] * inverse_scale(q, valid) * jnp.mean(valid * q)
         info |= {"meanflow/loss": meanflow_loss, "latent_actor/loss": latent_loss, "latent_actor/q": q.mean()}
         return critic_loss + meanflow_loss + latent_loss, info
 

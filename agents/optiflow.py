@@ -28,6 +28,7 @@ import ml_collections
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base, gfp, presets
+from agents.losses import inverse_scale
 from utils.arrays import Scalar
 from utils.coupling import solve_plan
 
@@ -40,9 +41,10 @@ class Agent(gfp.Agent):
         critic_key, flow_key, policy_key, sample_key = jax.random.split(key, 4)
         critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
         policy = self.policy_samples(params, batch, policy_key)
-        guidance = jax.lax.stop_gradient(self.guidance_of(batch, qs.mean(axis=0), policy[0]))
-        weights = (guidance * batch["valid"])[:, None] * batch["action_mask"]
-        flow_loss, flow_info = self.weighted_bc_loss(params, batch, flow_key, weights)
+        q = qs.mean(axis=0)
+        reference = self.apply("critic", batch["observations"], jnp.clip(policy[0], -1.0, 1.0)).mean(axis=0)
+        guidance = self.guidance(inverse_scale(q, batch["valid"]) * (q - reference))
+        flow_loss, flow_info = self.bc_loss(params, batch, flow_key, row_weights=guidance)
         one_step_loss, plan_info = self.transport_loss(batch, policy, sample_key)
         info |= flow_info | plan_info | {"guidance/mean": guidance.mean(), "guidance/std": guidance.std()}
         return critic_loss + flow_loss + one_step_loss, info
@@ -57,13 +59,6 @@ class Agent(gfp.Agent):
         noise = jax.random.normal(key, (count, *batch["actions"].shape))
         return self.broadcast(batch["observations"], count), noise
 
-    def guidance_of(self, batch: base.Batch, q: Float[Array, " m"], policy: Float[Array, "m d"]) -> Float[Array, " m"]:
-        """Returns g of the batch's actions, of value q, against one action of the policy at each state."""
-        valid, eta = batch["valid"], self.hyper["eta"]
-        reference = self.apply("critic", batch["observations"], jnp.clip(policy, -1.0, 1.0)).mean(axis=0)
-        scale = valid.sum() / jnp.maximum(jnp.sum(valid * jnp.abs(q)), 1e-6)
-        return jnp.where(eta > 0, jax.nn.sigmoid(scale * (q - reference) / jnp.maximum(eta, 1e-12)), 1.0)
-
     def transport_loss(
         self, batch: base.Batch, policy: Float[Array, "N m d"], key: PRNGKeyArray
     ) -> tuple[Scalar, base.Info]:
@@ -73,11 +68,10 @@ class Agent(gfp.Agent):
         anchors = jax.lax.stop_gradient(self.flow_actions(observations, noise))
         values = self.apply("critic", observations, anchors).mean(axis=0)
         probs = jax.nn.softmax(values / cfg.tau_w, axis=0)
-        none = jnp.zeros((1, 1))
         solve = partial(solve_plan, alpha=0.0, epsilon=cfg.epsilon, max_iterations=cfg.max_iterations, threshold=0.0)
 
         def plan_at(x: Float[Array, "N d"], y: Float[Array, "M d"], q: Float[Array, " M"]) -> Float[Array, "N M"]:
-            return solve(x, jnp.broadcast_to(none, (len(x), 1)), y, jnp.broadcast_to(none, (len(y), 1)), q)[0]
+            return solve(x, jnp.zeros((len(x), 1)), y, jnp.zeros((len(y), 1)), q)[0]
 
         x, y = policy.swapaxes(0, 1), anchors.swapaxes(0, 1)
         plan = jax.lax.stop_gradient(jax.vmap(plan_at)(jax.lax.stop_gradient(x), y, probs.T))

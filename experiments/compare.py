@@ -8,16 +8,14 @@ evaluation of training. --at compares evaluations after training (evaluations.cs
 --at=flow_steps=1,noise_scale=0.5; settings that are not named have the values that the run was trained with.
 """
 
-import csv
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 
+from experiments.report.evaluations import FILE, read_rows, same, settings_of
 from experiments.report.runs import Run, find_runs
 from utils.errors import UserError
 from utils.output.intervals import scalar_bootstrap
@@ -30,30 +28,22 @@ flags.DEFINE_integer("step", None, "Step of the evaluation; default: the last.",
 flags.DEFINE_list("at", [], "Settings of an evaluation after training: field=value.", flag_values=FLAGS)
 
 Scores = dict[tuple[str, int], float]
-# Columns of evaluations.csv that are not settings.
-FIXED = (
-    "step",
-    "seed",
-    "episodes",
-    "success_rate",
-    "low",
-    "high",
-    "return_mean",
-    "length_mean",
-    "milliseconds_per_action",
-)
 
 
 def read_scores(directory: Path, step: int | None, at: Mapping[str, str]) -> tuple[Scores, str]:
     """Returns (task, seed) → score of the runs below a directory, and the name of the score.
 
     Raises:
-        UserError: there are no runs, a run lacks the evaluation, or two runs have the same task and seed.
+        UserError: there are no runs, a run has not finished or lacks the evaluation, or two runs have the same task and
+            seed.
     """
     runs, damaged = find_runs([directory])
     if damaged:
         raise UserError(damaged[0])
     scores: Scores = {}
+    ends = {int(run.steps[-1]) if len(run.steps) else 0 for run in runs}
+    if step is None and (len(ends) > 1 or any(not run.finished for run in runs)):
+        raise UserError(f"{directory} has runs that have not finished, or of several lengths; give --step")
     for run in runs:
         key = run.settings["env_name"], run.seed
         if key in scores:
@@ -75,24 +65,17 @@ def trained(run: Run, step: int | None) -> float:
 
 def evaluated(run: Run, step: int | None, at: Mapping[str, str]) -> float:
     """Returns the success rate of a run's last row in evaluations.csv with these settings, all others as trained."""
-    path, config = run.directory / "evaluations.csv", run.settings["config"]
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
-    for row in reversed(rows):
-        own = {name: text for name, text in row.items() if name not in FIXED}
+    config = run.settings["config"]
+    for row in reversed(read_rows(run.directory)):
+        own = settings_of(row)
         wanted = {name: at.get(name, config.get(name)) for name in {*own, *at}}
         at_step = step is None or row.get("step") == str(step)
         if at_step and row.get("success_rate") and all(same(own.get(name), value) for name, value in wanted.items()):
             return float(row["success_rate"])
     settings = ", ".join(f"{name}={value}" for name, value in at.items())
-    raise UserError(f"{path} has no row with {settings}; make one by python -m experiments.evaluate {run.directory}")
-
-
-def same(text: str | None, value: Any) -> bool:
-    """True if a cell has a setting's value."""
-    try:
-        return math.isclose(float(text or "nan"), float(value), rel_tol=1e-5)
-    except (TypeError, ValueError):
-        return text == str(value)
+    raise UserError(
+        f"{run.directory / FILE} has no row with {settings}; make one by python -m experiments.evaluate {run.directory}"
+    )
 
 
 def paired(first: Scores, second: Scores) -> dict[str, tuple[np.ndarray, np.ndarray]]:

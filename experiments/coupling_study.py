@@ -32,7 +32,7 @@ from utils.errors import UserError
 from utils.flow import euler, flow_matching_loss
 from utils.networks import VectorField, output_of
 from utils.output.loggers import ProgressBar
-from utils.output.tables import csv_text
+from utils.output.tables import cell, csv_text
 from utils.random_streams import Stream, stream_key
 from utils.system.cli import parse
 from utils.system.entry_point import run_main
@@ -135,20 +135,15 @@ def main(argv: Sequence[str]) -> None:
     print(f"{info}; scored on {len(weights)} held-out windows")
     for own in SETTINGS:
         setting = {"seed": FLAGS.seed} | DEFAULTS | own
-        if any(all(row[k] == formatted(v) for k, v in setting.items()) for row in rows):
+        if any(all(row[k] == cell(v) for k, v in setting.items()) for row in rows):
             continue
         params, diagnostics = train(setting, data, scale, net)
         scores = {f"nfe_{n}": float(energy_score(net, params, held_out, weights, n)) for n in NFES}
-        rows.append({k: formatted(v) for k, v in (setting | scores | diagnostics).items()})
+        rows.append({k: cell(v) for k, v in (setting | scores | diagnostics).items()})
         print(rows[-1], flush=True)
         longest: dict[str, str] = max(rows, key=len)
         columns = list(longest)
         atomic_write_text(path, csv_text([columns, *([row.get(name, "") for name in columns] for row in rows)]))
-
-
-def formatted(value: Any) -> str:
-    """Formats a value for the table."""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

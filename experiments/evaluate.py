@@ -33,6 +33,7 @@ from absl import flags
 
 from envs.minari_store import normalized_score, reference_scores
 from envs.tasks import make_env, parse_task
+from experiments.report.evaluations import FILE, KEYS, RESULTS, SCORE
 from experiments.report.runs import find_runs, show
 from utils.errors import UserError
 from utils.observations import blank
@@ -87,9 +88,6 @@ flags.DEFINE_enum(
     "gif, webp: beside each mp4 also a file that loops, of at most 2 MB.",
     flag_values=FLAGS,
 )
-
-RESULTS = ("success_rate", "low", "high", "return_mean", "length_mean", "milliseconds_per_action")
-SCORE = "normalized_score"  # of datasets of Minari that have reference scores
 
 
 @dataclass(frozen=True)
@@ -335,7 +333,7 @@ def evaluate(own: Evaluation, evaluator: Evaluator, progress: Callable[[int, int
 def columns(own: Evaluation) -> list[str]:
     """Returns the columns of a run's evaluations.csv."""
     scored = [SCORE] * bool(reference_scores(own.flags_json["env_name"]))
-    return ["step", "seed", "episodes", *own.acting, *RESULTS, *scored]
+    return [*KEYS, *own.acting, *RESULTS, *scored]
 
 
 def check_columns(own: Evaluation) -> None:
@@ -344,7 +342,7 @@ def check_columns(own: Evaluation) -> None:
     Raises:
         UserError: the file has other columns, or cannot be read.
     """
-    path = own.directory / "evaluations.csv"
+    path = own.directory / FILE
     with disk_errors(path):
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if text and next(csv.reader([text.splitlines()[0]])) != columns(own):
@@ -357,7 +355,7 @@ def append_row(own: Evaluation, row: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = own.directory / "evaluations.csv"
+    path = own.directory / FILE
     with disk_errors(path), open(path, "ab", buffering=0) as file:
         header = [] if file.tell() else [columns(own)]
         file.write(csv_text([*header, [row[name] for name in columns(own)]]).encode())

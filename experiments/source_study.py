@@ -41,7 +41,7 @@ from utils.coupling import couple, tilted_weights
 from utils.data import batches
 from utils.output.loggers import ProgressBar
 from utils.output.plotting import STYLE, to_png
-from utils.output.tables import csv_text, markdown_table
+from utils.output.tables import cell, csv_text, markdown_table
 from utils.random_streams import Stream, stream_key
 from utils.run.update_loop import UpdateLoop
 from utils.system.cli import parse
@@ -262,16 +262,11 @@ def main(argv: Sequence[str]) -> None:
             for nfe in NFES:
                 found = evaluate(agent, nfe, states, *against)
                 rows.append({"arm": arm, "seed": seed, "nfe": nfe} | found | {"skew": skew})
-    table = [[shown(row[name]) for name in COLUMNS] for row in rows]
+    table = [[cell(row[name]) for name in COLUMNS] for row in rows]
     atomic_write_text(output / "source_study.csv", csv_text([COLUMNS, *table]))
     atomic_write_bytes(output / "source_study.png", to_png(draw_figure(rows)))
     print(markdown_table(COLUMNS, table))
     print(f"table and figure: {output / 'source_study.csv'}, {output / 'source_study.png'}")
-
-
-def shown(value: Any) -> str:
-    """Returns a cell of the table."""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

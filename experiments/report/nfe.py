@@ -1,10 +1,7 @@
 """Success against the number of network evaluations, from evaluations in training and from `experiments.evaluate`."""
 
-import csv
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from experiments.report import evaluations
 from experiments.report.curves import Palette
 from experiments.report.groups import Group, span
 from experiments.report.runs import Run
@@ -33,9 +31,6 @@ from utils.output.plotting import (
     width_for,
 )
 
-# Columns of evaluations.csv that are no settings.
-FIXED = ("step", "seed", "episodes", "flow_steps", "best_of_n")
-RESULTS = ("success_rate", "low", "high", "return_mean", "length_mean", "milliseconds_per_action")
 MARKERS = "os^DvPX"  # Of N, from the smallest.
 
 
@@ -109,14 +104,13 @@ def _evaluated(run: Run, step: int) -> dict[tuple[int, int], tuple[float, int]]:
     Raises:
         UserError: the file is damaged.
     """
-    path, config = run.directory / "evaluations.csv", run.settings["config"]
-    if not path.exists():
-        return {}
+    config = run.settings["config"]
     found: dict[tuple[int, int], dict[str, tuple[float, int]]] = {}
-    for row in _rows(path):
+    for row in evaluations.read_rows(run.directory):
         try:
-            others = {name: text for name, text in row.items() if name not in (*FIXED, *RESULTS)}
-            if int(row["step"]) != step or not all(_same(text, config.get(name)) for name, text in others.items()):
+            others = {k: v for k, v in evaluations.settings_of(row).items() if k not in ("flow_steps", "best_of_n")}
+            as_trained = all(evaluations.same(text, config.get(name)) for name, text in others.items())
+            if int(row["step"]) != step or not as_trained:
                 continue
             trained = config.get("flow_steps")
             nfe = (run.nfe or 0) + (int(row["flow_steps"]) - trained if "flow_steps" in row else 0)
@@ -124,32 +118,13 @@ def _evaluated(run: Run, step: int) -> dict[tuple[int, int], tuple[float, int]]:
             if row["success_rate"] and run.nfe is not None:
                 found.setdefault(key, {})[row["seed"]] = float(row["success_rate"]), int(row["episodes"])
         except (KeyError, TypeError, ValueError) as error:
+            path = run.directory / evaluations.FILE
             raise UserError(f"{path} is damaged ({error!r}); correct it or move it elsewhere") from error
     pooled = {}
     for key, results in found.items():
         rates, counts = zip(*results.values(), strict=True)
         pooled[key] = float(np.average(rates, weights=counts)), sum(counts)
     return pooled
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Reads evaluations.csv.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-
-
-def _same(text: str, value: Any) -> bool:
-    """True if a cell has a setting's value."""
-    try:
-        return math.isclose(float(text), float(value), rel_tol=1e-5)
-    except (TypeError, ValueError):
-        return text == str(value)
 
 
 def draw_nfe(env_name: str, points: list[Point], palette: Palette) -> Drawing | None:

@@ -58,9 +58,9 @@ def test_evaluations_after_training(tmp_path):
             steps=(500, 1000),
             config={"flow_steps": 2, "best_of_n": 5, "noise_scale": 1.0},
         )
-        lines = ["step,seed,flow_steps,best_of_n,noise_scale,episodes,success_rate,low,high"]
-        lines += [f"1000,0,1,5,1.0,50,{value},0,1" for value in (0.0, rate)]
-        lines += ["1000,0,1,1,1.0,50,0.7,0,1", "1000,0,1,5,0.5,50,0.8,0,1", "1000,0,2,5,1.0,50,0.3,0,1"]
+        lines = ["step,seed,flow_steps,best_of_n,noise_scale,episodes,success_rate,low,high,normalized_score"]
+        lines += [f"1000,0,1,5,1.0,50,{value},0,1,0.5" for value in (0.0, rate)]
+        lines += ["1000,0,1,1,1.0,50,0.7,0,1,0.5", "1000,0,1,5,0.5,50,0.8,0,1,0.5", "1000,0,2,5,1.0,50,0.3,0,1,0.5"]
         (run / "evaluations.csv").write_text("\n".join(lines) + "\n")
     arguments = [str(tmp_path / "a"), str(tmp_path / "b")]
     for at, expected in {"flow_steps=1": "+0.50", "flow_steps=1,best_of_n=1": "+0.00"}.items():
@@ -81,6 +81,15 @@ def test_evaluations_after_training(tmp_path):
 def test_refusals(arguments, message, groups):
     given = [text if text.startswith("--") else str(groups / text) for text in arguments]
     assert message in refused(*given, program=compare)
+
+
+def test_runs_in_training_need_a_step(tmp_path):
+    """A run that stopped early is not compared with one that ended; at a step that both have, it is."""
+    for group, steps, finished in (("a", (500, 1000), True), ("b", (500,), False)):
+        write_run(tmp_path / group, (0.5,) * len(steps), steps=steps, finished=finished)
+    directories = (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert "have not finished" in refused(*directories, program=compare)
+    assert table(run_main(*directories, "--step=500", program=compare).out)[0][4] == "+0.00"
 
 
 def test_groups_of_different_tasks_and_mixed_groups(groups):

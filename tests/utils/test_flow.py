@@ -129,7 +129,7 @@ def test_shortcut_targets_have_no_gradient():
 
 
 def test_a_straight_flow_has_no_shortcut_error():
-    """Where v is a − z at every point and step, flow matching and self-consistency agree."""
+    """Straight paths to one action satisfy flow matching and self-consistency at every point and step."""
     noise, action = jax.random.normal(jax.random.key(0), (64, 2)), jnp.float32([0.3, -0.2])
 
     def velocity(x, t, h):

@@ -41,6 +41,11 @@ def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def cell(value: object) -> str:
+    """Returns a value as the text of a cell, floats with four decimals."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Returns rows, the header included, as CSV text with lines that end in a newline."""
     text = io.StringIO()
