@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from envs.ogbench.specs import DEFAULT_DATASET_DIR
+from experiments.report.published import NAMES
 from utils.output.intervals import wilson_interval
 from utils.output.loggers import read_csv
 from utils.output.plotting import learning_curve
@@ -64,11 +65,11 @@ def main(argv: Sequence[str]) -> None:
     directories = {}
     for agent in AGENTS:
         for seed in range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds):
-            directories[f"{agent} seed {seed}"] = directory = group / agent / f"sd{seed}"
+            directories[f"{NAMES[agent]} seed {seed}"] = directory = group / agent / f"sd{seed}"
             final = read_csv(directory / "eval.csv")
             rate, episodes = final["success_rate"][-1], final["episodes"][-1]
             low, high = wilson_interval(rate, episodes)
-            print(f"  {agent:5s} seed {seed}: {rate:.2f}  (95 % interval {low:.2f} to {high:.2f})")
+            print(f"  {NAMES[agent]:5s} seed {seed}: {rate:.2f}  (95 % interval {low:.2f} to {high:.2f})")
     learning_curve(list(directories.values()), group / "learning_curve.png", list(directories), FLAGS.env_name)
     print(f"curves: {group / 'learning_curve.png'}")
     for video in sorted(group.glob("otql/*/videos/*.mp4")):

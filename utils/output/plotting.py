@@ -265,7 +265,8 @@ def learning_curve(
     Args:
         run_dirs: directories with an eval.csv (columns step, success_rate, return_mean, optionally episodes).
         path: file to write.
-        labels: names at the lines' ends, which two or more runs get; default: the names of the directories.
+        labels: names at the lines' ends, which two or more runs get, such as 'OTQL seed 0'; the first word gives the
+            colour. Default: the names of the directories.
         title: of the figure.
         online_from: step at which online training starts, to be marked.
 
@@ -277,7 +278,7 @@ def learning_curve(
     tables = [read_csv(run_dir / "eval.csv") for run_dir in run_dirs]
     success = any(np.isfinite(table.get("success_rate", np.nan)).any() for table in tables)
     column = "success_rate" if success else "return_mean"
-    styles = method_styles({label: label for label in labels})
+    styles = method_styles({label: label.split(" ")[0] for label in labels})
     bright = coloured({label: float(len(labels) - place) for place, label in enumerate(labels)})
     # Without pyplot, the caller's backend and figures stay untouched.
     with matplotlib.rc_context(STYLE):
