@@ -65,7 +65,8 @@ def _program(agent: Any, observations: Any) -> tuple[str, list[bytes]]:
     def sample(networks: dict[str, Any], observations: Any, key: jax.Array) -> Any:
         return agent.replace(**networks).sample_actions(observations, key)
 
-    networks = {"params": agent.params, "targets": agent.targets}
+    names = ("params", "targets", "condition_stats")  # An agent's own class may lack the last.
+    networks = {name: getattr(agent, name) for name in names if hasattr(agent, name)}
     program = jax.make_jaxpr(sample)(networks, observations, jax.random.PRNGKey(0))
     text = re.sub(r"0x[0-9a-f]+", "", str(program))  # Without addresses of functions.
     return text, [np.asarray(constant).tobytes() for constant in program.consts]
