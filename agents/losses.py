@@ -1,4 +1,4 @@
-"""What losses of several agents share: those of soft actor-critic (arXiv 1812.05905, §5), and the scale of Q."""
+"""Parts of losses that several agents share: of soft actor-critic (arXiv 1812.05905, §5), and the scale of Q."""
 
 import jax
 import jax.numpy as jnp

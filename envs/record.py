@@ -248,7 +248,7 @@ def _create(env: gymnasium.Env, output: str, algorithm: str) -> None:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # About an author and a link that a local dataset needs not.
+            warnings.simplefilter("ignore")  # It asks for an author and a link, which a local dataset does not need.
             env.get_wrapper_attr("create_dataset")(minari_store.dataset_id(output), algorithm_name=algorithm)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {output}: {' '.join(str(error).split())}") from error

@@ -31,8 +31,8 @@ INK, GREY, GRID = "#262626", "#8c8c8c", "#e6e6e6"
 # At twice the resolution of a screen; the smallest text is legible at half the size.
 STYLE: "dict[RcKeyType, Any]" = {
     "figure.figsize": (3.3, 2.3),
-    "figure.dpi": 200,
-    "savefig.dpi": 200,
+    "figure.dpi": 300,
+    "savefig.dpi": 300,
     "svg.hashsalt": "otql",
     "font.size": 8,
     "axes.labelsize": 8,

@@ -141,7 +141,7 @@ def test_learning_curve_is_a_png_for_print_with_the_same_bytes(tmp_path):
     learning_curve(run_dir, tmp_path / "b.png")
     learning_curve([run_dir, run_dir], tmp_path / "c.png", labels=["OTQL", "FQL"])
     width, height = png_size(tmp_path / "a.png")
-    assert width == 720 and height > 480  # twice the size on a screen, with a caption
+    assert width == 1080 and height > 720  # 300 dots an inch, with a caption
     assert 5_000 < (tmp_path / "a.png").stat().st_size < 200_000
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() != (tmp_path / "c.png").read_bytes()
     assert matplotlib.get_backend() == backend
@@ -184,6 +184,6 @@ def test_learning_curve_says_where_online_begins(tmp_path, figures, flags, step)
 def test_learning_curve_without_evaluations(tmp_path):
     (tmp_path / "eval.csv").write_text("")
     learning_curve([tmp_path, tmp_path], tmp_path / "a.png")
-    assert png_size(tmp_path / "a.png")[0] == 720
+    assert png_size(tmp_path / "a.png")[0] == 1080
     with pytest.raises(UserError, match=r"eval\.csv"):
         learning_curve(tmp_path / "missing", tmp_path / "b.png")
