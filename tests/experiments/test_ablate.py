@@ -84,7 +84,7 @@ def test_table_curves_and_picture(tmp_path, capsys):
     assert len(table) == 4 * len(STEPS) and {row["env_name"] for row in table} == {SCENE}
     assert [row["value"] for row in table if row["lam"] == "4" and row["seed"] == "1"] == ["0", "0.3", "0.3", "0.3"]
     png = (tmp_path / "report/ablation.png").read_bytes()
-    assert png.startswith(b"\x89PNG") and struct.unpack(">II", png[16:24])[0] == 1180
+    assert png.startswith(b"\x89PNG") and struct.unpack(">II", png[16:24])[0] == 1770
 
 
 def test_coupling_says_what_more_steps_would_bring(tmp_path, capsys):
