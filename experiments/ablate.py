@@ -182,12 +182,11 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
     shades = dict(zip(ticks, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(ticks))), strict=True))
     styles = dict(zip(lines, ("-", "--", ":", "-."), strict=False))
     online = points[0].group.runs[0].rollout_steps is not None
-    success = points[0].group.condition.metric == "success_rate"
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4 + 2.5 * len(lines), height_for(len(ticks))), layout="constrained")
         *panels, right = figure.subplots(1, len(lines) + 1, sharey=True)
         for axes, (line, own) in zip(panels, lines.items(), strict=True):
-            label_axes(axes, success, "Environment steps" if online else "Updates")
+            label_axes(axes, points[0].group.condition.metric, "Environment steps" if online else "Updates")
             axes.set_title(" ".join(map(show, line)) or points[0].group.env_name)
             ends = []
             for point in own:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from experiments.report import published
 from experiments.report.groups import Group
 from utils.output.intervals import bootstrap, mean_over_runs
+from utils.output.loggers import MEASURES, SUCCESS
 from utils.output.plotting import (
     GREY,
     MOST,
@@ -70,14 +71,14 @@ def draw_curves(env_name: str, groups: list[Group], palette: Palette) -> Drawing
     # The compared groups, which come first, determine the metric.
     metric = drawn[0].condition.metric
     drawn = [group for group in drawn if group.condition.metric == metric]
-    curves = published.curves().get(env_name, {}) if metric == "success_rate" else {}
+    curves = published.curves().get(env_name, {}) if metric == SUCCESS else {}
     with matplotlib.rc_context(STYLE):
         size = (7.2 if curves else 4.6) + width_for(map(line_name, drawn)), height_for(max(len(drawn), len(curves)))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, 2 if curves else 1, sharey=True, squeeze=False)[0]
         online = all(group.runs[0].rollout_steps is not None for group in drawn)
         for axes in panels:
-            label_axes(axes, metric == "success_rate", "Environment steps" if online else "Updates")
+            label_axes(axes, metric, "Environment steps" if online else "Updates")
         starts = {online_from(group.runs[0].settings) for group in drawn}
         if len(starts) == 1 and (step := starts.pop()):
             mark_online(panels[0], step)
@@ -125,9 +126,8 @@ def _draw_published(axes: Axes, method: str, curve: published.Curve, palette: Pa
 def _caption(groups: list[Group], metric: str, curves: bool) -> str:
     """Returns the caption of a task's learning curves."""
     seeds = counted({line_name(group): len(group.runs) for group in groups}, "seed")
-    measure = "success rate" if metric == "success_rate" else "mean return"
     band = "; band: 95 % bootstrap interval over seeds" if any(len(group.runs) > 1 for group in groups) else ""
-    parts = [f"Mean {measure} over {seeds}; {episodes_of(groups)} per evaluation{band}."]
+    parts = [f"Mean {MEASURES[metric]} over {seeds}; {episodes_of(groups)} per evaluation{band}."]
     if len(groups) > MOST:
         parts.append(f"Grey, without band: all but OTQL and the best {MOST - 1} others.")
     if any(group.apart for group in groups):

@@ -22,7 +22,7 @@ class Condition:
     Attributes:
         finished: whether the runs reached their last step.
         diverged: whether their training diverged.
-        metric: 'success_rate' or 'return_mean'.
+        metric: of the evaluations, as `Run.metric`.
         steps: updates of the evaluations that are averaged.
         data: identity of the dataset, as JSON.
         sparse: whether rewards are sparse, None if not recorded.

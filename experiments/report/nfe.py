@@ -17,6 +17,7 @@ from experiments.report.groups import Group, span
 from experiments.report.runs import Run
 from utils.errors import UserError
 from utils.output.intervals import mean_over_runs, scalar_bootstrap, wilson_interval
+from utils.output.loggers import SUCCESS
 from utils.output.plotting import (
     GREY,
     MOST,
@@ -153,7 +154,7 @@ def draw_nfe(env_name: str, points: list[Point], palette: Palette) -> Drawing | 
             places = [(beside[p.nfe].index(key) - (len(beside[p.nfe]) - 1) / 2) for p in lines[key]]
             nfes = [p.nfe * 1.03**place for p, place in zip(lines[key], places, strict=True)]
             ends.append((name, *_draw_line(axes, nfes, lines[key], style | {"marker": markers[key[1]]})))
-        label_axes(axes, True, "NFE: network evaluations per candidate")
+        label_axes(axes, SUCCESS, "NFE: network evaluations per candidate")
         nfe_values = sorted(beside)
         ticks = [nfe for nfe, before in zip(nfe_values, [0, *nfe_values], strict=False) if nfe >= 1.2 * before]
         axes.set_xticks(ticks, list(map(str, ticks)))

@@ -10,7 +10,7 @@ from jaxtyping import Real
 
 from experiments.report import published
 from utils.errors import UserError
-from utils.output.loggers import read_csv
+from utils.output.loggers import measure_of, read_csv
 from utils.system.files import read_json
 
 # Required keys of flags.json and their types.
@@ -28,7 +28,7 @@ class Run:
         finished: whether the run reached its last step and was evaluated there.
         diverged: where and how training diverged, '' if it did not.
         reached: last logged step.
-        metric: 'success_rate', or 'return_mean' if success is unknown.
+        metric: 'success_rate'; if success is unknown 'normalized_score', else 'return_mean'.
         steps, values, episodes: of the evaluations.
         rate: median updates/s, NaN if not recorded.
         milliseconds: time to decide on one action, NaN if not recorded.
@@ -127,7 +127,7 @@ def read_run(directory: Path, step: int | None = None) -> Run:
     # A run that diverged after `step` had not diverged yet.
     broke = "diverged" in summary and summary["step"] <= planned
     diverged = f"step {summary['step']} ({summary['diverged']})" if broke else ""
-    metric = "success_rate" if np.isfinite(table.get("success_rate", np.nan)).any() else "return_mean"
+    metric = measure_of(table)
     values = table.get(metric, np.empty(0))
     shown = np.isfinite(values)
     steps = table.get("step", np.empty(0))[shown]

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from experiments.report import published
 from experiments.report.groups import Group, show_steps
 from utils.output.intervals import Statistic, scalar_bootstrap
+from utils.output.loggers import MEASURES, SUCCESS
 
 NONE, SINGLE_TASKS = "–", " (single seeds)"
 
@@ -52,11 +53,11 @@ class Score:
 
     mean: float
     interval: tuple[float, float] | None
-    metric: str = "success_rate"
+    metric: str = SUCCESS
 
     def text(self, value: float) -> str:
         """Formats a value of this metric."""
-        return f"{value:.2f}" if self.metric == "success_rate" else f"{value:.4g}"
+        return f"{value:.2f}" if self.metric == SUCCESS else f"{value:.4g}"
 
     def brackets(self) -> str:
         """Formats the interval; '' without one."""
@@ -115,8 +116,8 @@ def success_table(groups: list[Group], last: int) -> Table:
         for env_name in names:
             shown = environments.get(env_name, {})
             scores = {k: Score(g.mean, g.interval, g.condition.metric) for k, g in shown.items()}
-            measure = " (mean return)" if any(s.metric == "return_mean" for s in scores.values()) else ""
-            _add_row(table, labels, env_name + measure, marked(scores))
+            others = dict.fromkeys(MEASURES[s.metric] for s in scores.values() if s.metric != SUCCESS)
+            _add_row(table, labels, " ".join([env_name, *(f"({name})" for name in others)]), marked(scores))
             _add_published_curve(table, labels, env_name, shown)
         full = _domain_scores([environments.get(name, {}) for name in names])
         if full:
@@ -201,9 +202,10 @@ def runs_table(groups: list[Group], last: int) -> Table:
         rates = [run.rate for run in group.runs if np.isfinite(run.rate)]
         milliseconds = [run.milliseconds for run in group.runs if np.isfinite(run.milliseconds)]
         parallel = max(run.runs_per_program for run in group.runs)
+        measure = f" ({MEASURES[score.metric]})" if steps and score.metric != SUCCESS else ""
         apart = [f"Not compared; {'; '.join(group.apart)}"] if group.apart else []
         cells = [
-            *(group.env_name, group.label, text + (" (return)" if score.metric == "return_mean" and steps else "")),
+            *(group.env_name, group.label, text + measure),
             *(str(len(group.runs)), show_steps(steps[-1]) if steps else NONE, _evaluations(group, last)),
             _same(run.nfe for run in group.runs),
             _same(run.settings["config"].get("best_of_n") for run in group.runs),

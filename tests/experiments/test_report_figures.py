@@ -195,3 +195,14 @@ def test_a_damaged_evaluations_csv_is_told(tmp_path, capsys):
     assert "sd0/evaluations.csv is damaged" in capsys.readouterr().err
     assert "sd0/evaluations.csv is damaged" in text
     assert "sd1" not in text.partition("Missing, failed")[2]
+
+
+@pytest.mark.parametrize(("metric", "name"), [("normalized_score", "normalised score"), ("return_mean", "return")])
+def test_runs_without_success_are_compared_by_the_measure_they_have(tmp_path, figures, metric, name):
+    for agent in ("otql", "bc"):
+        for seed in range(2):
+            write_run(tmp_path, (0.1, 0.2, 0.3, 0.4 + seed), env="minari:a/b-v0", agent=agent, seed=seed, metric=metric)
+    text = write_report([tmp_path], tmp_path / "report", 1)
+    assert f"| minari:a/b-v0 ({name}) |" in text and f"({name})" in text.split("Runs, cost and notes")[1]
+    figure, caption = figure_of(figures)
+    assert caption.startswith(f"Mean {name} over 2 seeds") and figure.axes[0].get_ylabel() == name.capitalize()

@@ -19,6 +19,10 @@ from utils.errors import UserError
 from utils.output.tables import csv_text
 from utils.system.files import atomic_write_text, disk_errors
 
+SUCCESS = "success_rate"
+# Columns of eval.csv by which runs are compared, the best first, and their names.
+MEASURES = {SUCCESS: "success rate", "normalized_score": "normalised score", "return_mean": "return"}
+
 
 class CsvLogger:
     """A CSV file to which rows are appended; other processes see a row as soon as `log` returns.
@@ -125,6 +129,13 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{error.strerror}: cannot read {path}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); correct the lines that are not numbers") from error
+
+
+def measure_of(*tables: Mapping[str, np.ndarray]) -> str:
+    """Returns the first of MEASURES that has a number in a column of one of the tables, by default the return."""
+    return next(
+        (name for name in MEASURES if any(np.isfinite(t.get(name, np.nan)).any() for t in tables)), "return_mean"
+    )
 
 
 class ProgressBar:

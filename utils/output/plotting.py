@@ -21,7 +21,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter
 
 from utils.output.intervals import wilson_interval
-from utils.output.loggers import read_csv
+from utils.output.loggers import MEASURES, SUCCESS, measure_of, read_csv
 from utils.system.files import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -241,12 +241,12 @@ def mark_online(axes: Axes, step: int) -> None:
     )
 
 
-def label_axes(axes: Axes, success: bool, steps: str) -> None:
-    """Labels the axes of learning curves of the success rate (from 0 to 1) or of the mean return."""
-    if success:
+def label_axes(axes: Axes, measure: str, steps: str) -> None:
+    """Labels the axes of learning curves of one of `MEASURES`; a success rate is drawn from 0 to 1."""
+    if measure == SUCCESS:
         axes.set_ylim(0, 1)
     axes.set_xlabel(steps)
-    axes.set_ylabel("Success rate" if success else "Mean return")
+    axes.set_ylabel(MEASURES[measure].capitalize())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
@@ -259,11 +259,11 @@ def learning_curve(
 ) -> None:
     """Draws the eval.csv of one or more runs into the PNG `path`; the same data give the same bytes.
 
-    The curve is the success rate over steps, or the mean return if no run has a success rate. A single run gets a band,
-    the 95 % Wilson interval, if its eval.csv has a column `episodes`.
+    The curve is the success rate over steps, or the normalised score or mean return if no run has a success rate. A
+    single run of the success rate gets a band, the 95 % Wilson interval, if its eval.csv has a column `episodes`.
 
     Args:
-        run_dirs: directories with an eval.csv (columns step, success_rate, return_mean, optionally episodes).
+        run_dirs: directories with an eval.csv (columns step, one of MEASURES, optionally episodes).
         path: file to write.
         labels: names at the lines' ends, which two or more runs get, such as 'OTQL seed 0'; the first word gives the
             colour. Default: the names of the directories.
@@ -276,8 +276,7 @@ def learning_curve(
     run_dirs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
     labels = labels or [run_dir.name for run_dir in run_dirs]
     tables = [read_csv(run_dir / "eval.csv") for run_dir in run_dirs]
-    success = any(np.isfinite(table.get("success_rate", np.nan)).any() for table in tables)
-    column = "success_rate" if success else "return_mean"
+    measure = measure_of(*tables)
     styles = method_styles({label: label.split(" ")[0] for label in labels})
     bright = coloured({label: float(len(labels) - place) for place, label in enumerate(labels)})
     # Without pyplot, the caller's backend and figures stay untouched.
@@ -286,10 +285,10 @@ def learning_curve(
         axes = figure.add_subplot()
         ends, episodes = [], set()
         for label, table in zip(labels, tables, strict=True):
-            shown = np.isfinite(table.get(column, np.empty(0)))
+            shown = np.isfinite(table.get(measure, np.empty(0)))
             if not shown.any():
                 continue
-            steps, values = table["step"][shown], table[column][shown]
+            steps, values = table["step"][shown], table[measure][shown]
             counts = table.get("episodes", np.empty(0))[shown] if "episodes" in table else np.empty(0)
             episodes |= set(counts[np.isfinite(counts)].astype(int).tolist())
             style = styles[label] if label in bright else grey_style(styles[label])
@@ -298,11 +297,11 @@ def learning_curve(
             # Not clipped, so that markers at 0 and 1 are drawn whole.
             (line,) = axes.plot(steps, values, **{"label": label, "clip_on": False, "zorder": 3, **style})
             ends.append((label, float(steps[-1]), float(values[-1]), str(line.get_color())))
-            if success and len(tables) == 1 and len(counts):
+            if measure == SUCCESS and len(tables) == 1 and len(counts):
                 axes.fill_between(steps, *wilson_interval(values, counts), alpha=0.2, linewidth=0)
         if online_from:
             mark_online(axes, online_from)
-        label_axes(axes, success, "Training steps")
+        label_axes(axes, measure, "Training steps")
         if title:
             axes.set_title(title)
         if len(tables) > 1:

@@ -151,8 +151,8 @@ def test_learning_curve_is_a_png_for_print_with_the_same_bytes(tmp_path):
     "columns,label,limits",
     [
         ({"success_rate": [0.1] * 5, "return_mean": [-9] * 5}, "Success rate", (0, 1)),
-        ({"success_rate": [np.nan] * 5, "return_mean": [-9, -5, -3, -2, -1]}, "Mean return", None),
-        ({"return_mean": [-9, -5, -3, -2, -1]}, "Mean return", None),
+        ({"success_rate": [np.nan] * 5, "return_mean": [-9, -5, -3, -2, -1]}, "Return", None),
+        ({"return_mean": [-9, -5, -3, -2, -1]}, "Return", None),
     ],
 )
 def test_learning_curve_shows_the_return_only_without_success(tmp_path, figures, columns, label, limits):
