@@ -38,7 +38,7 @@ from experiments.report.runs import find_runs, show
 from experiments.sweep import command as sweep
 from experiments.sweep.grids import COLLECTED, CPU, NOISY, Grid
 from utils.errors import UserError
-from utils.output.plotting import STYLE, counted, height_for, label_axes, label_ends, render
+from utils.output.plotting import STYLE, captioned_png, counted, height_for, label_axes, label_ends
 from utils.output.tables import csv_text, markdown_table
 from utils.system.cli import define_flag, parse_arguments
 from utils.system.entry_point import run_main
@@ -207,7 +207,7 @@ def draw(study: str, points: Sequence[Point]) -> bytes:
         right.set_title(f"Mean of the last {span([len(points[0].group.condition.steps)], 'evaluation')}")
         if len(lines) > 1:
             label_ends(right, drawn)
-        return render(figure, _caption(points)).png
+        return captioned_png(figure, _caption(points))
 
 
 def _draw_scores(

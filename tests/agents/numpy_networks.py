@@ -1,8 +1,13 @@
 """The networks written by hand in float64 NumPy, from an agent's own parameters, and a batch to evaluate them on."""
 
+from functools import partial
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from agents import base
 
 
 def as_float64(tree):
@@ -67,10 +72,16 @@ def fixed_policy(agent, actions):
     return agent.replace(targets=agent.targets | {"flow": {next(iter(agent.targets["flow"])): field}})
 
 
+def blank_network(*inputs, init=base.init_network):
+    """Zeros in place of the first parameters of a network: of all that an agent begins with they compile longest."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(partial(init, *inputs)))
+
+
 def make_agent(module, batch, seed=0, **changes):
     """A small agent with random parameters, its targets unlike its online networks."""
     config = module.get_config()
     config.update({"actor_hidden_dims": (8, 8), "value_hidden_dims": (8, 8), "num_qs": 3, "horizon_length": 2})
     config.update(changes)
-    agent = jax.jit(lambda key, example: module.Agent.create(key, example, config))(jax.random.key(seed), batch)
+    with mock.patch.object(base, "init_network", blank_network):
+        agent = jax.jit(lambda key, example: module.Agent.create(key, example, config))(jax.random.key(seed), batch)
     return agent.replace(params=random_params(agent.params, seed), targets=random_params(agent.targets, seed + 1))

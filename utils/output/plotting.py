@@ -185,10 +185,15 @@ def width_for(names: Iterable[str]) -> float:
 def render(figure: Figure, caption: str) -> Drawing:
     """Renders a figure in both formats; the same figure gives the same bytes. Call it inside its `rc_context`."""
     svg = to_svg(figure)
+    return Drawing(captioned_png(figure, caption), svg, caption)
+
+
+def captioned_png(figure: Figure, caption: str) -> bytes:
+    """Returns the figure as PNG with a caption below it, for which its height grows."""
     lines = textwrap.wrap(caption, int(19 * figure.get_figwidth()))
     figure.set_figheight(figure.get_figheight() + 0.15 * len(lines))
     figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, horizontalalignment="left", color="#555555")
-    return Drawing(to_png(figure), svg, caption)
+    return to_png(figure)
 
 
 def to_svg(figure: Figure) -> str:
@@ -306,7 +311,7 @@ def learning_curve(
             axes.set_title(title)
         if len(tables) > 1:
             label_ends(axes, ends)
-        png = render(figure, _caption(len(tables), sorted(episodes), bool(axes.collections))).png
+        png = captioned_png(figure, _caption(len(tables), sorted(episodes), bool(axes.collections)))
     atomic_write_bytes(path, png)
 
 
