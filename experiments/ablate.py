@@ -36,7 +36,7 @@ from experiments.report.curves import episodes_of
 from experiments.report.groups import Group, differences, group_runs, span
 from experiments.report.runs import find_runs, show
 from experiments.sweep import command as sweep
-from experiments.sweep.grids import COLLECTED, CPU, NOISY, Grid
+from experiments.sweep.grids import COLLECTED, CPU, NOISY, PLAN, STANDARD, Grid
 from utils.errors import UserError
 from utils.output.plotting import STYLE, captioned_png, counted, height_for, label_axes, label_ends
 from utils.output.tables import csv_text, markdown_table
@@ -64,7 +64,10 @@ SCORES = ("#0077BB", "#D55E00", "#009E73", "#CC79A7")
 # Scale → task, seeds and flags; settings that a study does not vary are the preset's.
 SCALES = {
     "laptop": Grid(
-        ("otql",), ("scene-play-singletask-task1-v0",), seeds=3, flags=("--offline_steps=12000", *COLLECTED, *CPU)
+        ("otql",),
+        ("scene-play-singletask-task1-v0",),
+        seeds=3,
+        flags=("--offline_steps=12000", PLAN, STANDARD, *COLLECTED, *CPU),
     ),
     "laptop_online": Grid(("otql",), ("OpenMicrowave-v0",), seeds=3, program="online_main.py", flags=NOISY),
     "paper": Grid(("otql",), ("cube-double-play-singletask-task2-v0",), seeds=4),

@@ -9,7 +9,7 @@ states and noise are functions of the run's seed and the checkpoint's step. --st
 other initial states and noise. (In post-training, the rows up to the end of the base's rollouts are those of the base.)
 
 --agent.<field>=a,b,c evaluates with other values of a setting that changes how the agent acts, but not its networks:
-flow_steps and best_of_n, guidance_coef and inv_temp of CGQL, noise_scale of DSRL, edit_scale of FEdit and QAM-E,
+flow_steps, best_of_n and noise_scale, guidance_coef and inv_temp of CGQL, edit_scale of FEdit and QAM-E,
 sampler of QSM. Of several settings, all combinations are evaluated.
 
 Prints a table and appends a row for each combination to <run>/evaluations.csv. No other file of a run is changed, so

@@ -32,8 +32,6 @@ flags.DEFINE_string("dataset_dir", DEFAULT_DATASET_DIR, "Directory of datasets."
 flags.DEFINE_string("save_dir", "exp", "Directory of runs.", flag_values=FLAGS)
 
 AGENTS = {"otql": 1, "bc": 0}  # Agent → episodes in its video.
-# Not the paper's: a start fitted to the actions, which learns several times faster (docs/results/coupling.md).
-OVERRIDES = {"otql": {"coupling": "independent", "source": "action"}, "bc": {}}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,7 +55,6 @@ def main(argv: Sequence[str]) -> None:
             save_dir=FLAGS.save_dir,
             run_group="quickstart",
             video_episodes=videos,
-            overrides=OVERRIDES[agent],
         )
         print("python main.py", " ".join(config.flag_list()), flush=True)
         train(config)

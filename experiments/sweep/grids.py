@@ -61,7 +61,9 @@ CPU = ("--preset=cpu", "--eval_interval=6000", "--eval_episodes=25", "--log_inte
 ONLINE = ("--utd_ratio=2", "--eval_interval=2000")
 # Noisy demonstrations, so that the base policy fails at times from every initial state.
 NOISY = ("--base_group=laptop_microwave", "--demonstrations=10", "--expert_noise=8", *ONLINE)
-INDEPENDENT, ACTION, SHORTCUT = ("--agent.coupling=independent",), "--agent.source=action", "--agent.targets=shortcut"
+# The paper's pairs and start, and others; --preset=cpu has others than the paper.
+PLAN, INDEPENDENT = "--agent.coupling=ot", "--agent.coupling=independent"
+STANDARD, ACTION, SHORTCUT = "--agent.source=standard", "--agent.source=action", "--agent.targets=shortcut"
 SOURCE_TASKS = (
     "scene-play-singletask-task1-v0",
     "cube-single-play-singletask-task2-v0",
@@ -131,14 +133,14 @@ GRIDS: dict[str, Grid] = {
         seeds=5,
         flags=SOURCE_FLAGS,
         settings={
-            "independent": INDEPENDENT,
-            "plan": (),
-            "action": (*INDEPENDENT, ACTION),
-            "action_plan": ("--agent.epsilon=0.1", ACTION),
-            "plan_noise": ("--agent.epsilon=0.1", "--agent.source=noise"),
-            "plan2": ("--agent.epsilon=2",),
-            "shortcut": (*INDEPENDENT, SHORTCUT),
-            "action_shortcut": (*INDEPENDENT, ACTION, SHORTCUT),
+            "independent": (INDEPENDENT, STANDARD),
+            "plan": (PLAN, STANDARD),
+            "action": (INDEPENDENT, ACTION),
+            "action_plan": (PLAN, "--agent.epsilon=0.1", ACTION),
+            "plan_noise": (PLAN, "--agent.epsilon=0.1", "--agent.source=noise"),
+            "plan2": (PLAN, "--agent.epsilon=2", STANDARD),
+            "shortcut": (INDEPENDENT, STANDARD, SHORTCUT),
+            "action_shortcut": (INDEPENDENT, ACTION, SHORTCUT),
         },
     ),
     "source_baselines": Grid(
@@ -146,7 +148,7 @@ GRIDS: dict[str, Grid] = {
         SOURCE_TASKS,
         seeds=5,
         flags=(*SOURCE_FLAGS, "--agent.flow_steps=2"),
-        settings={"standard": (), "action": (ACTION,)},
+        settings={"standard": (STANDARD,), "action": (ACTION,)},
     ),
     "laptop_others": Grid(
         ("ewfm", "qc", "qam_f", "qam_e", "fawac", "fedit", "cgql", "qsm"),
