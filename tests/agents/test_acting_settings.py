@@ -3,6 +3,7 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -51,8 +52,8 @@ class Hyper(dict):
         return super().__getitem__(name)
 
 
-# Read by what makes batches, and by encoders of images.
-ELSEWHERE = {"batch_size", "horizon_length", "window_rule", "encoder"}
+# Read by what makes batches, where there are images, and as an agent is created.
+ELSEWHERE = {"batch_size", "horizon_length", "window_rule", "encoder", "image_components", "fql_alpha", "edit_scale"}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_settings_without_effect_are_named(name, changes, monkeypatch):
     config.update(changes)
     agent = jax.eval_shape(lambda: module.Agent.create(jax.random.key(0), batch, config))
     settings, idle = set(config), set(idle_settings(module, config))
-    hyper = Hyper({field: np.float32(config[field]) for field in agent.hyper}, read)
+    hyper = Hyper({field: jnp.float32(config[field]) for field in agent.hyper}, read)
 
     def recorded(method):
         return lambda self, name, *default: (read.add(name), method(self, name, *default))[1]
@@ -90,8 +91,10 @@ def test_settings_without_effect_are_named(name, changes, monkeypatch):
 
     fields = ("params", "targets", "opt_state", "key", "step", "condition_stats")
     jax.eval_shape(everything, {field: getattr(agent, field) for field in fields})
+    unread = settings - read
+    assert unread - ELSEWHERE <= idle
     # N is read by agents that gain nothing by it.
-    assert settings - read - ELSEWHERE == idle - {"best_of_n"}
+    assert set(module.Agent.UNUSED) - {"best_of_n"} <= unread
 
 
 def test_an_agent_outside_the_project():
