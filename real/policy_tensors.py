@@ -94,7 +94,7 @@ def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
     elif kind == "meanflow":
         _check(agent, "actor", VectorField(hidden, dim, output_init=nn.initializers.zeros))
         fields |= {"sampler": "one_step", "flow_steps": 1, "standardised": True}
-        mean, deviation = agent.condition_stats
+        mean, deviation = map(np.asarray, agent.condition_stats)
         tensors = _at_one(_mlp("actor", agent.params["actor"]), 1) | {"state_mean": mean, "state_deviation": deviation}
     elif kind == "steered":
         widths = tuple(cfg.latent_hidden_dims)
