@@ -95,6 +95,8 @@ class Agent(flax.struct.PyTreeNode):
     TARGETS = {"critic": "tau", "flow": "flow_tau", "source": "flow_tau"}
     # Networks that start from a pre-trained flow, if one is given. An annotation would make this a field.
     FLOWS = cast(tuple[str, ...], ("flow",))
+    # Settings of SETTINGS that have no effect on this agent → why. A user who gives one gets an error.
+    UNUSED = cast(Mapping[str, str], {})
     # Transforms gradients before they are scaled by lr.
     OPTIMISER = optax.scale_by_adam()
 

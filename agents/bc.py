@@ -17,6 +17,8 @@ from utils.arrays import Scalar
 class Agent(base.Agent):
     """A flow that imitates the data; there is no critic."""
 
+    UNUSED = dict.fromkeys(("best_of_n", "rho", "num_qs", "tau", "discount", "value_hidden_dims"), "BC has no critic")
+
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
         """Returns name → module of every network."""

@@ -15,6 +15,7 @@ Only μ_ω acts, at one network evaluation. It follows the authors' public code,
 
 - Their aggregate of two critics, mean or minimum by task, is Q^ρ of the ensemble that all agents here share.
 - Their code evaluates b' at s, not s', where the paper has s'; this file follows the paper.
+- Their target critics average the parameters before the step, here those after it.
 - Time enters the flow as a raw scalar, not by sinusoidal features, as in all flows here.
 - Means leave out invalid windows, the scale λ's too.
 """

@@ -16,6 +16,7 @@ One update, on a batch {(s, a, R, s')} of m windows, with λ = 1 / mean |Q_φ(s,
 Acting costs two evaluations, of ζ and g, and draws nothing. It follows the authors' public code, with these departures:
 
 - Their TD target is the minimum of two critics; here it is that of all agents. Their critics are narrower (4×256).
+- Their target critics average the parameters before the step, here those after it.
 - Their windows repeat the last step at the end of an episode and count; here what is padded has no weight.
 """
 
@@ -40,6 +41,11 @@ class Agent(base.Agent):
     """LPS."""
 
     FLOWS = ()  # A flow's parameters do not fit a MeanFlow policy.
+    UNUSED = {
+        "flow_steps": "a MeanFlow policy takes one step",
+        "flow_tau": "the trained MeanFlow policy itself acts",
+        **dict.fromkeys(("noise_scale", "best_of_n"), "the policy is deterministic"),
+    }
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ is g_θ(s, ε, 1). One update, on a batch {(s, a, R, s')} of m windows, with sg 
 Acting is one evaluation a candidate. It follows the authors' public code, with these departures:
 
 - The actor is an MLP whose last layer starts at zero, as the published one does, so that actions start within bounds.
-  The published actor is a transformer on one token, whose attention is linear.
+  With actor=transformer it is the published transformer on one token, less its queries and keys, which have no effect.
 - α is constant, as is the learning rate. Their code adapts or anneals α, anneals the actor's rate and clips gradients.
 - TD target and ranking are those of all agents here; theirs take the target critics' mean for both.
 - Observations are standardised for the actor alone; theirs are for the critics too.
@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from agents import base, presets
 from utils.arrays import Observations, Scalar
-from utils.networks import CriticEnsemble, VectorField
+from utils.networks import CriticEnsemble, TokenTransformer, VectorField
 from utils.observations import Observation, state_of
 
 BOUND = 5.0  # on the components of the target
@@ -40,14 +40,25 @@ class Agent(base.Agent):
     """MeanFlowQL."""
 
     FLOWS = ()  # A flow's parameters do not fit a MeanFlow policy.
+    UNUSED = {
+        "flow_steps": "a MeanFlow policy takes one step",
+        "flow_tau": "the trained MeanFlow policy itself acts",
+    }
 
     @classmethod
     def networks(cls, config: Any, action_dim: int) -> dict[str, Any]:
         """Returns name → module of every network."""
         return {
             "critic": CriticEnsemble(tuple(config.value_hidden_dims), config.num_qs),
-            "actor": VectorField(tuple(config.actor_hidden_dims), action_dim, output_init=nn.initializers.zeros),
+            "actor": cls.actor_network(config, action_dim),
         }
+
+    @staticmethod
+    def actor_network(config: Any, action_dim: int) -> nn.Module:
+        """Returns the module of g."""
+        if config.actor == "transformer":
+            return TokenTransformer(config.transformer_width, config.transformer_blocks, action_dim)
+        return VectorField(tuple(config.actor_hidden_dims), action_dim, output_init=nn.initializers.zeros)
 
     def loss(self, params: dict[str, Any], batch: base.Batch, key: PRNGKeyArray) -> tuple[Scalar, base.Info]:
         """Returns the TD loss, the MeanFlow loss and the actor's loss, and scalars to log."""
@@ -105,6 +116,9 @@ class Agent(base.Agent):
 # Setting → default, meaning.
 SETTINGS = {
     "alpha": (300.0, "α, weight of the MeanFlow loss (its BC term) against Q, which is not normalised"),
+    "actor": ("mlp", "network of the actor: 'mlp', or 'transformer', as published"),
+    "transformer_width": (256, "width of the transformer"),
+    "transformer_blocks": (3, "blocks of the transformer"),
     "time_steps": (50, "T, number of times that training draws from"),
     "best_of_n": (5, "N, candidates at acting and in the TD target"),
 }

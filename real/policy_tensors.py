@@ -6,13 +6,22 @@ An agent is recognised by its acting methods, so that a user's agent that inheri
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
-from agents import base, cgql, dsrl, fedit, fql, ifql, qam, qsm
+from agents import base, cgql, dsrl, fedit, fql, ifql, lps, meanflowql, qam, qsm
 from utils.encoders import ENCODERS
 from utils.errors import UserError
-from utils.networks import CriticEnsemble, Denoiser, GaussianSource, OneStepPolicy, TanhGaussian, VectorField
+from utils.networks import (
+    CriticEnsemble,
+    Denoiser,
+    GaussianSource,
+    LatentActor,
+    OneStepPolicy,
+    TanhGaussian,
+    VectorField,
+)
 
 Tensors = dict[str, np.ndarray]
 
@@ -23,6 +32,8 @@ PROPOSALS = {
     dsrl.Agent.propose: "latent",
     fedit.Agent.propose: "edit",
     qsm.Agent.propose: "diffusion",
+    meanflowql.Agent.propose: "meanflow",
+    lps.Agent.propose: "steered",
 }
 GUIDED = {base.Agent.flow_actions: False, cgql.Agent.flow_actions: True}
 RANKS = {base.Agent.rank: "mean", ifql.Agent.rank: "min"}
@@ -34,6 +45,8 @@ HELPERS: dict[str, tuple[Callable, ...]] = {
     "encode": (base.Agent.encode,),
     "latents": (dsrl.Agent.latents,),
     "edit": (fedit.Agent.edit,),
+    "actor": (meanflowql.Agent.actor,),
+    "steered": (lps.Agent.steered,),
     **{name: (getattr(base.Agent, name),) for name in ("start_noise", "source", "standard_source")},
 }
 
@@ -41,8 +54,8 @@ HELPERS: dict[str, tuple[Callable, ...]] = {
 def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
     """Returns the fields of the policy's configuration, and its parameters by their names in torch.
 
-    Flows and denoisers are the Polyak averages that are sampled from; critics, one-step, latent and edit policies are
-    the online ones. Critics are left out if they are not used.
+    Flows and denoisers are the Polyak averages that are sampled from; critics, one-step, MeanFlow, latent and edit
+    policies are the online ones. Critics are left out if they are not used.
 
     Raises:
         UserError: the LeRobot policy does not support the agent's sampler or networks, or parameters are not finite.
@@ -63,6 +76,8 @@ def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
         "noise_scale": 1.0 if kind == "latent" else float(agent.hyper["noise_scale"]),
         "time_dim": 0,
         "latent_scale": 0.0,
+        "sphere_hidden_dims": [],
+        "standardised": False,
         "edit_scale": 0.0,
         "guidance_coef": 0.0,
         "inv_temp": 0.0,
@@ -76,6 +91,17 @@ def policy_tensors(agent: base.Agent) -> tuple[dict[str, Any], Tensors]:
         _check(agent, "one_step", OneStepPolicy(hidden, dim))
         fields |= {"sampler": "one_step", "flow_steps": 1}
         tensors = _mlp("actor", agent.params["one_step"])
+    elif kind == "meanflow":
+        _check(agent, "actor", VectorField(hidden, dim, output_init=nn.initializers.zeros))
+        fields |= {"sampler": "one_step", "flow_steps": 1, "standardised": True}
+        mean, deviation = map(np.asarray, agent.condition_stats)
+        tensors = _at_one(_mlp("actor", agent.params["actor"]), 1) | {"state_mean": mean, "state_deviation": deviation}
+    elif kind == "steered":
+        widths = tuple(cfg.latent_hidden_dims)
+        _check(agent, "meanflow", VectorField(hidden, dim, step_input=True))
+        _check(agent, "latent_actor", LatentActor(widths, dim))
+        fields |= {"sampler": "one_step", "flow_steps": 1, "sphere_hidden_dims": list(widths)}
+        tensors = _at_one(_mlp("actor", agent.params["meanflow"]), 2) | _mlp("latent", agent.params["latent_actor"])
     elif kind == "diffusion":
         _check(agent, "denoiser", Denoiser(hidden, dim, cfg.time_dim))
         fields |= {"sampler": cfg.sampler, "time_dim": cfg.time_dim}
@@ -122,7 +148,7 @@ def _methods(agent: base.Agent) -> tuple[str, bool, str]:
     own += [] if kind else ["propose"]
     if own or kind is None:
         raise UserError(f"{cfg.algorithm} acts by a {own[0]} of its own, which the LeRobot policy has not")
-    return kind, GUIDED[cls.flow_actions] and kind not in ("one_step", "diffusion"), RANKS[cls.rank]
+    return kind, GUIDED[cls.flow_actions] and kind in ("flow", "latent", "edit"), RANKS[cls.rank]
 
 
 def _check(agent: base.Agent, name: str, module: Any) -> None:
@@ -136,6 +162,13 @@ def _mlp(name: str, params: dict[str, Any]) -> Tensors:
     (module,) = (part for key, part in params.items() if key != "encoder")
     tensors = _layers(name, module, range(sum(key.startswith("Dense_") for key in module)))
     return tensors | _encoder(name, params)
+
+
+def _at_one(tensors: Tensors, count: int) -> Tensors:
+    """Returns the actor's parameters with its last `count` inputs, t and h of a MeanFlow policy, fixed at 1."""
+    kernel, bias = (np.asarray(tensors[f"actor.{part}.0"], np.float64) for part in ("kernels", "biases"))
+    bias = bias + kernel[:, -count:].sum(axis=1, keepdims=True)
+    return tensors | {"actor.kernels.0": kernel[:, :-count], "actor.biases.0": bias}
 
 
 def _layers(name: str, module: dict[str, Any], indices: range) -> Tensors:

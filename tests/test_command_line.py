@@ -51,6 +51,8 @@ WRONG = {
     "--agent.tau=nan": "it must be a finite number",
     "--agent.rho=-1": "--agent.rho=-1.0: it must not be negative (agent bc)",
     "--agent.flow_steps=0": "it must be at least 1",
+    "--agent.best_of_n=5": "--agent.best_of_n has no effect: BC has no critic (agent bc)",
+    "--vary=agent.rho=0,1": "--vary=agent.rho=0,1: rho has no effect: BC has no critic",
     "--agent.actor_hidden_dims=(16,0)": "it must be at least 1",
     "--agent.actor_hidden_dims=wide": "it must be of type list of integers",
     "--agent.window_rule=drp": "use one of pad, drop (agent bc); did you mean --agent.window_rule=drop?",

@@ -13,6 +13,7 @@ from utils.arrays import Scalar
 
 SOURCE_FLOOR = 0.05  # Deviation; a component that never varies would otherwise send the likelihood to infinity.
 SOURCE_BIAS = math.log(math.expm1(1.0 - SOURCE_FLOOR))  # softplus(SOURCE_BIAS) = 1 − SOURCE_FLOOR.
+TIME_FREQUENCIES = 128  # Of the time in TokenTransformer, each with a cosine and a sine.
 
 
 class MLP(nn.Module):
@@ -207,3 +208,51 @@ class Denoiser(nn.Module):
         time = mlp(jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1), self.hidden_dims)
         time = jnp.broadcast_to(time, (*x.shape[:-1], time.shape[-1]))
         return mlp(jnp.concatenate([observations, x, time], axis=-1), (*self.hidden_dims, self.action_dim))
+
+
+class TokenTransformer(nn.Module):
+    """Transformer g(s, x, t) on the single token [s, x], in blocks that the time modulates (MeanFlowQL's actor).
+
+    With c an embedding of t and n the normalisation to a root mean square of √width, with a gain, a block is
+
+        y ← h + γ₁(c) W_o W_v m₁(n(h), c)
+        y ← y + γ₂(c) W₂ gelu(W₁ m₂(n(y), c)),   m_i(u, c) = u (1 + β_i(c)) + δ_i(c)
+        h ← h + 0.1 (y − h)
+
+    and the output is W m(n(h), c). Attention over one token has weight 1, so that queries and keys have no effect and
+    are left out. All functions of c and the output layer start at zero, and so does the output.
+
+    Attributes:
+        width: of the token and of c; even. blocks: their number. action_dim: d.
+    """
+
+    width: int
+    blocks: int
+    action_dim: int
+
+    @nn.compact
+    def __call__(
+        self, observations: Float[Array, "*b o"], x: Float[Array, "*b d"], t: Float[Array, "*b 1"]
+    ) -> Float[Array, "*b d"]:
+        """Maps observations, points x and times t to points."""
+        width, small = self.width, nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+
+        def dense(size: int, h: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
+            return nn.Dense(size, kernel_init=small)(h)
+
+        def modulated(h: Float[Array, "*b w"], scale: Array, shift: Array) -> Float[Array, "*b w"]:
+            return math.sqrt(width) * nn.RMSNorm()(h) * (1 + scale) + shift
+
+        phase = t * jnp.exp(-math.log(1e4) * jnp.arange(TIME_FREQUENCIES) / TIME_FREQUENCIES)
+        features = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+        time = nn.silu(dense(width, nn.silu(dense(width, features))))
+        position = self.param("position", nn.initializers.normal(0.005), (width,))
+        h = dense(width, jnp.concatenate([observations, x], axis=-1)) + position
+        for _ in range(self.blocks):
+            parts = nn.Dense(6 * width, kernel_init=nn.initializers.zeros)(time)
+            shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(parts, 6, axis=-1)
+            y = h + gate1 * dense(width, dense(width, modulated(h, scale1, shift1)))
+            y = y + gate2 * dense(width, nn.gelu(dense(4 * width, modulated(y, scale2, shift2))))
+            h = h + 0.1 * (y - h)
+        shift, scale = jnp.split(nn.Dense(2 * width, kernel_init=nn.initializers.zeros)(time), 2, axis=-1)
+        return nn.Dense(self.action_dim, kernel_init=nn.initializers.zeros)(modulated(h, scale, shift))

@@ -17,7 +17,7 @@ from utils.run.agent_files import load_agent
 from utils.trees import tree_stack
 
 
-def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], rounds: int) -> str:
+def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], rounds: int, preset: str = "paper") -> str:
     """Measures untrained agents on one observation.
 
     Args:
@@ -25,13 +25,14 @@ def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], roun
         env_name: task, for the agents' settings, observations and actions.
         overrides: settings that replace the preset's, field → text.
         rounds: measurements per agent.
+        preset: of the settings.
 
     Returns:
         a table in Markdown: network evaluations, candidates, and the least time relative to the first agent's.
     """
     env, domain = make_env(env_name), parse_task(env_name).domain
     observation, width = map_parts(np.stack, [env.reset(seed=0)[0]]), action_box(env).shape[0]
-    agents = {name: new_agent(f"agents/{name}.py", domain, overrides, observation, width) for name in names}
+    agents = {name: new_agent(f"agents/{name}.py", domain, overrides, observation, width, preset) for name in names}
     least = dict.fromkeys(names, np.inf)
     for _ in range(rounds):
         for name, agent in agents.items():
@@ -45,9 +46,11 @@ def compare(names: Sequence[str], env_name: str, overrides: dict[str, str], roun
     return f"## Actions, {env_name}\n\n{table}\n\n{names[0]}: {1000 * first:.2f} ms on this machine."
 
 
-def new_agent(path: str, domain: str, overrides: dict[str, str], observation: Any, width: int) -> Agent:
-    """Creates an untrained agent with the paper's settings, as a stack of one, for actions of `width` numbers."""
+def new_agent(
+    path: str, domain: str, overrides: dict[str, str], observation: Any, width: int, preset: str = "paper"
+) -> Agent:
+    """Creates an untrained agent with the settings of a preset, as a stack of one, for actions of `width` numbers."""
     module = load_agent(path)
-    config = resolve_config(module, domain, "paper", overrides)[0]
+    config = resolve_config(module, domain, preset, overrides)[0]
     example = {"observations": observation, "actions": np.zeros((1, config.horizon_length * width), np.float32)}
     return tree_stack([module.Agent.create(jax.random.PRNGKey(0), example, config)])

@@ -2,11 +2,11 @@
 
     python -m experiments.bench --public=DIR --public_python=PYTHON
 
-Updates: updates per second of every agent in agents/ with paper networks on synthetic data, relative to the public QAM
-code in DIR (a checkout of github.com/ColinQiyangLi/qam), if it has that agent. PYTHON must have that code's
-dependencies, for example jax 0.5.3, tensorflow-probability 0.25, distrax, flax, ml_collections and optax. Without
---public, only our side is measured. --agent.<field>=<value> changes a setting of all agents, on both sides if both have
-it.
+Updates: updates per second of every agent in agents/ with paper networks, or those of --preset=cpu, on synthetic data,
+relative to the public QAM code in DIR (a checkout of github.com/ColinQiyangLi/qam), if it has that agent. PYTHON must
+have that code's dependencies, for example jax 0.5.3, tensorflow-probability 0.25, distrax, flax, ml_collections and
+optax. Without --public, only our side is measured. --agent.<field>=<value> changes a setting of all agents, on both
+sides if both have it.
 
 Seeds: summed updates per second of --num_seeds agents of --agent trained in parallel in one program, relative to one
 agent driven as in the public code: one jitted update per Python step, on a batch sampled on the host.
@@ -14,8 +14,8 @@ agent driven as in the public code: one jitted update per Python step, on a batc
 Evaluation: the batched evaluator relative to the loop of public code bases, which steps one environment and calls the
 policy at every step, with the same policy and the paper's settings.
 
-Actions: time of every agent to decide on an action chunk with the paper's settings of --env_name, relative to the first
-of --agents.
+Actions: time of every agent to decide on an action chunk with the settings of --preset for --env_name, relative to the
+first of --agents.
 
 Starts: seconds from the start of main.py to its first update, for a run's first and second start on --env_name (with
 --dataset, or the dataset that main.py finds), and the peak memory with 1 and with --num_seeds seeds.
@@ -62,6 +62,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("rounds", 2, "Rounds, alternating between the sides.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cores", None, "Number of cores to use; default: all.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("agents", [], "Updates, actions: agents to measure; default: all in agents/.", flag_values=FLAGS)
+flags.DEFINE_enum("preset", "paper", ["paper", "cpu"], "Updates, actions: settings of our agents.", flag_values=FLAGS)
 flags.DEFINE_string("public", None, "Updates: a checkout of github.com/ColinQiyangLi/qam.", flag_values=FLAGS)
 flags.DEFINE_string("public_python", sys.executable, "Updates: a Python that can run it.", flag_values=FLAGS)
 flags.DEFINE_float("seconds", 20.0, "Updates, seeds: length of a measurement.", lower_bound=0, flag_values=FLAGS)
@@ -166,7 +167,7 @@ def seed_counts() -> list[int]:
 def updates(overrides: dict[str, str]) -> Part:
     """Measures updates per second of every agent, relative to the public code."""
     timing = FLAGS.rounds, FLAGS.seconds, FLAGS.matmul_precision
-    return bench_updates.compare(FLAGS.agents, overrides, FLAGS.public, FLAGS.public_python, *timing)
+    return bench_updates.compare(FLAGS.agents, overrides, FLAGS.public, FLAGS.public_python, *timing, FLAGS.preset)
 
 
 def seeds(overrides: dict[str, str]) -> Part:
@@ -185,7 +186,7 @@ def seeds(overrides: dict[str, str]) -> Part:
 def actions(overrides: dict[str, str]) -> Part:
     """Measures the time per decision."""
     names = bench_updates.named_agents(FLAGS.agents)
-    return bench_actions.compare(names, FLAGS.env_name, overrides, FLAGS.rounds), True
+    return bench_actions.compare(names, FLAGS.env_name, overrides, FLAGS.rounds, FLAGS.preset), True
 
 
 def starts(overrides: dict[str, str]) -> Part:

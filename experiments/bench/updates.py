@@ -119,6 +119,7 @@ def compare(
     rounds: int,
     seconds: float,
     precision: str,
+    preset: str = "paper",
 ) -> tuple[str, bool]:
     """Measures the agents of both sides.
 
@@ -130,6 +131,7 @@ def compare(
         rounds: measurements per agent and side.
         seconds: approximate length of a measurement, without compilation.
         precision: of matrix products, a value of JAX_DEFAULT_MATMUL_PRECISION.
+        preset: of our settings, and so of those that both sides share.
 
     Returns:
         a report in Markdown, and whether every measurement succeeded.
@@ -139,7 +141,7 @@ def compare(
     """
     agents = named_agents(agents)
     environment = clean_environment(precision)
-    specs = {name: {"agent": name, "settings": OWN.get(name, {}) | overrides} for name in agents}
+    specs = {name: {"agent": name, "preset": preset, "settings": OWN.get(name, {}) | overrides} for name in agents}
     configs = {name: resolve(spec)[1] for name, spec in specs.items()}
     sides = [Side("ours", OURS, environment, specs)]
     if public is not None:
@@ -168,7 +170,7 @@ def named_agents(names: Sequence[str]) -> list[str]:
 def resolve(spec: dict[str, Any]) -> tuple[ModuleType, Any]:
     """Returns the module and the config of one of our agents."""
     module = load_agent(f"agents/{spec['agent']}.py")
-    return module, resolve_config(module, DOMAIN, "paper", spec["settings"])[0]
+    return module, resolve_config(module, DOMAIN, spec.get("preset", "paper"), spec["settings"])[0]
 
 
 def public_side(checkout: str, python: str, environment: dict[str, str], configs: dict[str, Any]) -> Side:

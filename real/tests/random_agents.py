@@ -43,4 +43,6 @@ def make_agent(
 
     params, targets = (jax.tree_util.tree_map_with_path(draw, tree) for tree in (agent.params, agent.targets))
     hyper = {name: np.float32(config[name]) for name in agent.hyper}
-    return agent.replace(params=params, targets=targets, hyper=hyper)
+    mean, deviation = (generator.standard_normal(state_dim).astype(np.float32) for _ in range(2))
+    stats = 0.3 * mean, 0.5 + np.abs(deviation)
+    return agent.replace(params=params, targets=targets, hyper=hyper, condition_stats=stats)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from loss_checks import check_loss_and_gradient, td_loss
-from numpy_networks import as_float64, critic, make_agent, make_batch, velocity
+from numpy_networks import as_float64, critic, make_agent, make_batch, random_params, velocity
 
 from agents import meanflowql
+from utils.networks import TokenTransformer
 from utils.run.agent_config import resolve_config
 
 BATCH = make_batch()
@@ -78,6 +79,48 @@ def test_a_new_actor_starts_at_zero():
     assert agent.nfe == 1
     noise = jax.random.normal(jax.random.key(1), (12, 4))
     expected = np.clip(velocity(agent.params["actor"], STATES, noise, np.ones((12, 1))), -1, 1)
+    np.testing.assert_allclose(agent.propose(BATCH["observations"], jax.random.key(1)), expected, atol=1e-4)
+
+
+def test_the_transformer_equals_numpy():
+    """Blocks on one token, modulated by the time; before training the output is 0."""
+    width, inputs = 8, (BATCH["observations"], BATCH["actions"], jnp.full((12, 1), 0.3))
+    network = TokenTransformer(width, 2, 4)
+    fresh = jax.jit(network.init)(jax.random.key(0), *inputs)
+    np.testing.assert_array_equal(jax.jit(network.apply)(fresh, *inputs), np.zeros((12, 4)))
+    params = random_params(fresh, 1)
+    own, (states, x, t) = as_float64(params)["params"], as_float64(inputs)
+    layers = iter([own[f"Dense_{i}"] for i in range(sum(name.startswith("Dense") for name in own))])
+    gains = iter([own[f"RMSNorm_{i}"]["scale"] for i in range(5)])
+
+    def dense(h):
+        layer = next(layers)
+        return h @ layer["kernel"] + layer["bias"]
+
+    def normed(h, scale, shift):
+        return width**0.5 * next(gains) * h / np.sqrt(np.mean(h**2, 1, keepdims=True) + 1e-6) * (1 + scale) + shift
+
+    silu = lambda h: h / (1 + np.exp(-h))  # noqa: E731
+    gelu = lambda h: 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))  # noqa: E731
+    phase = t * 10000.0 ** (-np.arange(128) / 128)
+    time = silu(dense(silu(dense(np.concatenate([np.cos(phase), np.sin(phase)], 1)))))
+    h = dense(np.concatenate([states, x], 1)) + own["position"]
+    for _ in range(2):
+        shift1, scale1, gate1, shift2, scale2, gate2 = np.split(dense(time), 6, axis=1)
+        y = h + gate1 * dense(dense(normed(h, scale1, shift1)))
+        y = y + gate2 * dense(gelu(dense(normed(y, scale2, shift2))))
+        h = 0.9 * h + 0.1 * y
+    shift, scale = np.split(dense(time), 2, axis=1)
+    np.testing.assert_allclose(jax.jit(network.apply)(params, *inputs), dense(normed(h, scale, shift)), rtol=1e-3)
+
+
+def test_the_transformer_is_an_actor():
+    """With actor=transformer it proposes, at standardised states."""
+    agent = make_agent(meanflowql, BATCH, actor="transformer", transformer_width=8, transformer_blocks=1)
+    noise, one = jax.random.normal(jax.random.key(1), (12, 4)), jnp.ones((12, 1))
+    expected = jnp.clip(
+        TokenTransformer(8, 1, 4).apply({"params": agent.params["actor"]}, jnp.asarray(STATES), noise, one), -1, 1
+    )
     np.testing.assert_allclose(agent.propose(BATCH["observations"], jax.random.key(1)), expected, atol=1e-4)
 
 

@@ -14,7 +14,8 @@ from utils.run.agent_config import CHOICES, check_config, set_field
 def acting_settings(agent: Any, fields: Iterable[str], observations: Any) -> tuple[str, ...]:
     """Returns the settings that change an agent's actions and not its networks, such as flow_steps and best_of_n.
 
-    A setting is one if `sample_actions` is another program (jaxpr) for another value of it.
+    A setting is one if `sample_actions` is another program (jaxpr) for another value of it, unless the agent says
+    that it has no effect.
 
     Args:
         agent: not stacked.
@@ -22,9 +23,9 @@ def acting_settings(agent: Any, fields: Iterable[str], observations: Any) -> tup
         observations: one or more, only their shape counts.
     """
     own, settings = _program(agent, observations), {**agent.config, **agent.hyper}
-    found = []
+    found, unused = [], getattr(agent, "UNUSED", {})
     for field in fields:
-        if field not in settings or (other := _other_value(field, settings[field])) is None:
+        if field in unused or field not in settings or (other := _other_value(field, settings[field])) is None:
             continue
         try:
             if _program(_replaced(agent, {field: other}), observations) != own:

@@ -1,6 +1,6 @@
 """Settings of agents: defaults, presets and a user's overrides, merged and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +39,7 @@ def resolve_config(
         the agent's config, whether rewards are made sparse, and a line on the preset that was applied.
 
     Raises:
-        UserError: an unknown preset, or an override of an unknown field or of the wrong type.
+        UserError: an unknown preset, or an override of an unknown field, of the wrong type or without effect.
     """
     if preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS, "--preset={}")
@@ -66,6 +66,7 @@ def resolve_config(
                 raise
             raise UserError(f"preset '{preset}' of {module.__file__} for {domain}: {error}") from error
     check_config(config, module.get_config(), agent)
+    check_used(module, overrides, agent)
     return config, sparse, note
 
 
@@ -137,6 +138,26 @@ def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.Con
         raise UserError(f"--agent.source=noise: the noise of independent pairs is N(0, I) at every state {whose}")
 
 
+def check_used(module: ModuleType, fields: Iterable[str], agent: str) -> None:
+    """Checks that an agent uses the settings `fields`; those of a critic may be given to one without critic.
+
+    Raises:
+        UserError: names the first that has no effect, and why.
+    """
+    for field, reason in getattr(module.Agent, "UNUSED", {}).items():
+        if field in fields and field not in OF_CRITICS:
+            raise UserError(f"--agent.{field} has no effect: {reason} (agent {agent})")
+
+
+def idle_settings(module: ModuleType, config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns the settings that have no effect on this agent with this config → why."""
+    idle = dict(getattr(module.Agent, "UNUSED", {}))
+    for (field, value), others in IDLE.items():
+        if config.get(field) == value:
+            idle |= dict.fromkeys(others, f"{field} is {value}")
+    return {field: reason for field, reason in idle.items() if field in config}
+
+
 def _integers(value: Any) -> list[int]:
     """Returns the integers in a setting, and 1."""
     return [1, *(v for v in (value if isinstance(value, tuple) else (value,)) if type(v) is int)]
@@ -144,6 +165,21 @@ def _integers(value: Any) -> list[int]:
 
 POSITIVE = ("lr", "epsilon", "w_max", "noise_scale")
 NOT_NEGATIVE = ("rho", "lam", "alpha", "threshold", "inv_temp", "fql_alpha", "edit_scale", "guidance_coef", "eta")
+# A grid may give these to all its agents.
+OF_CRITICS = ("num_qs", "value_hidden_dims", "rho", "tau", "discount")
+# Setting and value → settings that then have no effect.
+IDLE: dict[tuple[str, str | int], tuple[str, ...]] = {
+    ("coupling", "independent"): ("alpha", "epsilon", "max_iterations", "threshold", "source_conditions"),
+    ("source", "standard"): ("source_hidden_dims",),
+    ("actor", "mlp"): ("transformer_width", "transformer_blocks"),
+    ("actor", "transformer"): ("actor_hidden_dims",),
+    ("eta", 0): ("reference",),
+    ("lam", 0): ("w_max",),
+    ("edit_scale", 0): ("target_entropy",),
+    ("guidance_coef", 0): ("inv_temp",),
+    ("num_qs", 1): ("rho",),
+    ("horizon_length", 1): ("window_rule",),
+}
 CHOICES = {
     "window_rule": ("pad", "drop"),
     "coupling": ("ot", "independent"),
@@ -151,6 +187,7 @@ CHOICES = {
     "targets": ("velocity", "shortcut"),
     "target_actions": ("policy", "both"),
     "reference": ("policy", "min"),
+    "actor": ("mlp", "transformer"),
     "source_conditions": ("iid", "systematic", "resampled", "weighted"),
     "sampler": ("estimate", "ddpm"),
     "encoder": tuple(ENCODERS),

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from envs.tasks import parse_task
-from utils.run.agent_config import resolve_config
+from utils.run.agent_config import idle_settings, resolve_config
 from utils.run.agent_files import load_agent
 
 
@@ -22,10 +22,13 @@ def settings_help(agent: str, env_name: str, preset: str) -> str:
     module = load_agent(agent)
     resolved, _, note = resolve_config(module, parse_task(env_name).domain, preset, {})
     about, defaults = meanings(module), module.get_config()
+    idle = {name: f"no effect: {reason}" for name, reason in idle_settings(module, resolved).items()}
     rows = [("setting", "default", "preset", "meaning")]
     for name in sorted(defaults):
         default, value = _shown(defaults[name]), _shown(resolved[name])
-        rows.append((f"--agent.{name}", default, value if value != default else "", about.get(name, "")))
+        rows.append(
+            (f"--agent.{name}", default, value if value != default else "", idle.get(name, about.get(name, "")))
+        )
     *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows]
     return "\n".join([f"Settings of {agent} ({note}):", "", *lines])

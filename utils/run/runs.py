@@ -16,7 +16,7 @@ from utils.errors import Diverged, UserError
 from utils.output.loggers import usable_wandb
 from utils.random_streams import stream_key
 from utils.run import checkpoints
-from utils.run.agent_config import resolve_agent
+from utils.run.agent_config import idle_settings, resolve_agent
 from utils.run.agent_files import agent_module
 from utils.run.config import CommonConfig
 from utils.run.directory import RunDirectory, RunSpec, beyond, make_run_specs, run_root
@@ -52,6 +52,9 @@ class RunPlan:
         root, agent = run_root(config.save_dir, config.run_group, config.env_name), Path(config.agent).stem
         seeds = range(config.seed, config.seed + config.num_seeds)
         specs = make_run_specs(agent_config, seeds, config.vary, root, agent)
+        for field in specs[0].varied:
+            if reason := idle_settings(module, agent_config).get(field):
+                raise UserError(f"--vary={config.vary}: {field} has no effect: {reason}")
         shared = {"env_name": config.env_name, "agent": agent, "sparse": sparse, "domain": task.domain}
         # Two agent files of one name share a directory, but never a run.
         shared |= {"preset": preset, "agent_module": agent_module(module)}
@@ -109,7 +112,10 @@ class Runs:
             more = f" and {len(self.active) - 1} more" if self.active[1:] else ""
             print(f"{device_line()}\nrun: {self.active[0].path}{more}")
             print(f"{Path(config.agent).stem} on {config.env_name}; {plan.preset}; sparse={self.sparse}")
-            print("\n".join(f"  {key} = {value}" for key, value in sorted(self.agent_config.items())), flush=True)
+            idle = idle_settings(self.module, self.agent_config)
+            reasons = {key: f" (no effect: {reason})" for key, reason in idle.items()}
+            lines = [f"  {key} = {value}{reasons.get(key, '')}" for key, value in sorted(self.agent_config.items())]
+            print("\n".join(lines), flush=True)
 
     def _sort(self, in_memory: bool) -> None:
         """Tells active runs from ended ones."""

@@ -36,6 +36,9 @@ class OtqlConfig(PreTrainedConfig):
     noise_scale: float = 1.0  # factor of the deviation of the start
     time_dim: int = 0  # Fourier features of a diffusion's time
     latent_scale: float = 0.0  # above 0: bound on start points, drawn by a latent policy
+    # If any: hidden layers of a policy that chooses the start on the sphere of radius √d, without noise.
+    sphere_hidden_dims: list[int] = field(default_factory=list)
+    standardised: bool = False  # whether the actor gets the state standardised by the training data
     edit_scale: float = 0.0  # above 0: bound on the edits of an edit policy
     guidance_coef: float = 0.0  # above 0: weight of the guidance by the critics' gradient ...
     inv_temp: float = 0.0  # ... and factor of that gradient

@@ -98,6 +98,11 @@ class Sampler(nn.Module):
             self.source = MLP((width, *config.source_hidden_dims, 2 * dim))
         if config.latent_scale > 0:
             self.latent = MLP((width, *hidden, 2 * dim))
+        if config.sphere_hidden_dims:
+            self.latent = MLP((width, *config.sphere_hidden_dims, dim))
+        if config.standardised:
+            self.register_buffer("state_mean", torch.zeros(states))
+            self.register_buffer("state_deviation", torch.ones(states))
         if config.edit_scale > 0:
             self.edit = MLP((width + dim, *hidden, 2 * dim))
         if config.num_qs:
@@ -139,10 +144,12 @@ class Sampler(nn.Module):
             Name → the state joined with the image features of that network's encoder, [B, o + f].
         """
         state, images = observation
-        names = [name for name in self.networks if critics or name != "critic"]
+        seen = dict.fromkeys((name for name in self.networks if critics or name != "critic"), state)
+        if self.config.standardised:
+            seen["actor"] = (state - self.state_mean) / self.state_deviation
         if images is None:
-            return dict.fromkeys(names, state)
-        return {name: torch.cat([state, self.encoders[name](images)], dim=-1) for name in names}
+            return seen
+        return {name: torch.cat([own, self.encoders[name](images)], dim=-1) for name, own in seen.items()}
 
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Returns Q_k(s, a) [K, ...] of observations [..., o] and chunks [..., d]."""
@@ -156,6 +163,8 @@ class Sampler(nn.Module):
             x = mean + (SOURCE_FLOOR + F.softplus(raw + SOURCE_BIAS)) * x
         if config.latent_scale > 0:
             x = config.latent_scale * squash(self.latent(seen["latent"])[0], x)
+        if config.sphere_hidden_dims:
+            x = on_sphere(self.latent(seen["latent"])[0])
         if config.sampler == "flow":
             x = self.integrate(seen, x, guide)
         elif config.sampler == "one_step":
@@ -202,6 +211,11 @@ class Sampler(nn.Module):
             x = of_clean * clean + of_x * x + of_noise * noise[..., t - 1, :]
             x = x if ddpm else x.clamp(-1.0, 1.0)
         return x
+
+
+def on_sphere(x: Tensor) -> Tensor:
+    """Returns x [..., d] scaled to the sphere of radius √d, as agents/lps.py does."""
+    return x * math.sqrt(x.shape[-1]) / (x.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
 
 
 def squash(parameters: Tensor, noise: Tensor) -> Tensor:
