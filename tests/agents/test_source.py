@@ -282,11 +282,19 @@ def test_images_reach_the_source_by_an_encoder_of_its_own():
         (ewfm, {"targets": "shortcuts"}, "did you mean --agent.targets=shortcut"),
         (otql, {"noise_scale": "0"}, "greater than 0"),
         (fql, {"source": "action"}, "no setting 'source'"),
+        (otql, {"epsilon": "2"}, "epsilon has no effect: preset cpu has coupling=independent; add --agent.coupling=ot"),
     ],
 )
 def test_mistakes_end_in_one_line(module, values, message):
     with pytest.raises(UserError, match=message):
         resolve_config(module, "scene", "cpu", values)
+
+
+def test_the_cpu_preset_starts_from_the_actions():
+    config = resolve_config(otql, "scene", "cpu", {})[0]
+    assert (config.source, config.coupling) == ("action", "independent")
+    config = resolve_config(otql, "scene", "cpu", {"coupling": "ot", "source": "standard", "epsilon": "2"})[0]
+    assert (config.source, config.coupling, config.epsilon) == ("standard", "ot", 2.0)
 
 
 def test_paper_settings_are_the_standard_source():

@@ -67,6 +67,12 @@ def resolve_config(
             raise UserError(f"preset '{preset}' of {module.__file__} for {domain}: {error}") from error
     check_config(config, module.get_config(), agent)
     check_used(module, overrides, agent)
+    small = getattr(module, "CPU", {}) if preset == "cpu" else {}
+    for (field, value), idle in IDLE.items():
+        given = [name for name in idle if name in overrides]
+        if given and field not in overrides and small.get(field) == value:
+            hint = " or ".join(f"--agent.{field}={other}" for other in CHOICES.get(field, ()) if other != value)
+            raise UserError(f"--agent.{given[0]} has no effect: preset cpu has {field}={value}; add {hint}")
     return config, sparse, note
 
 
