@@ -16,6 +16,7 @@ targets beside the numbers, speed.csv, kernels.csv, runs.csv and the logs. What 
 A CPU is rejected without --tiny, which is for tests of this command.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -44,8 +45,9 @@ TINY_TESTS = ("tests/utils/test_flow.py",)
 BUFFERS = {
     on: f"--xla_gpu_enable_command_buffer={sign}WHILE,{sign}CONDITIONAL" for on, sign in ((True, "+"), (False, "-"))
 }
+SEEDS = (1, 8)  # in parallel
 TINY = {"actor_hidden_dims": "8", "value_hidden_dims": "8", "num_qs": "2", "batch_size": "4"}
-TINY_OTQL = {"max_iterations": "2"}
+TINY_OTQL = {"max_iterations": "2", "best_of_n": "1"}
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_float("minutes", 9.0, "Time of the whole command.", lower_bound=0.1, flag_values=FLAGS)
@@ -151,8 +153,9 @@ class Check:
 
     def speed(self) -> None:
         """Measures updates a second, first without and then with command buffers for loops."""
-        programs = [{"stepwise": True, "num_seeds": 1}, {"num_seeds": 1}, {"num_seeds": 8}]
-        whole, plans = self.seconds("speed"), [(agent, buffers) for agent in AGENTS for buffers in (False, True)]
+        programs = [{"stepwise": True, "num_seeds": 1}, *({"num_seeds": seeds} for seeds in SEEDS)]
+        plans = list(itertools.product(AGENTS[:1] if FLAGS.tiny else AGENTS, (False, True)))
+        whole = self.seconds("speed")
         for number, (agent, buffers) in enumerate(plans):
             own = [spec(agent, **program) for program in (programs[1:] if buffers else programs)]
             seconds = min(whole * 1.5 / len(plans), self.budget.left / (len(plans) - number))
@@ -163,7 +166,7 @@ class Check:
     def coupling(self) -> None:
         """Measures OTQL on independent pairs, and on the plan where `speed` has not."""
         rates, specs = self.findings.rates, []
-        for program, seeds in (("ot", 1), ("independent", 1), ("ot", 8), ("independent", 8)):
+        for seeds, program in itertools.product(SEEDS, ("ot", "independent")):
             if ("otql", program, seeds, False) not in rates:
                 specs.append(spec("otql", num_seeds=seeds, settings={"coupling": program}))
         for result in self.measure("coupling", specs, self.seconds("coupling"), False):
@@ -171,7 +174,7 @@ class Check:
 
     def runs(self) -> None:
         """Trains OTQL over couplings and sources in the time that is left."""
-        small = [f"--agent.{key}={value}" for key, value in TINY.items()] if FLAGS.tiny else []
+        small = [f"--agent.{key}={value}" for key, value in (TINY | TINY_OTQL).items()] if FLAGS.tiny else []
         results, missing = training.train_all(self.scale, self.data, small, self.environment, self.budget, self.out)
         self.findings.groups, self.findings.missing = results, self.findings.missing + missing
 

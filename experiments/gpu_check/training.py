@@ -20,7 +20,6 @@ GROUPS: dict[str, tuple[dict[str, str], tuple[float, ...]]] = {
     "shortcut": ({"targets": "shortcut"}, (INDEPENDENT,)),
     "action_shortcut": ({"source": "action", "targets": "shortcut"}, (INDEPENDENT,)),
 }
-SEEDS = 2
 HEADER = ("group", "source", "targets", "epsilon", "seed", "step", "episodes", "success_rate", "return_mean")
 
 
@@ -29,31 +28,37 @@ class Scale:
     """Sizes of the runs.
 
     Attributes:
-        task: of all runs. episodes: of the dataset. flags: of main.py beside those of an arm.
-        seconds: least time of a group.
+        task: of all runs. episodes: of the dataset. seeds: of an arm. groups: in GROUPS, in their order.
+        seconds: least time of a group. flags: of main.py beside those of an arm.
     """
 
     task: str
     episodes: int
-    flags: tuple[str, ...]
+    seeds: int
+    groups: tuple[str, ...]
     seconds: float
+    flags: tuple[str, ...]
 
 
 # As many evaluation episodes an update as 50 every 50,000.
 PAPER = Scale(
     "scene-play-singletask-task1-v0",
     200,
-    ("--preset=paper", "--offline_steps=1000000", "--log_interval=1000", "--eval_interval=25000", "--eval_episodes=25"),
+    2,
+    tuple(GROUPS),
     SECONDS,
+    ("--preset=paper", "--offline_steps=1000000", "--log_interval=1000", "--eval_interval=25000", "--eval_episodes=25"),
 )
 TINY = Scale(
     "pointmaze-medium-navigate-singletask-task1-v0",
     2,
-    (
-        *("--preset=cpu", "--offline_steps=1000000", "--log_interval=20", "--eval_interval=40", "--eval_episodes=1"),
-        *("--max_episode_steps=10", "--eval_workers=1", "--agent.max_iterations=5"),
-    ),
+    1,
+    ("standard",),
     5.0,
+    (
+        *("--preset=cpu", "--offline_steps=120", "--log_interval=20", "--eval_interval=60", "--eval_episodes=1"),
+        *("--max_episode_steps=10", "--eval_workers=1"),
+    ),
 )
 
 
@@ -99,7 +104,7 @@ def train_group(
     settings, values = GROUPS[name]
     command = [sys.executable, "main.py", "--agent=agents/otql.py", f"--env_name={scale.task}", *data, *scale.flags]
     command += [f"--agent.{key}={value}" for key, value in settings.items()]
-    command += [f"--vary=agent.epsilon={','.join(map(str, values))}", f"--num_seeds={SEEDS}", "--noprogress"]
+    command += [f"--vary=agent.epsilon={','.join(map(str, values))}", f"--num_seeds={scale.seeds}", "--noprogress"]
     command += [*overrides, f"--save_dir={out / 'runs'}", f"--run_group={name}"]
     stamps: list[tuple[float, int]] = []  # (seconds, step) of each new row of train.csv
 
@@ -113,8 +118,10 @@ def train_group(
     with child(command, environment, log) as process:
         ended = wait(process, seconds, poll)
     problem = f"exit code {process.returncode}: {last_line(log)}" if ended and process.returncode else ""
+    if not (problem or stamps):
+        problem = f"no update was logged within {seconds:.0f} s"
     first, last = (stamps[0], stamps[-1]) if stamps else ((0.0, 0), (0.0, 0))
-    return GroupResult(last[1], last[1] - first[1], last[0] - first[0], len(values) * SEEDS, problem)
+    return GroupResult(last[1], last[1] - first[1], last[0] - first[0], len(values) * scale.seeds, problem)
 
 
 def last_step(group: Path) -> int:
@@ -147,8 +154,8 @@ def train_all(
         the results of those that ran, and a line for each one that was left out or failed.
     """
     results, missing = dict[str, GroupResult](), []
-    for number, name in enumerate(GROUPS):
-        seconds = max(budget.left / (len(GROUPS) - number), min(scale.seconds, budget.left))
+    for number, name in enumerate(scale.groups):
+        seconds = max(budget.left / (len(scale.groups) - number), min(scale.seconds, budget.left))
         if seconds < scale.seconds:
             missing.append(f"runs, group {name}: no time is left")
             continue
