@@ -17,7 +17,7 @@ from utils.run.update_loop import UPDATE, UpdateLoop, _train_on_device
 from utils.system import jax_setup
 from utils.trees import tree_stack
 
-STEPS = ("--offline_steps=20", "--log_interval=5", "--save_interval=10", "--eval_interval=10")
+STEPS = ("--offline_steps=20", "--log_interval=5", "--save_interval=10", "--eval_interval=10", "--max_episode_steps=20")
 ONLINE = (*STEPS, "--online_steps=10", "--start_training=2", "--num_seeds=3")
 HORIZON, BATCH_SIZE = 2, 12
 
