@@ -1,1 +1,1 @@
-"""What the project does on one GPU: tests, kernels, updates a second, and a run of paper-sized networks."""
+"""A check of the project on one GPU: tests, kernels, updates a second, and runs of paper-sized networks."""

@@ -18,7 +18,7 @@ MILLION = 1_000_000
 
 @dataclass
 class Findings:
-    """What has been measured so far.
+    """Measurements so far.
 
     Attributes:
         machine: one line. parts: that were asked for. tests: last line of the tests, '' if they did not run.

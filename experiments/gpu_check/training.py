@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.gpu_check.children import Budget, child, last_line, wait
+from experiments.gpu_check.children import GRACE, Budget, child, last_line, wait
 from utils.output.loggers import read_csv
 from utils.system.files import read_json
 
@@ -64,7 +64,7 @@ TINY = Scale(
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What became of a group.
+    """Outcome of a group.
 
     Attributes:
         updates: steps that every run did. seconds: that those after the first logged ones took, evaluations included.
@@ -155,7 +155,8 @@ def train_all(
     """
     results, missing = dict[str, GroupResult](), []
     for number, name in enumerate(scale.groups):
-        seconds = max(budget.left / (len(scale.groups) - number), min(scale.seconds, budget.left))
+        left = max(0.0, budget.left - GRACE)  # A run saves before it ends.
+        seconds = max(left / (len(scale.groups) - number), min(scale.seconds, left))
         if seconds < scale.seconds:
             missing.append(f"runs, group {name}: no time is left")
             continue

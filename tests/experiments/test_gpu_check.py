@@ -108,6 +108,23 @@ def test_measurements_before_a_failure_are_kept(tmp_path, monkeypatch):
     assert results == [{"rate": 2.0}] and problem == "exit code 1: broken"
 
 
+def test_groups_share_the_time_that_is_left(tmp_path, monkeypatch):
+    """At least the least time of each; the last seconds are for saving."""
+    given, clock = [], [280.0 + children.GRACE]
+
+    def train(name, scale, data, overrides, environment, seconds, out):
+        given.append((name, seconds))
+        clock[0] -= seconds
+        return training.GroupResult(10, 5, 1.0, 4, "" if name == "action" else "broken")
+
+    monkeypatch.setattr(children.Budget, "left", property(lambda _: clock[0]))
+    monkeypatch.setattr(training, "train_group", train)
+    scale = training.Scale("task", 1, 1, ("standard", "action", "noise"), 100.0, ())
+    results, missing = training.train_all(scale, [], [], {}, children.Budget(0), tmp_path)
+    assert given == [("standard", 100.0), ("action", 100.0)] and list(results) == ["standard", "action"]
+    assert missing == ["runs, group standard: broken", "runs, group noise: no time is left"]
+
+
 RATES = {
     ("otql", page.STEPWISE, 1, False): 100.0,
     ("otql", "ot", 1, False): 390.0,
