@@ -323,12 +323,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     The rate is the sum over seeds. With `stepwise`, one agent is driven as in the public code: one jitted update per
     Python step, on a batch sampled on the host.
     """
-    module, config = resolve(spec)
-    with np.load(spec["data"]) as file:
-        data = prepare(dict(file), terminates=False)
-    create = jax.jit(partial(module.Agent.create, config=config))
-    example = example_batch(data, config.horizon_length)
-    agents = [create(jax.random.PRNGKey(i), example) for i in range(spec.get("num_seeds", 1))]
+    agents, data = new_agents(spec)
+    config = resolve(spec)[1]
     rows = jax.device_put(gather(data, data["starts"][: config.batch_size], config.horizon_length))
     batch = assemble(rows, config.discount, config.window_rule)
     floor = {
@@ -338,6 +334,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     run = stepwise(agents[0], data) if spec.get("stepwise") else fused(tree_stack(agents), data)
     result = timed(run, spec["seconds"]) | floor | {"versions": versions()}
     return result | {"rate": result["rate"] * len(agents)}
+
+
+def new_agents(spec: dict[str, Any]) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """Returns `num_seeds` agents of a specification, and the prepared data."""
+    module, config = resolve(spec)
+    with np.load(spec["data"]) as file:
+        data = prepare(dict(file), terminates=False)
+    create = jax.jit(partial(module.Agent.create, config=config))
+    example = example_batch(data, config.horizon_length)
+    return [create(jax.random.PRNGKey(i), example) for i in range(spec.get("num_seeds", 1))], data
 
 
 def fused(agents: Any, data: dict[str, np.ndarray]) -> Callable[[int], dict[str, float]]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from utils.data.batches import Arrays
+from utils.devices import RUNS, Layout, part_with
 from utils.errors import UserError
 from utils.observations import columns
 from utils.system.resources import free_memory
@@ -24,7 +25,15 @@ class ReplayBuffer:
         counts: [num_runs], how many of `starts` can begin a window: whole windows, and all of a finished episode.
     """
 
-    def __init__(self, num_runs: int, max_steps: int, horizon: int, observation: Any, action_dim: int):
+    def __init__(
+        self,
+        num_runs: int,
+        max_steps: int,
+        horizon: int,
+        observation: Any,
+        action_dim: int,
+        layout: Layout | None = None,
+    ):
         """Allocates `max_steps` environment steps per run.
 
         Args:
@@ -33,23 +42,22 @@ class ReplayBuffer:
             horizon: H.
             observation: an example, of one step.
             action_dim: width of an action.
+            layout: of the runs; by default all on JAX's default device.
 
         Raises:
             UserError: the buffer does not fit in memory.
         """
-        # An episode has one row more than steps. Windows and blocks may reach past the last row.
-        rows = 2 * max_steps + 2 * (horizon + 1)
+        self.layout = layout or Layout(num_runs)
         self.horizon, self.counts = horizon, np.zeros(num_runs, np.int32)
-        parts = {name: np.asarray(part) for name, part in columns(observation).items()}
-        _check_memory(num_runs * rows * sum(part.nbytes for part in parts.values()))
+        shapes = _shapes(max_steps, horizon, observation, action_dim)
+        needed = self.layout.own_runs * replay_bytes(max_steps, horizon, observation, action_dim)
+        _check_memory(needed, self.layout.first)
+        fill = {"masks": 1, "terminals": 1}
         self.arrays = {
-            **{name: jnp.zeros((num_runs, rows, *part.shape), part.dtype) for name, part in parts.items()},
-            "actions": jnp.zeros((num_runs, rows, action_dim)),
-            "rewards": jnp.zeros((num_runs, rows)),
-            "masks": jnp.ones((num_runs, rows)),
-            "terminals": jnp.ones((num_runs, rows)),
-            "terminated": jnp.zeros((num_runs, rows)),
-            "starts": jnp.zeros((num_runs, rows), jnp.int32),
+            name: jnp.full(
+                (self.layout.slots, *leaf.shape), fill.get(name, 0), leaf.dtype, device=self.layout.sharding(RUNS)
+            )
+            for name, leaf in shapes.items()
         }
 
     def write(self, run: int, row: int, values: Arrays, start: int, starts: Int[np.ndarray, " k"]) -> None:
@@ -58,23 +66,41 @@ class ReplayBuffer:
             block = values if names != ("starts",) else {"starts": starts}
             # Padded to one size, so that one program serves all. The next write replaces the padding.
             padded = {k: _pad(np.asarray(v), self.horizon + 1, float(k == "terminals")) for k, v in block.items()}
-            written = _write({k: self.arrays[k] for k in names}, padded, run, position)
-            self.arrays |= written
+            self.arrays |= _write({k: self.arrays[k] for k in names}, padded, run, position, self.layout)
 
     def rows_of(self, run: int, rows: int) -> dict[str, np.ndarray]:
         """Returns the first `rows` rows of a run, for a checkpoint."""
-        return {k: np.asarray(v[run, :rows]) for k, v in self.arrays.items()}
+        arrays, index = part_with(self.arrays, run)
+        return {k: np.asarray(v[index, :rows]) for k, v in arrays.items()}
 
     def restore(self, run: int, rows: dict[str, np.ndarray], count: int) -> None:
         """Restores the rows that `rows_of` returned."""
         for name, values in rows.items():
-            self.arrays[name] = self.arrays[name].at[run, : len(values)].set(values)
+            self.arrays |= _write({name: self.arrays[name]}, {name: values}, run, 0, self.layout)
         self.counts[run] = count
 
 
-def _check_memory(needed: int) -> None:
-    """Raises a UserError if a buffer of `needed` bytes does not fit."""
-    stats = jax.local_devices()[0].memory_stats()  # None on a CPU.
+def replay_bytes(max_steps: int, horizon: int, observation: Any, action_dim: int) -> int:
+    """Returns the bytes of one run's arrays; the arguments are those of `ReplayBuffer`."""
+    shapes = _shapes(max_steps, horizon, observation, action_dim)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
+
+
+def _shapes(max_steps: int, horizon: int, observation: Any, action_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of one run's arrays; the arguments are those of `ReplayBuffer`."""
+    # An episode has one row more than steps. Windows and blocks may reach past the last row.
+    rows = 2 * max_steps + 2 * (horizon + 1)
+    parts = {name: np.asarray(part) for name, part in columns(observation).items()}
+    shapes = {name: jax.ShapeDtypeStruct((rows, *part.shape), part.dtype) for name, part in parts.items()}
+    shapes["actions"] = jax.ShapeDtypeStruct((rows, action_dim), jnp.float32)
+    names = ("rewards", "masks", "terminals", "terminated")
+    shapes |= dict.fromkeys(names, jax.ShapeDtypeStruct((rows,), jnp.float32))
+    return shapes | {"starts": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+
+
+def _check_memory(needed: int, device: jax.Device) -> None:
+    """Raises a UserError if a buffer of `needed` bytes does not fit on a device."""
+    stats = device.memory_stats()  # None on a CPU.
     free = stats["bytes_limit"] - stats["bytes_in_use"] if stats else free_memory()
     if needed > free:
         sizes = f"{needed / 2**30:.1f} GiB for observations, {free / 2**30:.1f} are free"
@@ -86,10 +112,19 @@ def _pad(values: Shaped[np.ndarray, " n *s"], size: int, fill: float) -> Shaped[
     return np.concatenate([values, padding])
 
 
-@partial(jax.jit, donate_argnums=0)
-def _write(arrays: Arrays, block: Arrays, run: Int[Array, ""], position: Int[Array, ""]) -> Arrays:
-    def put(array: Shaped[Array, "L r *s"], values: Shaped[Array, " n *s"]) -> Shaped[Array, "L r *s"]:
-        start: tuple[int | Array, ...] = (run, position, *[0] * (array.ndim - 2))
-        return jax.lax.dynamic_update_slice(array, values[None].astype(array.dtype), start)
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _write(arrays: Arrays, block: Arrays, run: Int[Array, ""], position: Int[Array, ""], layout: Layout) -> Arrays:
+    def own(shared: Any, arrays: Arrays) -> Arrays:
+        """Writes the block on the device that has the run; others write what they have."""
+        block, run, position = shared
 
-    return jax.tree.map(put, arrays, block)
+        def put(array: Shaped[Array, "L r *s"], values: Shaped[Array, " n *s"]) -> Shaped[Array, "L r *s"]:
+            index, inside = layout.own_index(run, len(array))
+            start: tuple[int | Array, ...] = (index, position, *[0] * (array.ndim - 2))
+            block = values[None].astype(array.dtype)
+            block = jnp.where(inside, block, jax.lax.dynamic_slice(array, start, block.shape))
+            return jax.lax.dynamic_update_slice(array, block, start)
+
+        return jax.tree.map(put, arrays, block)
+
+    return layout.over_runs(own, (block, run, position), arrays)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt32
 
 from utils.arrays import Observations
+from utils.devices import part_with
 from utils.errors import UserError
 from utils.observations import as_observation, map_parts, state_of
 from utils.random_streams import Stream, stream_key, stream_seed
@@ -43,10 +44,10 @@ def act(
 
 def decision_seconds(agents: Any, observations: Any, calls: int = 20) -> list[float]:
     """Measures the seconds of `calls` decisions of the first agent, without compilation; observations: one, [1, o]."""
-    seconds, one = [], np.zeros(1, np.int32)
+    seconds, one, (agents, index) = list[float](), np.zeros(1, np.int32), part_with(agents, 0)
     for _ in range(calls + 1):  # The first one compiles.
         clock = time.perf_counter()
-        jax.block_until_ready(act(agents, 0, observations, jax.random.PRNGKey(0), one, one))
+        jax.block_until_ready(act(agents, index, observations, jax.random.PRNGKey(0), one, one))
         seconds.append(time.perf_counter() - clock)
     return seconds[1:]
 
@@ -55,6 +56,7 @@ def evaluation_policy(seed: int, agents: Any, index: int, step: int) -> tuple[Ca
     """Returns an evaluation's policy, of agent `index`, and its seed of resets: functions of (seed, step)."""
     key = stream_key(seed, Stream.EVALUATION_ACTING, step)
     episode_seed = stream_seed(seed, Stream.EVALUATION_RESET, step)
+    agents, index = part_with(agents, index)
     return lambda *inputs: act(agents, index, inputs[0], key, *inputs[1:]), episode_seed
 
 

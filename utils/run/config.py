@@ -12,6 +12,7 @@ import numpy as np
 from envs.action_units import UNITS
 from envs.datasets import SOURCES
 from envs.ogbench.specs import DEFAULT_DATASET_DIR
+from utils.devices import parse_devices
 from utils.errors import UserError, did_you_mean
 from utils.random_streams import Stream
 
@@ -60,6 +61,8 @@ class CommonConfig:
     )
     seed: int = setting(0, "First seed.", min=0, max=2**31)
     num_seeds: int = setting(1, "Seeds trained in parallel in one program.", min=1)
+    devices: str = setting("all", "Devices that share the runs: all, a count, or their numbers, such as 0,2.")
+    shard_batch: bool = setting(False, "Devices share each batch instead, for one large run.")
     vary: str | None = setting(None, "Runs over values of a real-valued setting, for example agent.lam=0.2,0.4,1.")
     log_interval: int = setting(5_000, "Steps between rows of train.csv.", min=1)
     eval_interval: int = setting(50_000, "Steps between evaluations; 0: only at the end.", min=0)
@@ -150,6 +153,7 @@ class CommonConfig:
         for name in ("reward_scale", "reward_shift"):
             if not np.isfinite(getattr(self, name)):
                 raise UserError(f"--{name}={getattr(self, name)}: it must be a finite number")
+        parse_devices(self.devices)
         if not self.reward_scale > 0:
             raise UserError(f"--reward_scale={self.reward_scale}: it must be greater than 0")
         if self.tensorboard and not find_spec("tensorboardX"):

@@ -13,6 +13,7 @@ import numpy as np
 from flax.serialization import to_state_dict
 
 from envs.minari_store import normalized_score, reference_scores
+from utils.devices import run_of
 from utils.output.loggers import ProgressBar, read_csv
 from utils.output.plotting import learning_curve
 from utils.rollout.evaluator import Evaluator, Result
@@ -21,7 +22,7 @@ from utils.rollout.worker_pool import WorkerError, environment_failed
 from utils.run.loading import online_from, restore_agent
 from utils.run.metrics import MetricLoggers
 from utils.run.runs import Runs
-from utils.trees import tree_slice, tree_stack
+from utils.trees import tree_stack
 
 # An agent to evaluate: index of its run, stacked agents, its index in them.
 Entry = tuple[int, Any, int]
@@ -111,7 +112,7 @@ class EvaluationQueue:
         state: dict[str, Any] = {"evaluated": self.evaluated(index, step)}
         if pending is not None:
             agents, own = next((agents, own) for number, agents, own in self._entries if number == index)
-            state["owed"] = {"step": pending, "agent": to_state_dict(jax.device_get(tree_slice(agents, own)))}
+            state["owed"] = {"step": pending, "agent": to_state_dict(jax.device_get(run_of(agents, own)))}
         return state
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]], step: int, template: Callable[[int], Any]) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax.serialization import to_state_dict
 
+from utils.devices import run_of
 from utils.rollout.worker_pool import EnvironmentFailed
 from utils.run import checkpoints
 from utils.run.evaluation_queue import ACTIONS, EvaluationQueue
@@ -18,7 +19,6 @@ from utils.run.runs import Runs
 from utils.run.schedule import Schedule
 from utils.run.update_loop import all_finite, not_finite
 from utils.system.signals import Interrupted, PreemptionGuard
-from utils.trees import tree_slice
 
 OnCheckpoint = Callable[[Path, int, Any], None]  # (run's directory, step, agent on the host)
 
@@ -73,7 +73,7 @@ class TrainingLoop:
         self._evaluations.poll()
         if evaluate or save:
             for index in self._infinite(state.agents):
-                self._diverge(index, state.step, not_finite({}, tree_slice(state.agents, index)))
+                self._diverge(index, state.step, not_finite({}, run_of(state.agents, index)))
         if evaluate:
             # After the last step there is no training that the evaluation could overlap with.
             overlap = self._runs.config.eval_overlap and state.step < self._runs.config.total_steps
@@ -96,13 +96,13 @@ class TrainingLoop:
             self._evaluations.report_no_success()
         due = self._schedule.is_log(state.step)
         for index in self._logs.write_training(start, state.step, info, seconds, progress.updates, due):
-            self._diverge(index, state.step, not_finite(row_of(info, index), tree_slice(state.agents, index)))
+            self._diverge(index, state.step, not_finite(row_of(info, index), run_of(state.agents, index)))
         return state
 
     def _save(self, state: TrainState, phase: Phase, indices: Sequence[int]) -> None:
         """Writes a checkpoint of these runs, whose arrays are finite."""
         for index in indices:
-            run, agent = self._runs.active[index], jax.device_get(tree_slice(state.agents, index))
+            run, agent = self._runs.active[index], jax.device_get(run_of(state.agents, index))
             entries = {"agent": to_state_dict(agent), "csv": self._logs.positions(index)}
             entries |= phase.state_dict(index) | self._evaluations.state_dict(index, state.step)
             checkpoints.save(run.checkpoints, state.step, entries)

@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.data.batches import Arrays
 from utils.data.replay_buffer import ReplayBuffer
+from utils.devices import part_with
 from utils.errors import UserError
 from utils.observations import map_parts
 from utils.random_streams import Stream, stream_key, stream_seed
@@ -134,8 +135,8 @@ class OnlinePhase:
 
     def __enter__(self) -> "OnlinePhase":
         runs, action_dim = self._runs, self._updates.data["actions"].shape[1]
-        steps = self.end - self._first_step
-        self._replay = ReplayBuffer(len(runs.active), steps, self._horizon, self._observation, action_dim)
+        steps, layout = self.end - self._first_step, self._updates.layout
+        self._replay = ReplayBuffer(len(runs.active), steps, self._horizon, self._observation, action_dim, layout)
         self._pool = WorkerPool(self._make_env, self._workers, name=runs.task.name, timeout=self.config.env_timeout)
         started = self._converse({index: self._start(index) for index in range(len(runs.active))}, self._first_step)
         self._runners = [started[index].commit() for index in range(len(runs.active))]
@@ -194,7 +195,7 @@ class OnlinePhase:
 
         It raises FloatingPointError if actions are not finite.
         """
-        key = self._keys[index]
+        key, (agents, index) = self._keys[index], part_with(agents, index)
 
         def policy(observation: Any, episode: int, step: int) -> Chunk:
             numbers = np.full(1, episode, np.int32), np.full(1, step, np.int32)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from envs import datasets
 from envs.panda.demonstrate import NAMES, demonstrate
 from envs.tasks import Task, parse_task
+from utils.devices import pick_devices
 from utils.errors import Diverged, UserError
 from utils.output.loggers import ProgressBar
 from utils.random_streams import Stream, stream_key
@@ -18,10 +19,11 @@ from utils.run.dataset import Dataset, make_dataset, rewards_of
 from utils.run.directory import run_root
 from utils.run.loading import load_base
 from utils.run.loop import OnCheckpoint
+from utils.run.memory import check_memory, needed_memory
 from utils.run.metrics import OnMetrics
 from utils.run.phases import OnlinePhase, TrainState
 from utils.run.runs import Runs
-from utils.run.train import TrainResult, create_agents, env_maker, restore_runs, run_phases, train
+from utils.run.train import TrainResult, create_agents, env_maker, layout_of, restore_runs, run_phases, train
 from utils.run.update_loop import NOT_FINITE, UPDATES_PER_CALL, UpdateLoop
 from utils.system.locks import exclusive_lock
 from utils.system.signals import PreemptionGuard
@@ -36,6 +38,7 @@ def post_train(
     Arguments, result and errors are those of `train`.
     """
     config.validate()
+    devices = pick_devices(config.devices)
     with Runs(config, parse_task(config.env_name)) as runs, ExitStack() as stack:
         result = TrainResult(tuple(run.path for run in runs.all))
         if not (runs.active or runs.unconfirmed):
@@ -53,11 +56,15 @@ def post_train(
             return result
         state, saved = restore_runs(runs, create_agents(runs, dataset), dataset)
         bases = tree_stack([base] * len(runs.active))
-        updates = UpdateLoop(runs.keys(), "device")
+        updates = UpdateLoop(runs.keys(), "device", layout_of(runs, devices))
         updates.set_data(dataset.at(0))
+        agents = state.agents
         if not saved:
-            agents = state.agents.with_flow(bases.acting_flow, bases.targets.get("source"))
-            state = TrainState(0, distill(agents, updates, config.distill_steps, config.progress))
+            agents = agents.with_flow(bases.acting_flow, bases.targets.get("source"))
+        state = TrainState(state.step, updates.place(agents))
+        check_memory(needed_memory(updates, state.agents, config, config.total_steps, observation, 0), updates)
+        if not saved:
+            state = TrainState(0, distill(state.agents, updates, config.distill_steps, config.progress))
         guard = stack.enter_context(PreemptionGuard())
         make, steps = env_maker(config), config.rollout_steps
         own = saved if state.step > 0 else ()
@@ -126,6 +133,7 @@ def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, 
         log_interval=-(-config.base_steps // 20),
         video_episodes=config.video_episodes,
         progress=config.progress,
+        devices=config.devices,
         horizon_length=agent_config.horizon_length,
         overrides=flow_overrides(agent_config),
         command=config.command,

@@ -16,6 +16,7 @@ import numpy as np
 
 from envs.tasks import make_env, parse_task
 from utils.data.batches import example_batch
+from utils.devices import BATCH, RUNS, Layout, pick_devices, run_of
 from utils.errors import UserError
 from utils.observations import map_parts, shapes
 from utils.output.intervals import wilson_interval
@@ -31,6 +32,7 @@ from utils.run.directory import RunDirectory
 from utils.run.evaluation_queue import EvaluationQueue
 from utils.run.loading import load_base, load_run, restore_agent, warm_start
 from utils.run.loop import OnCheckpoint, TrainingLoop
+from utils.run.memory import check_memory, needed_memory
 from utils.run.metrics import MetricLoggers, OnMetrics
 from utils.run.phases import OfflinePhase, OnlinePhase, Phase, TrainState
 from utils.run.runs import Runs
@@ -84,6 +86,7 @@ def train(
         Interrupted: SIGTERM or SIGINT; the runs are saved, and the same call resumes them.
     """
     config.validate()
+    devices = pick_devices(config.devices)
     with Runs(config, parse_task(config.env_name), in_memory=data is not None) as runs, ExitStack() as stack:
         result = TrainResult(tuple(run.path for run in runs.all))
         if not (runs.active or runs.unconfirmed):
@@ -99,11 +102,13 @@ def train(
             agents, dataset.record["start"] = start_agents(runs, agents, dataset)
         state, saved = restore_runs(runs, agents, dataset)
         check_phase(runs, state.step, saved)
-        updates = UpdateLoop(runs.keys(), config.dataset_placement)
+        updates = UpdateLoop(runs.keys(), config.dataset_placement, layout_of(runs, devices))
         updates.set_data(dataset.at(state.step))
+        state = TrainState(state.step, updates.place(state.agents))
         guard = stack.enter_context(PreemptionGuard())
-        if updates.on_device and state.step < config.offline_steps:
-            state = TrainState(state.step, compile_updates(updates, state.agents))
+        program = compile_updates(updates, state.agents) if state.step < config.offline_steps else 0
+        online = config.online_steps, dataset.observation()
+        check_memory(needed_memory(updates, state.agents, config, *online, program), updates)
         phases: list[Phase] = [OfflinePhase(config.offline_steps, updates, dataset)]
         if config.online_steps:
             make, first, start = env_maker(config), config.offline_steps, config.start_training
@@ -182,13 +187,28 @@ def restore_runs(runs: Runs, agents: Any, dataset: Dataset) -> tuple[TrainState,
     return TrainState(step, agents), saved
 
 
-def compile_updates(updates: UpdateLoop, agents: Any) -> Any:
-    """Compiles the update, and prints how long it took; returns the agents, which are donated."""
+def layout_of(runs: Runs, devices: Sequence[jax.Device]) -> Layout:
+    """Returns the places of the active runs on the devices that --devices names, and prints them.
+
+    Raises:
+        UserError: --shard_batch, and the devices cannot have equal parts of a batch.
+    """
+    layout = Layout.spread(len(runs.active), devices, BATCH if runs.config.shard_batch else RUNS)
+    if (size := runs.agent_config.batch_size) % layout.parts:
+        advice = f"use a multiple of {layout.parts}, or other --devices"
+        raise UserError(f"--shard_batch: {layout.parts} devices cannot share --agent.batch_size={size}; {advice}")
+    if line := layout.describe(len(devices)):
+        print(line)
+    return layout
+
+
+def compile_updates(updates: UpdateLoop, agents: Any) -> int:
+    """Compiles the update, and prints how long it took; returns its bytes beside its inputs."""
     print("compiling the update …", end=" ", flush=True)
     clock = time.perf_counter()
-    agents = jax.block_until_ready(updates.compile(agents))
+    program = updates.compile(agents)
     print(f"{time.perf_counter() - clock:.1f} s", flush=True)
-    return agents
+    return program
 
 
 def check_phase(runs: Runs, step: int, saved: Saved) -> None:
@@ -234,7 +254,7 @@ def run_phases(
         if saved:
             actors = phases[-1].actors
             evaluations.load_state_dict(
-                saved, state.step, lambda step: tree_slice(actors(TrainState(step, state.agents)), 0)
+                saved, state.step, lambda step: run_of(actors(TrainState(step, state.agents)), 0)
             )
         state = TrainingLoop(runs, logs, evaluations, guard, on_checkpoint).run(state, phases)
     seconds = decision_seconds(state.agents, map_parts(np.stack, [dataset.observation()]))

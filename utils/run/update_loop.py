@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int, Shaped, UInt32
 
 from utils.data.batches import Arrays, assemble, gather, sample_starts
 from utils.data.replay_buffer import ReplayBuffer
+from utils.devices import Layout
 from utils.random_streams import Stream
 from utils.trees import tree_slice
 
@@ -23,7 +24,7 @@ UPDATE = "update"  # the method of an agent that training calls
 
 
 def _over_runs(function: Callable[..., Any], *stacked: Any) -> Any:
-    """Maps `function` over the run axis.
+    """Maps `function` over the run axis of one device.
 
     On a CPU one run after the other: a batch axis makes its matrix products slower, and so each run gets, bit for bit,
     the numbers that it gets alone.
@@ -36,20 +37,24 @@ def _over_runs(function: Callable[..., Any], *stacked: Any) -> Any:
 
 
 def _updates(
-    agent: Any, num_updates: Int[Array, ""], rows_at: Callable[[Any, Int[Array, ""]], Arrays], method: str = UPDATE
+    agent: Any,
+    num_updates: Int[Array, ""],
+    rows_at: Callable[[Any, Int[Array, ""]], Arrays],
+    layout: Layout,
+    method: str = UPDATE,
 ) -> tuple[Any, Arrays]:
     """Runs `num_updates` (traced, so one program serves any length) updates of one agent.
 
     Args:
         rows_at: (index of the update, the agent's step) → gathered windows [m, ...].
-        method: of the agent, called with each batch.
+        layout: of the agents. method: of the agent, called with each batch.
 
     Returns:
         the agent, and its infos averaged over the updates, with NOT_FINITE among them.
     """
 
     def update(i: Int[Array, ""], agent: Any) -> tuple[Any, Arrays]:
-        batch = assemble(rows_at(i, agent.step), agent.hyper["discount"], agent.config.window_rule)
+        batch = assemble(layout.split(rows_at(i, agent.step)), agent.hyper["discount"], agent.config.window_rule)
         return getattr(agent, method)(batch)
 
     def body(i: Int[Array, ""], carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
@@ -91,21 +96,31 @@ def not_finite(info: Arrays, agent: Any) -> str:
     return ", ".join(losses or [name for name, leaf in _inexact(agent) if not np.isfinite(leaf).all()][:1])
 
 
-@partial(jax.jit, donate_argnums=0, static_argnums=4)
+@partial(jax.jit, donate_argnums=0, static_argnums=(4, 5))
 def _train_on_device(
-    agents: Any, data: Arrays, keys: UInt32[Array, "L 2"], num_updates: Int[Array, ""], method: str = UPDATE
+    agents: Any,
+    data: Arrays,
+    keys: UInt32[Array, "L 2"],
+    num_updates: Int[Array, ""],
+    layout: Layout,
+    method: str = UPDATE,
 ) -> Any:
-    def one(agent: Any, key: UInt32[Array, "2"]) -> Any:
-        def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
-            positions = sample_starts(key, step, agent.config.batch_size, len(data["starts"]))
-            return gather(data, data["starts"][positions], agent.config.horizon_length)
+    def own(shared: tuple[Arrays, Any], agents: Any, keys: UInt32[Array, "L 2"]) -> Any:
+        data, num_updates = shared
 
-        return _updates(agent, num_updates, rows_at, method)
+        def one(agent: Any, key: UInt32[Array, "2"]) -> Any:
+            def rows_at(_: Any, step: Int[Array, ""]) -> Arrays:
+                positions = sample_starts(key, step, agent.config.batch_size, len(data["starts"]))
+                return gather(data, data["starts"][positions], agent.config.horizon_length)
 
-    return _over_runs(one, agents, keys)
+            return _updates(agent, num_updates, rows_at, layout, method)
+
+        return _over_runs(one, agents, keys)
+
+    return layout.over_runs(own, (data, num_updates), agents, keys)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnums=6)
+@partial(jax.jit, donate_argnums=0, static_argnums=(6, 7))
 def _train_online(
     agents: Any,
     data: Arrays,
@@ -113,8 +128,24 @@ def _train_online(
     counts: Int[Array, " L"],
     keys: UInt32[Array, "L 2"],
     num_updates: Int[Array, ""],
+    layout: Layout,
     balanced: bool,
 ) -> Any:
+    own = partial(_own_online, layout, balanced)
+    return layout.over_runs(own, (data, num_updates), agents, replay, counts, keys)
+
+
+def _own_online(
+    layout: Layout,
+    balanced: bool,
+    shared: tuple[Arrays, Any],
+    agents: Any,
+    replay: Arrays,
+    counts: Int[Array, " L"],
+    keys: UInt32[Array, "L 2"],
+) -> Any:
+    """Runs the online updates of one device's runs; `shared`: the dataset, and the number of updates."""
+    data, num_updates = shared
     size, horizon, offline = agents.config.batch_size, agents.config.horizon_length, len(data["starts"])
     # All runs' rows in one array, so that a run reads its own in place.
     runs, length = replay["terminals"].shape
@@ -140,18 +171,23 @@ def _train_online(
 
             return jax.tree.map(choose, rows, own_rows)
 
-        return _updates(agent, num_updates, rows_at)
+        return _updates(agent, num_updates, rows_at, layout)
 
     return _over_runs(one, agents, keys, jnp.arange(runs), counts)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnums=3)
-def _train_on_rows(agents: Any, rows: Arrays, num_updates: Int[Array, ""], method: str = UPDATE) -> Any:
+@partial(jax.jit, donate_argnums=0, static_argnums=(3, 4))
+def _train_on_rows(agents: Any, rows: Arrays, num_updates: Int[Array, ""], layout: Layout, method: str = UPDATE) -> Any:
     """Runs updates on gathered rows [updates, runs, m, ...]."""
     by_run = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
-    return _over_runs(
-        lambda agent, own: _updates(agent, num_updates, lambda i, _: tree_slice(own, i), method), agents, by_run
-    )
+
+    def own(num_updates: Any, agents: Any, by_run: Arrays) -> Any:
+        def one(agent: Any, rows: Arrays) -> Any:
+            return _updates(agent, num_updates, lambda i, _: tree_slice(rows, i), layout, method)
+
+        return _over_runs(one, agents, by_run)
+
+    return layout.over_runs(own, num_updates, agents, by_run)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -172,25 +208,43 @@ class UpdateLoop:
     Args:
         keys: PRNG keys of batch sampling, one a run.
         placement: 'device', 'host', or 'auto': on the device if the data fill less than half of its free memory.
+        layout: of the agents; by default all on JAX's default device.
     """
 
-    def __init__(self, keys: UInt32[Array | np.ndarray, "L 2"], placement: str = "auto"):
-        self.keys, self.placement = jnp.asarray(keys), placement
+    def __init__(self, keys: UInt32[Array | np.ndarray, "L 2"], placement: str = "auto", layout: Layout | None = None):
+        self.layout = layout or Layout(len(keys))
+        self.keys, self.placement = self.layout.stacked(jnp.asarray(keys)), placement
 
     def with_keys(self, keys: UInt32[Array | np.ndarray, "L 2"]) -> "UpdateLoop":
         """Returns a loop over the same dataset that draws batches with other keys."""
         loop = copy.copy(self)
-        loop.keys = jnp.asarray(keys)
+        loop.keys = loop.layout.stacked(jnp.asarray(keys))
         return loop
 
     def set_data(self, data: dict[str, np.ndarray]) -> None:
         """Sets the dataset: the arrays of `utils.data.batches.prepare`."""
-        self.on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(data))
-        self.data = jax.device_put(data) if self.on_device else data
+        self.on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(data, self.layout))
+        self.data = self.layout.shared(data) if self.on_device else data
 
-    def compile(self, agents: Any) -> Any:
-        """Compiles `run` on the device for these agents, without an update; returns the agents, which are donated."""
-        return self.run(agents, 0, 0)[0]
+    def compile(self, agents: Any) -> int:
+        """Compiles the program of `run` for these agents, without an update.
+
+        Returns:
+            the bytes that it takes on each device beside its inputs; 0 if they are not known.
+        """
+        if self.on_device:
+            program = _train_on_device.lower(agents, self.data, self.keys, 1, self.layout, UPDATE)
+        else:
+            program = _train_on_rows.lower(agents, self._rows(agents.config, 0), 1, self.layout, UPDATE)
+        figure = program.compile().memory_analysis()
+        if figure is None:
+            return 0
+        outputs = figure.output_size_in_bytes - figure.alias_size_in_bytes  # The donated agents are written in place.
+        return figure.temp_size_in_bytes + outputs + figure.generated_code_size_in_bytes
+
+    def place(self, agents: Any) -> Any:
+        """Returns stacked agents on the devices that train them."""
+        return self.layout.stacked(agents)
 
     def run(self, agents: Any, step: int, num_updates: int, method: str = UPDATE) -> tuple[Any, Arrays]:
         """Runs updates step … step + num_updates − 1. The agents handed in are donated: use the returned ones.
@@ -203,14 +257,11 @@ class UpdateLoop:
             the agents, and their infos, each [runs], averaged over the updates.
         """
         if self.on_device:
-            return _train_on_device(agents, self.data, self.keys, num_updates, method)
-        config, infos = agents.config, []
+            return _train_on_device(agents, self.data, self.keys, num_updates, self.layout, method)
+        infos = []
         for first in range(step, step + num_updates, HOST_BLOCK):
-            steps = first + np.arange(HOST_BLOCK)
-            positions = _positions(self.keys, steps, config.batch_size, len(self.data["starts"]))
-            rows = gather(self.data, self.data["starts"][np.asarray(positions)], config.horizon_length)
             count = min(HOST_BLOCK, step + num_updates - first)
-            agents, info = _train_on_rows(agents, rows, count, method)
+            agents, info = _train_on_rows(agents, self._rows(agents.config, first), count, self.layout, method)
             infos.append(jax.tree.map(lambda leaf, n=count: leaf * n / num_updates, info))
         return agents, jax.tree.map(lambda *leaves: sum(leaves), *infos)
 
@@ -221,13 +272,20 @@ class UpdateLoop:
             replay: the runs' experience; with `balanced`, each run has some.
             balanced: half of each batch from the dataset and half from the experience; else uniform over both.
         """
-        arguments = self.data, replay.arrays, jnp.asarray(replay.counts), self.keys
-        return _train_online(agents, *arguments, num_updates, balanced)
+        arguments = self.data, replay.arrays, self.layout.stacked(jnp.asarray(replay.counts)), self.keys
+        return _train_online(agents, *arguments, num_updates, self.layout, balanced)
+
+    def _rows(self, config: Any, first: int) -> Arrays:
+        """Gathers the rows of HOST_BLOCK updates from update `first` on, each [updates, runs, m, ...]."""
+        steps = first + np.arange(HOST_BLOCK)
+        positions = _positions(self.keys, steps, config.batch_size, len(self.data["starts"]))
+        rows = gather(self.data, self.data["starts"][np.asarray(positions)], config.horizon_length)
+        return self.layout.rows(rows)
 
 
-def fits_on_device(data: dict[str, np.ndarray]) -> bool:
+def fits_on_device(data: dict[str, np.ndarray], layout: Layout) -> bool:
     """True if the arrays fill less than half of the device's free memory (a CPU's memory is the host's)."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+    stats = layout.first.memory_stats() or {}
     free = stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
     return sum(leaf.nbytes for leaf in data.values()) < free / 2
 
