@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import sinkhorn
 
 from utils.arrays import Info, Number
+from utils.flow import unrolled
 
 SPARE_DIRECTIONS, SUBSPACE_ITERATIONS = 8, 4  # of the subspace iteration for principal components
+CHECK_INTERVAL = 10  # iterations of Sinkhorn from one check of the marginals to the next
 SOURCE_CONDITIONS = ("iid", "systematic", "resampled", "weighted")
 
 
@@ -126,27 +126,66 @@ def solve_plan(
     source_probs = jnp.full(size, 1.0 / size, noise.dtype) if source_probs is None else source_probs
     action_cost = squared_distances(noise, actions, action_mask)
     cost = action_cost + alpha**2 * squared_distances(source_conditions, conditions)
-    problem = linear_problem.LinearProblem(
-        geometry.Geometry(cost, epsilon=epsilon * jnp.mean(action_cost)),  # type: ignore[arg-type]  # Arrays work too.
-        source_probs,
-        probs,
+    matrix, iterations = sinkhorn_plan(
+        cost / (epsilon * jnp.mean(action_cost)), source_probs, probs, max_iterations, threshold
     )
-    solver = sinkhorn.Sinkhorn(
-        threshold=threshold,  # type: ignore[arg-type]  # Arrays work too.
-        max_iterations=max_iterations,
-        inner_iterations=min(10, max_iterations),
-    )
-    output = solver(problem)
     # A zero-probability column or row has potential −inf, and its entries are exactly zero.
-    plan = jnp.where((source_probs[:, None] > 0) & (probs[None] > 0), jnp.nan_to_num(output.matrix), 0.0)
+    plan = jnp.where((source_probs[:, None] > 0) & (probs[None] > 0), jnp.nan_to_num(matrix), 0.0)
     error = jnp.sum(jnp.abs(plan.sum(0) - probs))
     independent_cost = source_probs @ action_cost @ probs
     return plan, {
         "marginal_error": error,
-        "iterations": jnp.asarray(output.n_iters),
+        "iterations": iterations,
         "capped": (error > threshold).astype(cost.dtype),
         "transport_cost": jnp.sum(plan * action_cost) / jnp.maximum(independent_cost, 1e-12),
     }
+
+
+def sinkhorn_plan(
+    cost: Float[Array, "n m"],
+    source_probs: Float[Array, " n"],
+    probs: Float[Array, " m"],
+    max_iterations: int,
+    threshold: Number,
+) -> tuple[Float[Array, "n m"], Int[Array, ""]]:
+    """Runs Sinkhorn's iterations in blocks of CHECK_INTERVAL; their last update is that of the rows.
+
+    Only a block's first iteration finds potentials f, g by log-sum-exp. Its plan exp(f_i + g_j − C_ij) is the kernel of
+    the others, which scale its rows and columns by u, v: the same iterates, for fewer operations. Their range is small
+    whatever that of C, because u and v start at 1 and each block starts from new potentials.
+
+    Args:
+        cost: C, in units of ε.
+        source_probs, probs: marginals of rows and columns.
+        max_iterations, threshold: see `solve_plan`.
+
+    Returns:
+        the plan, and the number of iterations.
+    """
+    geom, interval = geometry.Geometry(cost, epsilon=1.0), min(CHECK_INTERVAL, max_iterations)
+
+    def block(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        f, g, iterations, _ = carry
+        g = geom.update_potential(f, g, jnp.log(probs), axis=0)
+        f = geom.update_potential(f, g, jnp.log(source_probs), axis=1)
+        kernel = geometry.Geometry(kernel_matrix=geom.transport_from_potentials(f, g), epsilon=1.0)
+
+        def scale(_: Any, scalings: tuple[Any, Any]) -> tuple[Any, Any]:
+            v = kernel.update_scaling(scalings[0], probs, axis=0)
+            return kernel.update_scaling(v, source_probs, axis=1), v
+
+        start = jnp.ones_like(f), jnp.ones_like(g)
+        u, v = jax.lax.fori_loop(1, interval, scale, start, unroll=unrolled())
+        error = jnp.sum(jnp.abs(kernel.marginal_from_scalings(u, v, axis=0) - probs))
+        return f + jnp.log(u), g + jnp.log(v), iterations + interval, error
+
+    def unfinished(carry: tuple[Any, ...]) -> Bool[Array, ""]:
+        return (carry[2] < max_iterations) & (carry[3] >= threshold)
+
+    first = jnp.zeros_like(source_probs), jnp.zeros_like(probs), jnp.asarray(0), jnp.asarray(jnp.inf)
+    with jax.default_matmul_precision("highest"):
+        f, g, iterations, _ = jax.lax.while_loop(unfinished, block, first)
+    return geom.transport_from_potentials(f, g), iterations
 
 
 def couple(
@@ -191,7 +230,7 @@ def couple(
     elif config.coupling == "ot":
         targets, target_probs, source_probs = jnp.arange(size), probs, None
         if config.source_conditions == "iid":
-            source = jax.random.choice(source_key, size, (size,), p=probs)
+            source = categorical(source_key, probs)
         elif config.source_conditions == "systematic":
             source = systematic_resample(source_key, probs)
         elif config.source_conditions == "resampled":
@@ -242,12 +281,19 @@ def sample_conditional(key: PRNGKeyArray, plan: Float[Array, "n m"]) -> Int[Arra
     return jnp.minimum(index, last)
 
 
+def categorical(key: PRNGKeyArray, probs: Float[Array, " m"]) -> Int[Array, " m"]:
+    """Draws m indices i ~ p: the draws of `jax.random.choice`, but without the loop of its search."""
+    cumulative = jnp.cumsum(probs)
+    points = cumulative[-1] * (1 - jax.random.uniform(key, probs.shape, probs.dtype))
+    return jnp.searchsorted(cumulative, points, method="compare_all")
+
+
 def systematic_resample(key: PRNGKeyArray, probs: Float[Array, " m"]) -> Int[Array, " m"]:
     """Draws m indices, each i within one of m·p_i times, in random order."""
     size = probs.shape[0]
     shift_key, order_key = jax.random.split(key)
     points = (jnp.arange(size) + jax.random.uniform(shift_key)) / size
     cumulative = jnp.cumsum(probs)
-    index = jnp.searchsorted(cumulative / cumulative[-1], points, side="right")
+    index = jnp.searchsorted(cumulative / cumulative[-1], points, side="right", method="compare_all")
     last = size - 1 - jnp.argmax(probs[::-1] > 0)
     return jax.random.permutation(order_key, jnp.minimum(index, last))

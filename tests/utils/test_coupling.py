@@ -8,10 +8,15 @@ import pytest
 import scipy.optimize
 import scipy.stats
 from coupling_problems import draw_pairs, normalised, problem, solve
+from ott.geometry.geometry import Geometry
+from ott.problems.linear.linear_problem import LinearProblem
+from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from utils.coupling import (
+    categorical,
     principal_components,
     sample_conditional,
+    sinkhorn_plan,
     squared_distances,
     systematic_resample,
     tilted_marginal,
@@ -174,6 +179,21 @@ def test_plan_reports_the_iteration_cap():
         assert (info["iterations"] == max_iterations) == bool(capped)
 
 
+@pytest.mark.parametrize(("width", "marginal", "epsilon"), [(5, "random", 0.5), (25, "zeros", 0.1)])
+def test_scaled_iterates_are_those_of_log_sum_exp(width, marginal, epsilon):
+    """The same plan after as many iterations as in ott's own loop, with costs of up to hundreds of ε."""
+    noise, _, actions, _, probs = problem(30, width, marginal)
+    cost, rows = squared_distances(noise, actions) / epsilon, jnp.full(30, 1 / 30)
+    for threshold in (0.3, 0.0):
+        expected = Sinkhorn(threshold=threshold, max_iterations=30)(
+            LinearProblem(Geometry(cost, epsilon=1.0), rows, probs)
+        )
+        plan, iterations = sinkhorn_plan(cost, rows, probs, 30, threshold)
+        assert iterations == expected.n_iters
+        np.testing.assert_allclose(plan, np.nan_to_num(expected.matrix), atol=5e-6)
+        np.testing.assert_allclose(plan.sum(1), rows, rtol=1e-4)
+
+
 def test_padding_has_no_say_in_the_plan():
     """Values under a zero of action_mask change neither the plan nor ε; values under a one do."""
     noise, source, actions, conditions, probs = (np.asarray(x) for x in problem(32, 6))
@@ -225,6 +245,16 @@ def test_sample_conditional_at_the_ends(monkeypatch, u):
     plan = jnp.float32([[0, 0.1, 0.2, 0], [0.3, 0, 0, 0], [0, 0, 0, 1e-8]])
     expected = [1, 0, 3] if u == 0 else [2, 0, 3]
     assert np.array_equal(sample_conditional(jax.random.key(0), plan), expected)
+
+
+@pytest.mark.check
+def test_categorical_draws_as_jax_does():
+    """The draws of jax.random.choice, to the bit; what has no mass is not drawn."""
+    probs = jnp.asarray([0.0, 0.5, 0.0, 0.3, 0.2, 0.0] * 30) / 30
+    for seed in range(3):
+        index = categorical(jax.random.key(seed), probs)
+        np.testing.assert_array_equal(index, jax.random.choice(jax.random.key(seed), 180, (180,), p=probs))
+        assert np.all(np.asarray(probs)[index] > 0)
 
 
 def test_systematic_resample():

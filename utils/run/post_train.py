@@ -23,6 +23,7 @@ from utils.run.phases import OnlinePhase, TrainState
 from utils.run.runs import Runs
 from utils.run.train import TrainResult, create_agents, env_maker, restore_runs, run_phases, train
 from utils.run.update_loop import NOT_FINITE, UPDATES_PER_CALL, UpdateLoop
+from utils.system.jax_setup import matmul_precision
 from utils.system.locks import exclusive_lock
 from utils.system.signals import PreemptionGuard
 from utils.trees import tree_stack
@@ -37,6 +38,7 @@ def post_train(
     """
     config.validate()
     with Runs(config, parse_task(config.env_name)) as runs, ExitStack() as stack:
+        stack.enter_context(matmul_precision(config.matmul_precision))
         result = TrainResult(tuple(run.path for run in runs.all))
         if not (runs.active or runs.unconfirmed):
             return result
@@ -126,6 +128,7 @@ def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, 
         log_interval=-(-config.base_steps // 20),
         video_episodes=config.video_episodes,
         progress=config.progress,
+        matmul_precision=config.matmul_precision,
         horizon_length=agent_config.horizon_length,
         overrides=flow_overrides(agent_config),
         command=config.command,
