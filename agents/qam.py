@@ -147,14 +147,19 @@ class Agent(fedit.EditMixin, fql.OneStepMixin):
         def drift(x: Float[Array, "m d"], t: Float[Array, "1 1"]) -> Float[Array, "m d"]:
             return 2 * self.velocity("slow", self.targets["slow"], states, x, t + h) - x / (t + h)
 
-        def step(adjoint: Float[Array, "m d"], transposed: Any) -> tuple[Float[Array, "m d"], Float[Array, "m d"]]:
-            adjoint = adjoint + h * transposed(adjoint)[0]
+        def transposed(x: Float[Array, "m d"], t: Float[Array, "1 1"]) -> Any:
+            """Returns v ↦ J_iᵀ v."""
+            return jax.vjp(functools.partial(drift, t=t), x)[1]
+
+        def step(adjoint: Float[Array, "m d"], point: Any) -> tuple[Float[Array, "m d"], Float[Array, "m d"]]:
+            adjoint = adjoint + h * (point if at_once else transposed(*point))(adjoint)[0]
             return adjoint, adjoint
 
-        # v ↦ J_iᵀ v at all points of the path, which are known.
-        transposed = jax.vmap(lambda x, t: jax.vjp(functools.partial(drift, t=t), x)[1])(path, times)
+        # Forward passes at all points of the path together are fewer kernels on a GPU, but slower on a CPU.
+        at_once = unrolled()
+        points = jax.vmap(transposed)(path, times) if at_once else (path, times)
         final = -self.hyper["inv_temp"] * jax.grad(value)(last)
-        return jax.lax.scan(step, final, transposed, reverse=True, unroll=unrolled())[1]
+        return jax.lax.scan(step, final, points, reverse=True, unroll=at_once)[1]
 
     def velocity(
         self,
