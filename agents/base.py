@@ -252,8 +252,13 @@ class Agent(flax.struct.PyTreeNode):
         Returns:
             the loss, Q_k(s, a) at `params`, and scalars to log.
         """
+        return self.td_loss(params, batch, self.next_value(batch["next_observations"], key))
+
+    def td_loss(
+        self, params: dict[str, Any], batch: Batch, next_value: Float[Array, " m"]
+    ) -> tuple[Scalar, Float[Array, " K m"], Info]:
+        """Computes the TD loss for given V(s'); see `critic_loss`."""
         cfg = self.cfg
-        next_value = self.next_value(batch["next_observations"], key)
         target = batch["rewards"] + cfg.discount**cfg.horizon_length * batch["masks"] * next_value
         qs = self.apply("critic", batch["observations"], batch["actions"], params=params["critic"])
         loss = jnp.mean(batch["valid"] * jnp.square(qs - jax.lax.stop_gradient(target)))
@@ -390,8 +395,11 @@ class Agent(flax.struct.PyTreeNode):
         observations, actions = self.candidates(observations, key, self.config.best_of_n)
         if self.config.best_of_n == 1:
             return actions[0]
-        best = self.rank(self.apply("critic", observations, actions)).argmax(axis=0)
-        return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]
+        return self.best(actions, self.apply("critic", observations, actions))
+
+    def best(self, actions: Float[Array, "N *b d"], qs: Float[Array, " K N *b"]) -> Float[Array, "*b d"]:
+        """Returns the action of highest `rank` among N."""
+        return jnp.take_along_axis(actions, self.rank(qs).argmax(axis=0)[None, ..., None], axis=0)[0]
 
 
 def init_network(key: PRNGKeyArray, module: Any, inputs: dict[str, Any], encoder: str) -> dict[str, Any]:

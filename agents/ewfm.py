@@ -34,9 +34,10 @@ class Agent(otql.Agent):
         """Returns the TD loss plus weighted flow matching from independent noise, and scalars to log."""
         cfg, valid = self.cfg, batch["valid"]
         critic_key, value_key, flow_key = jax.random.split(key, 3)
-        critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
+        next_value, value = self.values(batch, critic_key, value_key)
+        critic_loss, qs, info = self.td_loss(params, batch, next_value)
 
-        advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
+        advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - value
         probs = tilted_marginal(advantages, valid, cfg.lam, cfg.w_max)
         weights = valid.sum() * probs  # w_j / w̄, which cannot overflow
         flow_loss, flow_info = self.bc_loss(params, batch, flow_key, row_weights=weights)

@@ -58,9 +58,10 @@ class Agent(base.Agent):
         """Returns the TD loss plus flow matching on pairs of the coupling (Algorithm 1), and scalars to log."""
         cfg = self.cfg
         critic_key, value_key, couple_key, time_key = jax.random.split(key, 4)
-        critic_loss, qs, info = self.critic_loss(params, batch, critic_key)
+        next_value, value = self.values(batch, critic_key, value_key)
+        critic_loss, qs, info = self.td_loss(params, batch, next_value)
 
-        advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - self.value(batch["observations"], value_key)
+        advantages = jax.lax.stop_gradient(qs.mean(axis=0)) - value
         weights = tilted_weights(advantages, batch["valid"], cfg.lam, cfg.w_max)
         # Where training starts; with `source` 'noise' acting starts elsewhere, where the plan's noise of a state is.
         fitted = cfg.source == "action"
@@ -95,10 +96,24 @@ class Agent(base.Agent):
             states = jnp.concatenate([states, principal_components(features, self.config.image_components)], axis=1)
         return jnp.clip(states, -CONDITION_BOUND, CONDITION_BOUND)
 
-    def value(self, observations: Observations, key: PRNGKeyArray) -> Float[Array, "*b"]:
-        """Returns V̂(s), the mean over `value_samples` flow samples â of the ensemble mean of Q_φ(s, â) (§3.2)."""
-        observations, actions = self.candidates(observations, key, self.config.value_samples)
-        return self.apply("critic", observations, actions).mean(axis=(0, 1))
+    def values(
+        self, batch: base.Batch, next_key: PRNGKeyArray, key: PRNGKeyArray
+    ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+        """Returns V(s') of the TD target, as `next_value` does, and V̂(s).
+
+        V̂(s) is the mean over `value_samples` flow samples â of the ensemble mean of Q_φ(s, â) (§3.2). The N candidates
+        at s' and the samples at s pass through flow and critic together.
+        """
+        n, k = self.config.best_of_n, self.config.value_samples
+        groups = self.broadcast(batch["next_observations"], n), self.broadcast(batch["observations"], k)
+        noise = jnp.concatenate([self.start_noise(x, own) for x, own in zip(groups, (next_key, key), strict=True)])
+        states = jnp.concatenate([self.encode("flow", x, self.acting_flow) for x in groups])
+        actions = self.flow_actions(states, noise)
+        ranked = n if n > 1 else 0  # A single candidate needs no critic.
+        inputs = jnp.concatenate([self.encode("critic", x) for x in groups])
+        qs = self.apply("critic", inputs[n - ranked :], actions[n - ranked :])
+        next_actions = self.best(actions[:n], qs[:, :n]) if ranked else actions[0]
+        return self.pessimistic_q(batch["next_observations"], next_actions), qs[:, ranked:].mean(axis=(0, 1))
 
 
 # Setting → default, meaning.

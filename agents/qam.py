@@ -31,6 +31,7 @@ Unlike the code, this file acts with v̄_fast at τ = 0 too (the code acts with 
 weight in all losses (the code does so in the first two only).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from agents import base, fedit, fql, presets
 from utils.arrays import Observations, Scalar
 from utils.errors import UserError
+from utils.flow import unrolled
 from utils.networks import OneStepPolicy, TanhGaussian, Temperature, VectorField
 
 
@@ -128,7 +130,7 @@ class Agent(fedit.EditMixin, fql.OneStepMixin):
             x = x + h * drift + jnp.sqrt(h) * sigma * xi
             return x, x
 
-        _, path = jax.lax.scan(step, noise[0], (times[:-1], sigmas[:-1], noise[1:]))
+        _, path = jax.lax.scan(step, noise[0], (times[:-1], sigmas[:-1], noise[1:]), unroll=unrolled())
         return jnp.concatenate([noise[:1], path])
 
     def adjoints(
@@ -142,17 +144,22 @@ class Agent(fedit.EditMixin, fql.OneStepMixin):
             qs = self.apply("critic", observations, jnp.clip(x, -1.0, 1.0), params=self.targets["critic"])
             return qs.mean(axis=0).sum()
 
-        def step(adjoint: Float[Array, "m d"], inputs: Any) -> tuple[Float[Array, "m d"], Float[Array, "m d"]]:
-            x, t = inputs
+        def drift(x: Float[Array, "m d"], t: Float[Array, "1 1"]) -> Float[Array, "m d"]:
+            return 2 * self.velocity("slow", self.targets["slow"], states, x, t + h) - x / (t + h)
 
-            def drift(x: Float[Array, "m d"]) -> Float[Array, "m d"]:
-                return 2 * self.velocity("slow", self.targets["slow"], states, x, t + h) - x / (t + h)
+        def transposed(x: Float[Array, "m d"], t: Float[Array, "1 1"]) -> Any:
+            """Returns v ↦ J_iᵀ v."""
+            return jax.vjp(functools.partial(drift, t=t), x)[1]
 
-            adjoint = adjoint + h * jax.vjp(drift, x)[1](adjoint)[0]
+        def step(adjoint: Float[Array, "m d"], point: Any) -> tuple[Float[Array, "m d"], Float[Array, "m d"]]:
+            adjoint = adjoint + h * (point if at_once else transposed(*point))(adjoint)[0]
             return adjoint, adjoint
 
+        # Forward passes at all points of the path together are fewer kernels on a GPU, but slower on a CPU.
+        at_once = unrolled()
+        points = jax.vmap(transposed)(path, times) if at_once else (path, times)
         final = -self.hyper["inv_temp"] * jax.grad(value)(last)
-        return jax.lax.scan(step, final, (path, times), reverse=True)[1]
+        return jax.lax.scan(step, final, points, reverse=True, unroll=at_once)[1]
 
     def velocity(
         self,

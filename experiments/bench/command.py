@@ -17,6 +17,9 @@ policy at every step, with the same policy and the paper's settings.
 Actions: time of every agent to decide on an action chunk with the settings of --preset for --env_name, relative to the
 first of --agents.
 
+Kernels: number of kernels that one update of each of --agents launches on a GPU, for each of --num_seeds, and seconds
+to compile it. It needs JAX's CUDA compiler, but no GPU, and is not part of 'all'.
+
 Starts: seconds from the start of main.py to its first update, for a run's first and second start on --env_name (with
 --dataset, or the dataset that main.py finds), and the peak memory with 1 and with --num_seeds seeds.
 
@@ -40,6 +43,7 @@ from agents import AGENTS
 from envs.tasks import make_env, parse_task
 from envs.wrappers import action_box
 from experiments.bench import actions as bench_actions
+from experiments.bench import kernels as bench_kernels
 from experiments.bench import seeds as bench_seeds
 from experiments.bench import startup as bench_starts
 from experiments.bench import updates as bench_updates
@@ -52,26 +56,30 @@ from utils.run.loading import load_run
 from utils.system.cli import parse
 from utils.system.entry_point import run_main
 from utils.system.files import atomic_write_bytes, atomic_write_text
+from utils.system.jax_setup import PRECISIONS
 from utils.trees import tree_stack
 
 Part = tuple[str, bool]  # A part of the report in Markdown, and whether all its measurements succeeded.
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum(
-    "part", "all", ["all", "updates", "seeds", "evaluation", "actions", "starts"], "What to measure.", flag_values=FLAGS
+    *("part", "all", ["all", "updates", "seeds", "evaluation", "actions", "starts", "kernels"], "What to measure."),
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer("rounds", 2, "Rounds, alternating between the sides.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cores", None, "Number of cores to use; default: all.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_list("agents", [], "Updates, actions: agents to measure; default: all in agents/.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "agents", [], "Updates, actions, kernels: agents to measure; default: all in agents/.", flag_values=FLAGS
+)
 flags.DEFINE_enum("preset", "paper", ["paper", "cpu"], "Updates, actions: settings of our agents.", flag_values=FLAGS)
 flags.DEFINE_string("public", None, "Updates: a checkout of github.com/ColinQiyangLi/qam.", flag_values=FLAGS)
 flags.DEFINE_string("public_python", sys.executable, "Updates: a Python that can run it.", flag_values=FLAGS)
 flags.DEFINE_float("seconds", 20.0, "Updates, seeds: length of a measurement.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_enum(
-    *("matmul_precision", "float32", ["float32", "tensorfloat32", "bfloat16"]),
+    *("matmul_precision", "float32", PRECISIONS),
     "Updates, seeds: precision of matrix products on both sides; CPUs support only float32.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("num_seeds", "1,2,4,8", "Seeds, starts: numbers of seeds in parallel.", flag_values=FLAGS)
+flags.DEFINE_list("num_seeds", "1,2,4,8", "Seeds, starts, kernels: numbers of seeds in parallel.", flag_values=FLAGS)
 flags.DEFINE_alias("lanes", "num_seeds", flag_values=FLAGS)
 flags.DEFINE_string("output", "exp/bench", "Directory of the report.", flag_values=FLAGS)
 flags.DEFINE_string("agent", "agents/otql.py", "Seeds, evaluation, starts: agent file.", flag_values=FLAGS)
@@ -194,6 +202,11 @@ def starts(overrides: dict[str, str]) -> Part:
     return bench_starts.compare(FLAGS.agent, FLAGS.env_name, FLAGS.dataset, overrides, seed_counts()), True
 
 
+def kernels(overrides: dict[str, str]) -> Part:
+    """Counts the kernels of an update on a GPU."""
+    return bench_kernels.compare(bench_updates.named_agents(FLAGS.agents), seed_counts(), overrides)
+
+
 def output() -> Path:
     """Returns the directory of the report."""
     return Path(FLAGS.output).expanduser()
@@ -207,7 +220,8 @@ def main(argv: Sequence[str]) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.cores])
     report: list[str] = []
     complete = True
-    for measure in PARTS.values() if FLAGS.part == "all" else (PARTS[FLAGS.part],):
+    everything = [measure for name, measure in PARTS.items() if name != "kernels"]
+    for measure in everything if FLAGS.part == "all" else (PARTS[FLAGS.part],):
         text, whole = measure(overrides)
         report, complete = [*report, text], complete and whole
         print(f"{text}\n", flush=True)
@@ -218,7 +232,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 PARTS: dict[str, Callable[[dict[str, str]], Part]] = {
-    part.__name__: part for part in (updates, seeds, evaluation, actions, starts)
+    part.__name__: part for part in (updates, seeds, evaluation, actions, starts, kernels)
 }
 
 if __name__ == "__main__":

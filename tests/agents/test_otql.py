@@ -23,7 +23,10 @@ def test_value_is_the_mean_over_samples():
     observations, actions = (np.asarray(x) for x in agent.candidates(BATCH["observations"], key, 5))
     assert len(np.unique(actions.reshape(-1, 4), axis=0)) > 12
     expected = critic(agent.params["critic"], observations, actions).mean((0, 1))
-    np.testing.assert_allclose(agent.value(BATCH["observations"], key), expected, rtol=1e-3, atol=1e-4)
+    next_value, value = agent.values(BATCH, jax.random.key(3), key)
+    np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-4)
+    expected = agent.next_value(BATCH["next_observations"], jax.random.key(3))
+    np.testing.assert_allclose(next_value, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture

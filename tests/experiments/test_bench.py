@@ -13,6 +13,7 @@ import pytest
 
 from agents import AGENTS
 from experiments.bench import command as bench
+from experiments.bench import kernels as bench_kernels
 from experiments.bench import public_updates
 from experiments.bench import seeds as bench_seeds
 from experiments.bench import updates as bench_updates
@@ -296,3 +297,57 @@ def test_every_agent_has_a_floor(tmp_path):
         spec = {"agent": agent, "settings": settings, "data": data, "seconds": 0.01}
         result = bench_updates.measure(spec)
         assert result["gflop"] > 0 and result["matmul_rate"] > 0 and result["rate"] > 0
+
+
+PROGRAM = """HloModule jit_train
+
+%step.1 (p: f32[4]) -> f32[4] {
+  %loop_add_fusion.2 = f32[4]{0} fusion(%p), kind=kLoop, calls=%f, metadata={op_name="jit(train)/while/add"}
+  ROOT %copy.3 = f32[4]{0} copy(%loop_add_fusion.2)
+}
+
+%block.2 (p: f32[4]) -> f32[4] {
+  ROOT %copy.4 = f32[4]{0} copy(%p)
+}
+
+%update.3 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %get-tuple-element.1 = f32[4]{0} get-tuple-element(%p), index=1
+  %gemm_fusion_dot.7 = f32[4]{0} fusion(%get-tuple-element.1), kind=kCustom, calls=%g
+  %while.1 = f32[4]{0} while(%gemm_fusion_dot.7), body=%step.1, backend_config={"known_trip_count":{"n":"3"}}
+  %loop_add_fusion.6 = f32[4]{0} fusion(%gemm_fusion_dot.7), kind=kLoop, calls=%f
+  %while.2 = f32[4]{0} while(%while.1), condition=%c, body=%block.2, metadata={op_name="jit(train)/while"}
+  %cublas-lt-matmul.8 = (f32[4]{0}, s8[64]{0}) custom-call(%while.2), custom_call_target="__cublas$lt$matmul"
+  ROOT %tuple.9 = (s32[], f32[4]{0}) tuple(%c, %while.2)
+}
+
+ENTRY %main.4 (p: f32[4]) -> f32[4] {
+  %copy.1 = f32[4]{0} copy(%p)
+  ROOT %while.5 = (s32[], f32[4]{0}) while(%copy.1), condition=%c, body=%update.3
+}
+"""
+
+
+@pytest.mark.check
+def test_kernels_of_a_program_are_counted():
+    """Two products, a sum, three rounds of two kernels, and one of a loop of unknown length; no tuple is one."""
+    program = bench_kernels.Program(PROGRAM)
+    assert program.update() == "update.3"
+    assert program.total("update.3") == 2 + 1 + 3 * 2 + 1 and program.products("update.3") == 2
+
+
+def test_kernels_need_a_compiler(run_bench, monkeypatch):
+    monkeypatch.setattr(bench_kernels, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"install it with: pip install 'jax\[cuda13\]'"):
+        run_bench("--agents=bc", part="kernels")
+
+
+# Kernels of one update with the paper's networks; see docs/results/accelerators.md.
+MOST = {"otql": 385, "fql": 293, "qam": 575, "bc": 49}
+
+
+@pytest.mark.skipif(not bench_kernels.compiler_installed(), reason="JAX's CUDA compiler is not installed")
+@pytest.mark.parametrize("name", MOST)
+def test_updates_launch_few_kernels(name, run_bench, capsys):
+    run_bench(f"--agents={name}", "--num_seeds=1", part="kernels")
+    (row,) = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {name} ")]
+    assert 0 < int(row[2]) <= MOST[name]

@@ -10,6 +10,7 @@ import scipy.stats
 from coupling_problems import draw_pairs, normalised, problem, solve
 
 from utils.coupling import (
+    categorical,
     principal_components,
     sample_conditional,
     squared_distances,
@@ -225,6 +226,16 @@ def test_sample_conditional_at_the_ends(monkeypatch, u):
     plan = jnp.float32([[0, 0.1, 0.2, 0], [0.3, 0, 0, 0], [0, 0, 0, 1e-8]])
     expected = [1, 0, 3] if u == 0 else [2, 0, 3]
     assert np.array_equal(sample_conditional(jax.random.key(0), plan), expected)
+
+
+@pytest.mark.check
+def test_categorical_draws_as_jax_does():
+    """The draws of jax.random.choice, to the bit; what has no mass is not drawn."""
+    probs = jnp.asarray([0.0, 0.5, 0.0, 0.3, 0.2, 0.0] * 30) / 30
+    for seed in range(3):
+        index = categorical(jax.random.key(seed), probs)
+        np.testing.assert_array_equal(index, jax.random.choice(jax.random.key(seed), 180, (180,), p=probs))
+        assert np.all(np.asarray(probs)[index] > 0)
 
 
 def test_systematic_resample():

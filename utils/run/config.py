@@ -15,6 +15,7 @@ from envs.ogbench.specs import DEFAULT_DATASET_DIR
 from utils.devices import parse_devices
 from utils.errors import UserError, did_you_mean
 from utils.random_streams import Stream
+from utils.system.jax_setup import PRECISIONS
 
 KINDS = {str: "string", int: "integer", float: "float", bool: "bool"}
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -90,6 +91,9 @@ class CommonConfig:
     dataset: str | None = setting(None, "An .npz or HDF5 file of the data; needed for gym: and robot: tasks.")
     dataset_actions: str = setting("auto", "Units of its actions; scaled: to [-1, 1].", choices=UNITS)
     dataset_dir: str = setting(DEFAULT_DATASET_DIR, "Where datasets are.")
+    matmul_precision: str | None = setting(
+        None, "Of matrix products on a GPU; default: JAX's own choice. A CPU has only float32.", choices=PRECISIONS
+    )
     online_steps: int = setting(0, "Environment steps of online training, after the updates on the dataset.", min=0)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     command: str = field(default="train()", compare=False)

@@ -24,6 +24,7 @@ ACTING = {
     **dict.fromkeys(("demonstrations", "expert_noise"), "not dataset"),
     "dataset_replace_interval": "ogbench_dataset_dir",
     **dict.fromkeys(("eval_episodes", "max_episode_steps", "reward_scale", "reward_shift"), "env_name"),
+    "matmul_precision": "env_name",
 }
 
 RENAMED = {"tremor": "expert_noise"}  # flags of older records

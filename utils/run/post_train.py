@@ -25,6 +25,7 @@ from utils.run.phases import OnlinePhase, TrainState
 from utils.run.runs import Runs
 from utils.run.train import TrainResult, create_agents, env_maker, layout_of, restore_runs, run_phases, train
 from utils.run.update_loop import NOT_FINITE, UPDATES_PER_CALL, UpdateLoop
+from utils.system.jax_setup import matmul_precision
 from utils.system.locks import exclusive_lock
 from utils.system.signals import PreemptionGuard
 from utils.trees import tree_stack
@@ -40,6 +41,7 @@ def post_train(
     config.validate()
     devices = pick_devices(config.devices)
     with Runs(config, parse_task(config.env_name)) as runs, ExitStack() as stack:
+        stack.enter_context(matmul_precision(config.matmul_precision))
         result = TrainResult(tuple(run.path for run in runs.all))
         if not (runs.active or runs.unconfirmed):
             return result
@@ -134,6 +136,7 @@ def find_base(config: PostTrainConfig, agent_config: Any, demonstrations: Path, 
         video_episodes=config.video_episodes,
         progress=config.progress,
         devices=config.devices,
+        matmul_precision=config.matmul_precision,
         horizon_length=agent_config.horizon_length,
         overrides=flow_overrides(agent_config),
         command=config.command,

@@ -37,7 +37,7 @@ from utils.run.metrics import MetricLoggers, OnMetrics
 from utils.run.phases import OfflinePhase, OnlinePhase, Phase, TrainState
 from utils.run.runs import Runs
 from utils.run.update_loop import UpdateLoop
-from utils.system.jax_setup import quick_compilation
+from utils.system.jax_setup import matmul_precision, quick_compilation
 from utils.system.signals import PreemptionGuard
 from utils.trees import tree_slice, tree_stack
 
@@ -88,6 +88,7 @@ def train(
     config.validate()
     devices = pick_devices(config.devices)
     with Runs(config, parse_task(config.env_name), in_memory=data is not None) as runs, ExitStack() as stack:
+        stack.enter_context(matmul_precision(config.matmul_precision))
         result = TrainResult(tuple(run.path for run in runs.all))
         if not (runs.active or runs.unconfirmed):
             return result

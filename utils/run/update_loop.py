@@ -14,7 +14,7 @@ from utils.data.batches import Arrays, assemble, gather, sample_starts
 from utils.data.replay_buffer import ReplayBuffer
 from utils.devices import Layout
 from utils.random_streams import Stream
-from utils.trees import tree_slice
+from utils.trees import pack, tree_slice, unpack
 
 NOT_FINITE = "not_finite"  # entry of a call's infos, greater than 0 if a loss or parameter is NaN or infinite
 UPDATES_PER_CALL = 100  # updates a call: signals, progress and logging wait at most this long
@@ -57,13 +57,19 @@ def _updates(
         batch = assemble(layout.split(rows_at(i, agent.step)), agent.hyper["discount"], agent.config.window_rule)
         return getattr(agent, method)(batch)
 
-    def body(i: Int[Array, ""], carry: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
-        agent, info = update(i, carry[0])
-        return agent, jax.tree.map(jnp.add, carry[1], info)
+    names = sorted(jax.eval_shape(update, 0, agent)[1])
 
-    _, info = jax.eval_shape(update, 0, agent)
-    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), info)
-    agent, total = jax.lax.fori_loop(0, num_updates, body, (agent, total))
+    def body(i: Int[Array, ""], carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        agent, info = update(i, carry[0])
+        return agent, carry[1] + jnp.stack([info[name] for name in names])
+
+    first = agent, jnp.zeros(len(names))
+    if jax.default_backend() == "cpu":
+        agent, sums = jax.lax.fori_loop(0, num_updates, body, first)
+    else:  # Each of the small arrays that an update changes would be a kernel of its own.
+        vector, rest = jax.lax.fori_loop(0, num_updates, lambda i, own: pack(body(i, unpack(own, first))), pack(first))
+        agent, sums = unpack((vector, rest), first)
+    total = dict(zip(names, sums, strict=True))
     finite = jnp.stack([jnp.isfinite(value) for name, value in total.items() if name.endswith("loss")] or [True]).all()
     # Parameters that are not finite show in the next losses; reading all of them pays only after many updates.
     finite &= jax.lax.cond(num_updates >= UPDATES_PER_CALL, all_finite, lambda _: jnp.array(True), agent)

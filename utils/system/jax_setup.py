@@ -1,11 +1,12 @@
 """Setup of JAX and XLA: checks of their environment variables, settings that decide numbers, compilation cache."""
 
+import contextlib
 import functools
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ OWN = {
     "jax_legacy_prng_key": "allow",
     "jax_transfer_guard": "allow",
 }
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")  # of matrix products, by JAX's names
 CHECKED = "OTQL_XLA_FLAGS"  # environment variable: the XLA_FLAGS that a parent process has tried
 
 
@@ -48,6 +50,18 @@ def set_jax() -> None:
     for name, value in OWN.items():
         if hasattr(jax.config, name):
             jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str | None) -> Iterator[None]:
+    """Sets the precision of matrix products in all threads, until the block ends; None: leaves JAX's own choice."""
+    config: Any = jax.config  # Its options are added at run time.
+    before = config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", name or before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
 
 
 def device_line() -> str:

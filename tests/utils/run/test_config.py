@@ -57,6 +57,7 @@ def test_a_config_is_frozen_and_takes_paths():
         ({"env_timeout": float("nan")}, "--env_timeout=nan: it must be at least 0"),
         ({"env_name": 3}, "--env_name=3: it must be a text"),
         ({"sparse": "yes"}, "--sparse='yes': it must be True or False"),
+        ({"matmul_precision": "float16"}, "--matmul_precision=float16: use one of float32, tensorfloat32, bfloat16"),
         ({"wandb": "maybe"}, "--wandb=maybe: use one of online, offline, disabled"),
         ({"dataset": "a", "ogbench_dataset_dir": "b"}, "exclude each other"),
         ({"horizon_length": 5, "overrides": {"horizon_length": 4}}, "are one setting"),

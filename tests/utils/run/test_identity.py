@@ -10,7 +10,7 @@ from utils.run.identity import content, difference, same_sources, sources
 
 FLAGS = {"env_name": "gym:Own-v0", "offline_steps": 10, "online_steps": 5, "start_training": 2, "utd_ratio": 1}
 FLAGS |= {"balanced_sampling": False, "eval_episodes": 5, "log_interval": 2, "dataset": "a.npz"}
-FLAGS |= {"ogbench_dataset_dir": None, "dataset_replace_interval": 3}
+FLAGS |= {"ogbench_dataset_dir": None, "dataset_replace_interval": 3, "matmul_precision": None}
 DATA = {"checksum": 7, "file": "a.npz", "episodes": 2}
 OLD = {"env_name": "gym:Own-v0", "agent": "bc", "agent_module": "agents.bc", "seed": 0, "sparse": False}
 OLD |= {"config": {"lr": 0.1, "dims": [4, 4]}, "dataset": DATA, "flags": FLAGS}
@@ -45,6 +45,7 @@ OTHER = {
     "start_training = 2, not 3": changed("flags", start_training=3),
     "balanced_sampling = False, not True": changed("flags", balanced_sampling=True),
     "eval_episodes = 5, not 6": changed("flags", eval_episodes=6),
+    "matmul_precision = None, not float32": changed("flags", matmul_precision="float32"),
     "agent_module = agents.bc, not /own/bc.py": OLD | {"agent_module": "/own/bc.py"},
     "offline_steps = 10, not 12": changed("flags", offline_steps=12, online_steps=3),
 }

@@ -111,6 +111,18 @@ def test_host_and_device_give_the_same_agent(data, small_agent):
         np.testing.assert_allclose(host_info[name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_packed_state_gives_the_same_numbers(data, small_agent, monkeypatch):
+    """On a GPU, the loop's small arrays are one vector: the agent and its infos are the same."""
+    expected, info = trained(data, [small_agent()], [4])
+    jax.clear_caches()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    agent, packed_info = trained(data, [small_agent()], [4])
+    jax.clear_caches()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), agent, expected)
+    for name, value in info.items():
+        np.testing.assert_allclose(packed_info[name], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.fixture(params=["cpu", "gpu"])
 def backend(request, monkeypatch):
     """Lanes are mapped as on this kind of device."""

@@ -1,12 +1,17 @@
 """Variables that JAX, XLA and MuJoCo read: what cannot be is one line, what can be changes no number."""
 
 import os
+import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from utils.coupling import squared_distances
 from utils.system.files import ROOT
+from utils.system.jax_setup import matmul_precision
 
 PROGRAM = """
 import numpy as np
@@ -92,3 +97,19 @@ def test_who_needs_no_renderer_never_hears_of_it():
     assert run("-c", MAKE.format("Pendulum-v1"), MUJOCO_GL="elg").returncode == 0
     done = run("-c", MAKE.format("NoSuch-v1"), MUJOCO_GL="elg")
     assert done.returncode == 2 and "MUJOCO_GL" not in done.stderr
+
+
+@pytest.mark.check
+def test_precision_of_products_holds_in_its_block_and_never_for_distances():
+    x = jnp.ones((2, 3))
+
+    def precisions(function):
+        return set(re.findall(r"precision=\(?(?:Precision\.)?(\w+)", str(jax.make_jaxpr(function)(x))))
+
+    before = precisions(lambda x: x @ x.T)
+    with matmul_precision("tensorfloat32"):
+        assert precisions(lambda x: x @ x.T) == {"HIGH"}
+        assert precisions(lambda x: squared_distances(x, x)) == {"HIGHEST"}
+        with matmul_precision(None):
+            assert precisions(lambda x: x @ x.T) == {"HIGH"}
+    assert precisions(lambda x: x @ x.T) == before != {"HIGH"}
