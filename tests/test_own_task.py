@@ -32,5 +32,5 @@ def test_example_trains_and_reports_returns(monkeypatch, tmp_path):
         matplotlib.axes.Axes, "set_ylabel", lambda axes, text: (labels.append(text), set_ylabel(axes, text))
     )
     learning_curve(directory, tmp_path / "again.png", title="gym:Pendulum-v1")
-    assert labels == ["Mean return"]
+    assert labels == ["Return"]
     assert (directory / "learning_curve.png").read_bytes() == (tmp_path / "again.png").read_bytes()

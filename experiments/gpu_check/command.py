@@ -47,7 +47,7 @@ BUFFERS = {
 }
 SEEDS = (1, 8)  # in parallel
 TINY = {"actor_hidden_dims": "8", "value_hidden_dims": "8", "num_qs": "2", "batch_size": "4"}
-TINY_OTQL = {"max_iterations": "2", "best_of_n": "1"}
+TINY_OTQL = {"coupling": "ot", "max_iterations": "2", "best_of_n": "1"}
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_float("minutes", 9.0, "Time of the whole command.", lower_bound=0.1, flag_values=FLAGS)

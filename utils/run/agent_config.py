@@ -144,20 +144,25 @@ def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.Con
         raise UserError(f"--agent.source=noise: the noise of independent pairs is N(0, I) at every state {whose}")
 
 
+def unused(module: ModuleType) -> dict[str, str]:
+    """Returns the settings that an agent's file says to have no effect → why."""
+    return dict(getattr(getattr(module, "Agent", None), "UNUSED", {}))
+
+
 def check_used(module: ModuleType, fields: Iterable[str], agent: str) -> None:
     """Checks that an agent uses the settings `fields`; those of a critic may be given to one without critic.
 
     Raises:
         UserError: names the first that has no effect, and why.
     """
-    for field, reason in getattr(module.Agent, "UNUSED", {}).items():
+    for field, reason in unused(module).items():
         if field in fields and field not in OF_CRITICS:
             raise UserError(f"--agent.{field} has no effect: {reason} (agent {agent})")
 
 
 def idle_settings(module: ModuleType, config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns the settings that have no effect on this agent with this config → why."""
-    idle = dict(getattr(module.Agent, "UNUSED", {}))
+    idle = unused(module)
     for (field, value), others in IDLE.items():
         if config.get(field) == value:
             idle |= dict.fromkeys(others, f"{field} is {value}")

@@ -36,6 +36,15 @@ def _over_runs(function: Callable[..., Any], *stacked: Any) -> Any:
     return jax.vmap(function)(*stacked)
 
 
+def _repeat(number: Int[Array, ""], body: Callable[[Any, Any], Any], first: Any) -> Any:
+    """Returns `jax.lax.fori_loop(0, number, body, first)`; on a GPU, small arrays of the carry are one in the loop."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.fori_loop(0, number, body, first)
+    # Each of the small arrays that an update changes would be a kernel of its own.
+    packed = jax.lax.fori_loop(0, number, lambda i, own: pack(body(i, unpack(own, first))), pack(first))
+    return unpack(packed, first)
+
+
 def _updates(
     agent: Any,
     num_updates: Int[Array, ""],
@@ -63,12 +72,7 @@ def _updates(
         agent, info = update(i, carry[0])
         return agent, carry[1] + jnp.stack([info[name] for name in names])
 
-    first = agent, jnp.zeros(len(names))
-    if jax.default_backend() == "cpu":
-        agent, sums = jax.lax.fori_loop(0, num_updates, body, first)
-    else:  # Each of the small arrays that an update changes would be a kernel of its own.
-        vector, rest = jax.lax.fori_loop(0, num_updates, lambda i, own: pack(body(i, unpack(own, first))), pack(first))
-        agent, sums = unpack((vector, rest), first)
+    agent, sums = _repeat(num_updates, body, (agent, jnp.zeros(len(names))))
     total = dict(zip(names, sums, strict=True))
     finite = jnp.stack([jnp.isfinite(value) for name, value in total.items() if name.endswith("loss")] or [True]).all()
     # Parameters that are not finite show in the next losses; reading all of them pays only after many updates.
