@@ -75,7 +75,9 @@ class Layout:
         if axis == RUNS:
             each = math.ceil(num_runs / len(devices))
             devices = devices[: math.ceil(num_runs / each)]
-        return cls(num_runs, () if devices == (jax.local_devices()[0],) else devices, axis)
+        if devices == (jax.local_devices()[0],):
+            return cls(num_runs)
+        return cls(num_runs, devices, axis)
 
     @property
     def slots(self) -> int:

@@ -45,6 +45,7 @@ def test_the_default_device_alone_has_no_layout():
     """So its programs and their inputs are those of a machine with one device."""
     layout = Layout.spread(3, jax.local_devices())
     assert layout.devices == () and layout.slots == layout.own_runs == 3 and layout.describe(1) == ""
+    assert Layout.spread(1, jax.local_devices(), BATCH) == Layout(1)
     tree = {"a": jax.numpy.ones((3, 2))}
     assert layout.stacked(tree) is tree and layout.rows(tree) is tree and layout.split(tree) is tree
 

@@ -141,7 +141,8 @@ def check_config(config: ml_collections.ConfigDict, defaults: ml_collections.Con
             hint = did_you_mean(str(config[field]), choices, f"--agent.{field}={{}}")
             raise UserError(f"--agent.{field}={config[field]}: use one of {', '.join(choices)} {whose}{hint}")
     if config.get("source") == "noise" and config.get("coupling") != "ot":
-        raise UserError(f"--agent.source=noise: the noise of independent pairs is N(0, I) at every state {whose}")
+        hint = "; add --agent.coupling=ot" if "coupling" in config else ""
+        raise UserError(f"--agent.source=noise: the noise of independent pairs is N(0, I) at every state {whose}{hint}")
 
 
 def unused(module: ModuleType) -> dict[str, str]:
