@@ -9,9 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import sinkhorn
 
 from utils.arrays import Info, Number
 
@@ -122,6 +119,11 @@ def solve_plan(
         potential last), `iterations`, `capped` (1 if Sinkhorn stopped at the cap), and `transport_cost`, Σ Γ C_action
         relative to that of the independent coupling.
     """
+    # Importing ott takes two seconds, which independent pairs do not need.
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn
+
     size = noise.shape[0]
     source_probs = jnp.full(size, 1.0 / size, noise.dtype) if source_probs is None else source_probs
     action_cost = squared_distances(noise, actions, action_mask)
