@@ -7,7 +7,7 @@ on each task; means over seeds with 95 % bootstrap intervals.
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -34,28 +34,32 @@ ARMS = {
     "plan": ("N(0, I), plan (the paper)", "#7A7A7A"),
 }
 TASK = "scene-play-singletask-task1-v0"
-PLAN = "plan: pairs by optimal transport, else independent pairs"
-NFE_EPISODES, UPDATES_EPISODES = 50, 25
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", None, "Directory of the figures.", required=True, flag_values=FLAGS)
 
-Curve = dict[int, list[float]]
+Curves = dict[tuple[str, str], dict[int, list[float]]]
 
 
-def read_curves(path: Path, column: str) -> dict[tuple[str, str], Curve]:
-    """Returns (arm, task) → value of `column` → success of each seed."""
-    curves: dict[tuple[str, str], Curve] = {}
+def read_curves(path: Path, column: str) -> tuple[Curves, str]:
+    """Reads the rows of ARMS.
+
+    Returns:
+        (arm, task) → value of `column` → success of each seed; and a caption on updates, seeds and episodes.
+    """
+    curves: Curves = {}
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            curve = curves.setdefault((row["arm"], row["task"]), {})
-            curve.setdefault(int(row[column]), []).append(float(row["success_rate"]))
-    return curves
+        rows = [row for row in csv.DictReader(file) if row["arm"] in ARMS]
+    for row in rows:
+        curve = curves.setdefault((row["arm"], row["task"]), {})
+        curve.setdefault(int(row[column]), []).append(float(row["success_rate"]))
+    (episodes,) = {float(row["episodes"]) for row in rows}
+    updates, seeds = max(int(row["step"]) for row in rows), len({row["seed"] for row in rows})
+    caption = f"OTQL, {updates} updates, best of 5. Plan: pairs by optimal transport, else independent pairs. "
+    return curves, caption + f"Mean of {seeds} seeds, {episodes:g} episodes each; band: 95 % bootstrap."
 
 
-def draw_arms(
-    axes: Axes, curves: dict[tuple[str, str], Curve], task: str, left: float, right: float | None = None
-) -> None:
+def draw_arms(axes: Axes, curves: Curves, task: str, left: float, right: float | None = None) -> None:
     """Draws the arms of a task with their intervals, and their names at the ends; x from `left` to `right`."""
     ends = []
     for arm, (name, colour) in ARMS.items():
@@ -71,21 +75,21 @@ def draw_arms(
     label_ends(axes, ends)
 
 
-def updates_figure(curves: dict[tuple[str, str], Curve]) -> bytes:
+def updates_figure() -> bytes:
     """Returns success over updates on TASK as PNG."""
+    curves, caption = read_curves(RUNS, "step")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, height_for(len(ARMS))), layout="constrained")
         axes = figure.add_subplot()
         label_axes(axes, SUCCESS, "Updates")
         axes.set_title(f"{TASK}, NFE 2")
         draw_arms(axes, curves, TASK, 0)
-        return captioned_png(
-            figure, caption("plan: pairs by optimal transport, else independent pairs", UPDATES_EPISODES)
-        )
+        return captioned_png(figure, caption)
 
 
-def nfe_figure(curves: dict[tuple[str, str], Curve]) -> bytes:
+def nfe_figure() -> bytes:
     """Returns success against NFE, a panel for each task, as PNG."""
+    curves, caption = read_curves(EVALUATIONS, "flow_steps")
     tasks = sorted({task for _, task in curves}, reverse=True)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.9 * len(tasks), height_for(len(ARMS))), layout="constrained")
@@ -94,26 +98,16 @@ def nfe_figure(curves: dict[tuple[str, str], Curve]) -> bytes:
             axes.xaxis.set_major_locator(FixedLocator([1, 2, 3]))
             axes.set_title(task)
             draw_arms(axes, curves, task, 0.8, 3.1)
-        return captioned_png(figure, caption(f"{PLAN}; a fitted start costs one small network more", NFE_EPISODES))
-
-
-def caption(text: str, episodes: int) -> str:
-    """Returns a figure's caption."""
-    return f"OTQL, 9k updates, best of 5; {text}. Mean of five seeds, {episodes} episodes each; band: 95 % bootstrap."
-
-
-def write_figures(output: Path, figures: Iterable[tuple[str, bytes]]) -> None:
-    """Writes figures as <name>.png and prints their paths."""
-    for name, png in figures:
-        atomic_write_bytes(output / f"{name}.png", png)
-        print(output / f"{name}.png")
+        return captioned_png(figure, f"{caption} A fitted start costs one small network more.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draws both figures."""
+    """Draws both figures and prints their paths."""
     parse_arguments(argv, FLAGS)
-    updates, nfe = read_curves(RUNS, "step"), read_curves(EVALUATIONS, "flow_steps")
-    write_figures(Path(FLAGS.output), [("start_updates", updates_figure(updates)), ("start_nfe", nfe_figure(nfe))])
+    for name, draw in (("start_updates", updates_figure), ("start_nfe", nfe_figure)):
+        path = Path(FLAGS.output) / f"{name}.png"
+        atomic_write_bytes(path, draw())
+        print(path)
 
 
 if __name__ == "__main__":
