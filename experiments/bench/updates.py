@@ -324,7 +324,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     Python step, on a batch sampled on the host.
     """
     agents, data = new_agents(spec)
-    config = resolve(spec)[1]
+    config = agents[0].cfg
     rows = jax.device_put(gather(data, data["starts"][: config.batch_size], config.horizon_length))
     batch = assemble(rows, config.discount, config.window_rule)
     floor = {

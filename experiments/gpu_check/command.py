@@ -35,6 +35,7 @@ from utils.errors import UserError
 from utils.system.cli import parse
 from utils.system.entry_point import run_main
 from utils.system.files import ROOT
+from utils.system.jax_setup import PRECISIONS
 
 PARTS = ("tests", "trace", "speed", "coupling", "runs")
 # Part → share of the time that is left when it starts.
@@ -58,7 +59,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_float("seconds", 5.0, "Speed: length of a measurement.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_enum(
-    *("matmul_precision", "tensorfloat32", ["float32", "tensorfloat32", "bfloat16"]),
+    *("matmul_precision", "tensorfloat32", PRECISIONS),
     "Precision of matrix products.",
     flag_values=FLAGS,
 )

@@ -1,6 +1,6 @@
 """Settings of agents: defaults, presets and a user's overrides, merged and checked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -66,13 +66,7 @@ def resolve_config(
                 raise
             raise UserError(f"preset '{preset}' of {module.__file__} for {domain}: {error}") from error
     check_config(config, module.get_config(), agent)
-    check_used(module, overrides, agent)
-    small = getattr(module, "CPU", {}) if preset == "cpu" else {}
-    for (field, value), idle in IDLE.items():
-        given = [name for name in idle if name in overrides]
-        if given and field not in overrides and small.get(field) == value:
-            hint = " or ".join(f"--agent.{field}={other}" for other in CHOICES.get(field, ()) if other != value)
-            raise UserError(f"--agent.{given[0]} has no effect: preset cpu has {field}={value}; add {hint}")
+    check_used(module, overrides, agent, getattr(module, "CPU", {}) if preset == "cpu" else {})
     return config, sparse, note
 
 
@@ -150,8 +144,11 @@ def unused(module: ModuleType) -> dict[str, str]:
     return dict(getattr(getattr(module, "Agent", None), "UNUSED", {}))
 
 
-def check_used(module: ModuleType, fields: Iterable[str], agent: str) -> None:
-    """Checks that an agent uses the settings `fields`; those of a critic may be given to one without critic.
+def check_used(module: ModuleType, fields: Collection[str], agent: str, small: Mapping[str, Any]) -> None:
+    """Checks that the settings `fields` that a user gives have an effect.
+
+    Those of a critic may be given to an agent without one. A setting that another one makes idle is an error only if
+    the preset cpu, with the settings `small`, has chosen that one.
 
     Raises:
         UserError: names the first that has no effect, and why.
@@ -159,6 +156,11 @@ def check_used(module: ModuleType, fields: Iterable[str], agent: str) -> None:
     for field, reason in unused(module).items():
         if field in fields and field not in OF_CRITICS:
             raise UserError(f"--agent.{field} has no effect: {reason} (agent {agent})")
+    for (field, value), idle in IDLE.items():
+        given = [name for name in idle if name in fields]
+        if given and field not in fields and small.get(field) == value:
+            hint = " or ".join(f"--agent.{field}={other}" for other in CHOICES.get(field, ()) if other != value)
+            raise UserError(f"--agent.{given[0]} has no effect: preset cpu has {field}={value}; add {hint}")
 
 
 def idle_settings(module: ModuleType, config: ml_collections.ConfigDict) -> dict[str, str]:

@@ -63,7 +63,7 @@ class CommonConfig:
     seed: int = setting(0, "First seed.", min=0, max=2**31)
     num_seeds: int = setting(1, "Seeds trained in parallel in one program.", min=1)
     devices: str = setting("all", "Devices that share the runs: all, a count, or their numbers, such as 0,2.")
-    shard_batch: bool = setting(False, "Devices share each batch instead, for one large run.")
+    shard_batch: bool = setting(False, "Split each batch over the devices instead, for one large run.")
     vary: str | None = setting(None, "Runs over values of a real-valued setting, for example agent.lam=0.2,0.4,1.")
     log_interval: int = setting(5_000, "Steps between rows of train.csv.", min=1)
     eval_interval: int = setting(50_000, "Steps between evaluations; 0: only at the end.", min=0)
@@ -92,7 +92,9 @@ class CommonConfig:
     dataset_actions: str = setting("auto", "Units of its actions; scaled: to [-1, 1].", choices=UNITS)
     dataset_dir: str = setting(DEFAULT_DATASET_DIR, "Where datasets are.")
     matmul_precision: str | None = setting(
-        None, "Of matrix products on a GPU; default: JAX's own choice. A CPU has only float32.", choices=PRECISIONS
+        None,
+        "Precision of matrix products on a GPU; default: JAX's own. A CPU has only float32.",
+        choices=PRECISIONS,
     )
     online_steps: int = setting(0, "Environment steps of online training, after the updates on the dataset.", min=0)
     overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -199,7 +199,7 @@ def layout_of(runs: Runs, devices: Sequence[jax.Device]) -> Layout:
         advice = f"use a multiple of {layout.parts}, or other --devices"
         raise UserError(f"--shard_batch: {layout.parts} devices cannot share --agent.batch_size={size}; {advice}")
     if runs.config.shard_batch and layout.axis != BATCH:
-        print("--shard_batch: there is one device, which has the whole batch")
+        print("--shard_batch has no effect: there is one device")
     if line := layout.describe(len(devices)):
         print(line)
     return layout
