@@ -160,5 +160,5 @@ PRESETS = presets.presets(
         "robot": PANDA | {"lam": 0.75, "best_of_n": 5},
     }
 )
-# With few updates, a start fitted to the actions beats the paper's pairs and start (docs/results/coupling.md).
+# With few updates, a start fitted to the actions beats the paper's pairs and start (docs/results/start.md).
 CPU = presets.CPU | {"lam": 1.0, "coupling": "independent", "source": "action"}

@@ -15,7 +15,7 @@ from random_agents import ACTION_DIM, OBSERVATION_DIM, make_agent
 from utils.errors import UserError
 from utils.networks import TanhGaussian
 
-# What agents/ has, each with what makes it act differently; QSM has two samplers.
+# Every agent, with the settings that make it act differently; QSM has two samplers.
 AGENTS = {
     **{name: (name, {}) for name in ("bc", "otql", "qc", "ewfm", "fql", "dsrl", "ifql", "fawac", "fedit", "cgql")},
     **{name: (name, {}) for name in ("qam", "qam_f", "qam_e", "qsm", "gfp", "optiflow", "meanflowql")},
@@ -72,7 +72,7 @@ def test_actions_are_the_agents(name, horizon, nfe, n, export):
 
 
 def test_every_agent_is_compared():
-    """What agents/ has is above."""
+    """Each file in agents/ has a case above."""
     names = {path.stem for path in Path("agents").glob("*.py") if "def get_config(" in path.read_text()}
     assert names - {name for name, _ in AGENTS.values()} == {"base"}
 
