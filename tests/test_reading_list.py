@@ -23,3 +23,11 @@ def test_an_update_is_read_in_600_lines_of_8_files():
     rows = re.findall(r"(?m)^\| `([\w/]+\.py)` \| ((?:`[\w.]+`(?:, )?)+) \|", text)
     counts = {file: sum(lines_of(file, name) for name in re.findall(r"[\w.]+", names)) for file, names in rows}
     assert len(counts) == 8 and sum(counts.values()) <= 600, counts
+
+
+@pytest.mark.check
+def test_equations_name_code_that_exists():
+    text = (ROOT / "docs" / "algorithm.md").read_text()
+    found = re.findall(r"\[`([\w/]+\.py)`\]\([^)]*\) ((?:`[\w.]+`(?:, )?)+)", text)
+    named = [(file, name) for file, names in found for name in re.findall(r"[\w.]+", names)]
+    assert len(named) > 20 and all(lines_of(file, name) for file, name in named)
